@@ -1,0 +1,220 @@
+"""The search tree as flat columns: one entry a node in every list, the root is node 0.
+
+A node owns the tokens of one action (a step or a mini-step). The columns are Python lists, since
+selection reads a handful of scalars a level, which lists hand out several times faster than arrays.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+__all__ = ["SearchTree", "child_seed", "root_seed"]
+
+FIXED_POINT = 2.0**40  # confidences are summed as integers of 2^-40: exact in any order
+
+
+def root_seed(seed: int, question: str) -> int:
+    """The root's seed: a hash of the search's seed and the question's text, int64."""
+    return _hash(f"{seed}\n{question}".encode())
+
+
+def child_seed(parent_seed: int, ordinal: int) -> int:
+    """The seed of the `ordinal`-th child of a node: the same in any order of decoding, int64."""
+    return _hash(b"%d/%d" % (parent_seed, ordinal))
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+
+
+class SearchTree:
+    """Nodes, their tokens and statistics, with selection and backup.
+
+    Attributes, one entry a node:
+        parent: parent node, -1 for the root; parents come before children.
+        ordinal: which child of its parent (the order in which slots were handed out).
+        seed: key of the node's draws, int64.
+        children: nodes below, in the order they were added.
+        token_ids, logprobs, confidences: of the node's tokens; the scores are None where forced.
+        visits, value_sum: completed visits and the sum of their values.
+        virtual_visits: visits in flight, of branches that still decode below the node.
+        started: child slots handed out. open_slots: slots not handed out, in the whole subtree.
+        terminal: nothing can follow (end of the answer, EOS, end of the context).
+        finished: the path holds a complete answer. rollout: the node was left behind by a rollout.
+        end_value: the value of the path that ended at this node; NaN where none did.
+        path_sum, path_count: sum (units of 2^-40) and number of scored tokens from the root.
+    """
+
+    def __init__(self, seed: int, slots: int) -> None:
+        self.slots = slots
+        self.parent = [-1]
+        self.ordinal = [0]
+        self.seed = [seed]
+        self.children: list[list[int]] = [[]]
+        self.token_ids: list[list[int]] = [[]]
+        self.logprobs: list[list[float | None]] = [[]]
+        self.confidences: list[list[float | None]] = [[]]
+        self.visits = [0]
+        self.value_sum = [0.0]
+        self.virtual_visits = [0]
+        self.started = [0]
+        self.open_slots = [slots]
+        self.terminal = [False]
+        self.finished = [False]
+        self.rollout = [False]
+        self.end_value = [math.nan]
+        self.path_sum = [0]
+        self.path_count = [0]
+        self.value_min, self.value_max = math.inf, -math.inf
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def select(self, c_uct: float, normalize: bool = False) -> int | None:
+        """The node to give a child: down from the root by WU-UCT (arXiv 1810.11755).
+
+        A full node (all its child slots handed out) passes on to the child with the largest
+        Q + c_uct * sqrt(2 ln N_parent / N_child), where N counts visits in flight and the mean
+        value Q does not; a child without a completed visit has its parent's Q. Equal scores: the
+        older child.
+
+        Returns:
+            The node, or None when every slot of the tree is handed out.
+        """
+        if self.open_slots[0] == 0:
+            return None
+        visits, virtual, value_sum, open_slots = (
+            self.visits,
+            self.virtual_visits,
+            self.value_sum,
+            self.open_slots,
+        )
+        low, scale = 0.0, 1.0
+        if normalize and self.value_max > self.value_min:
+            low, scale = self.value_min, 1.0 / (self.value_max - self.value_min)
+        node = 0
+        while self.started[node] >= self.slots or self.terminal[node]:
+            total = visits[node] + virtual[node]
+            explore = 2.0 * math.log(total) if total > 1 else 0.0
+            fallback = value_sum[node] / visits[node] if visits[node] else low
+            best_score, best = -math.inf, -1
+            for child in self.children[node]:
+                if open_slots[child] == 0:
+                    continue
+                seen = visits[child]
+                mean = value_sum[child] / seen if seen else fallback
+                score = (mean - low) * scale
+                score += c_uct * math.sqrt(explore / (seen + virtual[child] or 1))
+                if score > best_score:
+                    best_score, best = score, child
+            node = best
+        return node
+
+    def start_child(self, node: int) -> int:
+        """Hand out the node's next child slot; returns its ordinal."""
+        ordinal = self.started[node]
+        self.started[node] = ordinal + 1
+        while node >= 0:
+            self.open_slots[node] -= 1
+            node = self.parent[node]
+        return ordinal
+
+    def add(
+        self,
+        parent: int,
+        ordinal: int,
+        token_ids: list[int],
+        logprobs: list[float | None],
+        confidences: list[float | None],
+        *,
+        terminal: bool = False,
+        finished: bool = False,
+        rollout: bool = False,
+    ) -> int:
+        """Add a node whose slot was handed out; it has no visit yet. Returns its id."""
+        node = len(self.parent)
+        scored = [c for c in confidences if c is not None]
+        self.parent.append(parent)
+        self.ordinal.append(ordinal)
+        self.seed.append(child_seed(self.seed[parent], ordinal))
+        self.children.append([])
+        self.children[parent].append(node)
+        self.token_ids.append(token_ids)
+        self.logprobs.append(logprobs)
+        self.confidences.append(confidences)
+        self.visits.append(0)
+        self.value_sum.append(0.0)
+        self.virtual_visits.append(0)
+        self.started.append(0)
+        self.open_slots.append(0)
+        self.terminal.append(terminal)
+        self.finished.append(finished)
+        self.rollout.append(rollout)
+        self.end_value.append(math.nan)
+        self.path_sum.append(self.path_sum[parent] + sum(round(c * FIXED_POINT) for c in scored))
+        self.path_count.append(self.path_count[parent] + len(scored))
+        if not terminal:
+            above = node
+            while above >= 0:
+                self.open_slots[above] += self.slots
+                above = self.parent[above]
+        return node
+
+    def add_virtual(self, node: int, count: int) -> None:
+        """Add `count` visits in flight to the node and everything above it."""
+        while node >= 0:
+            self.virtual_visits[node] += count
+            node = self.parent[node]
+
+    def backup(self, node: int, value: float) -> None:
+        """Turn one visit in flight of the node's path into a completed visit of this value."""
+        self.end_value[node] = value
+        self.value_min = min(self.value_min, value)
+        self.value_max = max(self.value_max, value)
+        while node >= 0:
+            self.virtual_visits[node] -= 1
+            self.visits[node] += 1
+            self.value_sum[node] += value
+            node = self.parent[node]
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root to `node`, both included."""
+        nodes = []
+        while node >= 0:
+            nodes.append(node)
+            node = self.parent[node]
+        return nodes[::-1]
+
+    def path_token_ids(self, node: int) -> list[int]:
+        """All generated and forced tokens from the root to the end of `node`."""
+        return [token for each in self.path(node) for token in self.token_ids[each]]
+
+    def path_confidence(self, node: int) -> float:
+        """Mean confidence over the scored tokens from the root; 0.0 when there is none."""
+        return mean_confidence(self.path_sum[node], self.path_count[node])
+
+    def value(self, node: int) -> float:
+        """value_sum / visits; 0.0 before the first completed visit."""
+        return self.value_sum[node] / self.visits[node] if self.visits[node] else 0.0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The nodes as tree.json holds them."""
+        return [
+            {
+                "id": node,
+                "parent": self.parent[node],
+                "token_ids": self.token_ids[node],
+                "logprobs": self.logprobs[node],
+                "confidences": self.confidences[node],
+                "visits": self.visits[node],
+                "value": self.value(node),
+                "path_confidence": self.path_confidence(node),
+                "terminal": self.terminal[node],
+            }
+            for node in range(len(self))
+        ]
+
+
+def mean_confidence(path_sum: int, path_count: int) -> float:
+    """The mean of `path_count` confidences whose fixed-point sum is `path_sum`; 0.0 for none."""
+    return path_sum / path_count / FIXED_POINT if path_count else 0.0
