@@ -1,0 +1,245 @@
+#include "tree_attention.h"
+
+#include "attention_block.h"
+
+namespace marco_fast {
+namespace MF_NS {
+namespace {
+
+// Rows of a block: with kWide registers each, 24 accumulators of 32 registers, or 12 of 16.
+constexpr int kRows = MF_ISA >= MF_ISA_AVX512 ? kRowBlock : 4;
+constexpr int kMaxChunk = chunk_tokens(16);
+
+template <class F>
+inline void with_rows(int rows, F&& f) {
+  switch (rows) {
+    case 1: return f(Int<1>{});
+    case 2: return f(Int<2>{});
+    case 3: return f(Int<3>{});
+    case 4: return f(Int<4>{});
+#if MF_ISA >= MF_ISA_AVX512
+    case 5: return f(Int<5>{});
+    case 6: return f(Int<6>{});
+    case 7: return f(Int<7>{});
+    default: return f(Int<8>{});
+#endif
+  }
+}
+
+struct Scratch {
+  float* keys;    // [tiles][words][kLanes]: K of a chunk, tokens in lanes
+  float* values;  // V of a chunk: [tokens][head_dim] float32 or [pairs][head_dim] words
+  float* scores;  // [kRowBlock][scores_stride]
+  float* sums;    // [kRowBlock][head_dim]: a block's weighted sums of V
+  States states;  // [rows]
+  float* q;       // [rows][head_dim] float32, or pairs of bfloat16
+  int64_t scores_stride;
+};
+
+Scratch carve(float* words, int64_t rows, int head_dim) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(words);
+  float* next = reinterpret_cast<float*>((address + 63) & ~static_cast<uintptr_t>(63));
+  const int64_t chunk = chunk_tokens(head_dim), padded = (rows + 15) / 16 * 16;
+  const auto take = [&next](int64_t count) {
+    float* taken = next;
+    next += count;
+    return taken;
+  };
+  Scratch s;
+  s.scores_stride = chunk + 16;  // not a multiple of 4 KiB, so that rows differ in cache sets
+  s.keys = take(chunk * head_dim);
+  s.values = take(chunk * head_dim);
+  s.scores = take(kRowBlock * s.scores_stride);
+  s.sums = take(static_cast<int64_t>(kRowBlock) * head_dim);
+  s.states.m = take(padded);
+  s.states.s = take(padded);
+  s.states.acc = take(padded * head_dim);
+  s.q = take(padded * head_dim);
+  return s;
+}
+
+// The tokens of one chunk: where K and V of each begin.
+template <class T>
+struct Chunk {
+  const T* k[kMaxChunk];
+  const T* v[kMaxChunk];
+};
+
+template <class T>
+void locate(const TreeAttentionArgs& a, int head, int segment, int64_t begin, int tokens, Chunk<T>* c) {
+  const int32_t* pages = a.page_ids + a.page_begin[segment];
+  const T* k = static_cast<const T*>(a.k) + head * a.k_stride_head;
+  const T* v = static_cast<const T*>(a.v) + head * a.v_stride_head;
+  int64_t page = begin / a.page_size, offset = begin % a.page_size;
+  for (int t = 0; t < tokens; ++t) {
+    c->k[t] = k + pages[page] * a.k_stride_page + offset * a.head_dim;
+    c->v[t] = v + pages[page] * a.v_stride_page + offset * a.head_dim;
+    if (++offset == a.page_size) {
+      offset = 0;
+      ++page;
+    }
+  }
+}
+
+// Queries of the unit that read a chunk, and how many of its tokens each sees.
+struct Readers {
+  const TreeAttentionArgs& args;
+  int segment;
+  int64_t chunk_begin;
+  int chunk_tokens;
+
+  int visible(int query) const {
+    if (query >= args.own_end[segment]) return chunk_tokens;
+    const int64_t seen = args.query_lens[query] - chunk_begin;
+    return seen < chunk_tokens ? static_cast<int>(seen < 0 ? 0 : seen) : chunk_tokens;
+  }
+};
+
+template <class T>
+struct Walk {
+  static constexpr bool kPairs = kPairDot && std::is_same<T, bf16>::value;
+  const TreeAttentionArgs& args;
+  const TreeAttentionUnit& unit;
+  Scratch s;
+
+  int rows() const { return (unit.query_end - unit.query_begin) * args.group; }
+  int query_of(int row) const { return unit.query_begin + row / args.group; }
+
+  void begin() {
+    for (int row = 0; row < rows(); ++row) {
+      s.states.m[row] = -kInf;
+      s.states.s[row] = 0.0f;
+      const T* q = static_cast<const T*>(args.q) +
+                   args.query_order[query_of(row)] * args.q_stride_query +
+                   (unit.kv_head * args.group + row % args.group) * args.q_stride_head;
+      float* to = s.q + static_cast<int64_t>(row) * args.head_dim;
+      if (kPairs) {
+        std::memcpy(to, q, sizeof(T) * args.head_dim);
+      } else {
+        for (int i = 0; i < args.head_dim; i += kLanes) store(to + i, load(q + i));
+      }
+    }
+  }
+
+  // Steps of the weighted sum that a row with `visible` of the chunk's tokens shares with others.
+  static int whole_steps(int visible, int tokens) {
+    if (!kPairs) return visible;
+    return visible == tokens ? (tokens + 1) / 2 : visible / 2;
+  }
+
+  template <class V, int R>
+  void block(const Readers& readers, int first, int tokens, const V* const* values) {
+    int visible[R], fewest = tokens, most = 0;
+    for (int r = 0; r < R; ++r) {
+      visible[r] = readers.visible(query_of(first + r));
+      fewest = visible[r] < fewest ? visible[r] : fewest;
+      most = visible[r] > most ? visible[r] : most;
+    }
+    const int64_t offset = static_cast<int64_t>(first) * args.head_dim;
+    score_block<kPairs, R>(s.q + offset, args.head_dim, s.keys, most, args.scale, s.scores,
+                           s.scores_stride);
+    float m[R], sum[R];
+    for (int r = 0; r < R; ++r)
+      exponentiate<kPairs>(s.scores + r * s.scores_stride, visible[r], m + r, sum + r);
+    const int joint = whole_steps(fewest, tokens);
+    weigh_block<kPairs, V, R>(s.scores, s.scores_stride, values, 0, joint, false, s.sums,
+                              args.head_dim);
+    for (int r = 0; r < R; ++r) {
+      const float* p = s.scores + r * s.scores_stride;
+      float* sums = s.sums + r * args.head_dim;
+      const int whole = whole_steps(visible[r], tokens);
+      if (whole > joint)
+        weigh_block<kPairs, V, 1>(p, 0, values, joint, whole, true, sums, args.head_dim);
+      if (kPairs && 2 * whole < visible[r])
+        weigh_half_pair(p + whole, reinterpret_cast<const float*>(values[whole]), sums,
+                        args.head_dim);
+    }
+    merge_block(R, m, sum, s.sums,
+                {s.states.m + first, s.states.s + first, s.states.acc + offset}, args.head_dim);
+  }
+
+  template <class V>
+  void blocks(const Readers& readers, int first, int count, int tokens, const V* const* values) {
+    const int number = (count + kRows - 1) / kRows;
+    for (int i = 0; i < number; ++i) {
+      const int begin = static_cast<int>(static_cast<int64_t>(count) * i / number);
+      const int end = static_cast<int>(static_cast<int64_t>(count) * (i + 1) / number);
+      with_rows(end - begin, [&](auto r) {
+        this->template block<V, decltype(r)::value>(readers, first + begin, tokens, values);
+      });
+    }
+  }
+
+  void chunk(const Readers& readers, int begin, int end) {
+    int most = 0;
+    while (begin < end && readers.visible(begin) == 0) ++begin;
+    for (int query = begin; query < end; ++query) {
+      const int visible = readers.visible(query);
+      most = visible > most ? visible : most;
+    }
+    if (most == 0) return;
+    Chunk<T> c;
+    locate(args, unit.kv_head, readers.segment, readers.chunk_begin, most, &c);
+    pack_keys<kPairs>(c.k, c.v, most, args.head_dim, s.keys);
+    const int first = (begin - unit.query_begin) * args.group, count = (end - begin) * args.group;
+    if constexpr (kPairs) {
+      pair_values(c.v, most, args.head_dim, s.values);
+    } else {
+      if (sizeof(T) == 4 || count <= kRows) return blocks<T>(readers, first, count, most, c.v);
+      widen_values(c.v, most, args.head_dim, s.values);
+    }
+    const float* values[kMaxChunk];
+    for (int t = 0; t < most; ++t) values[t] = s.values + t * args.head_dim;
+    blocks<float>(readers, first, count, most, values);
+  }
+
+  void segment(int index) {
+    int begin = args.query_begin[index], end = args.query_end[index];
+    begin = begin > unit.query_begin ? begin : unit.query_begin;
+    end = end < unit.query_end ? end : unit.query_end;
+    if (begin >= end) return;
+    const int step = chunk_tokens(args.head_dim), tokens = args.segment_lens[index];
+    for (int64_t from = 0; from < tokens; from += step) {
+      const int count = tokens - from < step ? static_cast<int>(tokens - from) : step;
+      chunk(Readers{args, index, from, count}, begin, end);
+    }
+  }
+
+  // out = acc / s, lse = m + ln s; a row that saw no token: 0 and -inf
+  void finish() {
+    for (int row = 0; row < rows(); ++row) {
+      const int64_t query = args.query_order[query_of(row)];
+      const int head = unit.kv_head * args.group + row % args.group;
+      T* out = static_cast<T*>(args.out) + query * args.out_stride_query + head * args.out_stride_head;
+      const float* acc = s.states.acc + static_cast<int64_t>(row) * args.head_dim;
+      const bool empty = s.states.m[row] == -kInf;
+      const Vec inverse = set1(1.0f / s.states.s[row]);
+      for (int i = 0; i < args.head_dim; i += kLanes)
+        store(out + i, empty ? set1(0.0f) : mul(load(acc + i), inverse));
+      args.lse[query * args.lse_stride_query + head * args.lse_stride_head] =
+          empty ? -kInf : s.states.m[row] + std::log(s.states.s[row]);
+    }
+  }
+};
+
+template <class T>
+void run(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, float* scratch) {
+  const int64_t rows = static_cast<int64_t>(unit.query_end - unit.query_begin) * args.group;
+  Walk<T> walk{args, unit, carve(scratch, rows, args.head_dim)};
+  walk.begin();
+  for (int index = 0; index < args.num_segments; ++index) walk.segment(index);
+  walk.finish();
+}
+
+}  // namespace
+
+void tree_attention(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, float* scratch) {
+  switch (args.dtype) {
+    case Dtype::f32: return run<float>(args, unit, scratch);
+    case Dtype::bf16: return run<bf16>(args, unit, scratch);
+    case Dtype::f16: return run<f16>(args, unit, scratch);
+  }
+}
+
+}  // namespace MF_NS
+}  // namespace marco_fast

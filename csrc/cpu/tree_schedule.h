@@ -1,0 +1,73 @@
+// Which thread computes which part of a tree attention call.
+//
+// A unit is one KV head and one stripe of the depth-first queries. Stripes are cut where the tokens
+// that their queries see are about equal, as few of them as keep every thread busy, since segments
+// above a cut are read once on either side of it. Threads take units from a shared counter; no result
+// depends on who took which.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "parallel.h"
+#include "tree_attention.h"
+#include "tree_plan.h"
+
+namespace marco_fast {
+
+using TreeAttentionKernel = void (*)(const TreeAttentionArgs&, const TreeAttentionUnit&, float*);
+
+// Products of one thread's share, below which starting another thread costs more than it saves.
+inline constexpr double kMinProductsPerThread = 250e3;
+
+// float32 words of scratch that a thread needs for any unit of a plan with so many queries.
+inline int64_t thread_words(int64_t queries, int group, int head_dim) {
+  const int64_t most = max_unit_queries(group);
+  return unit_words((queries < most ? queries : most) * group, head_dim);
+}
+
+// The queries where stripes begin, and the end: at least `stripes` of them where there are so many
+// queries, none larger than max_unit_queries.
+inline std::vector<int> cut_stripes(const TreePlan& plan, int stripes, int group) {
+  const int queries = static_cast<int>(plan.path_lens.size()), most = max_unit_queries(group);
+  double left = 0;
+  for (int32_t tokens : plan.path_lens) left += tokens + 1.0;
+  std::vector<int> bounds{0};
+  double taken = 0;
+  for (int i = 0; i < queries; ++i) {
+    taken += plan.path_lens[i] + 1.0;
+    const int remaining = stripes - static_cast<int>(bounds.size()) + 1;
+    const bool full = i + 1 - bounds.back() >= most;
+    if (i + 1 == queries || full || (remaining > 1 && taken * remaining >= left)) {
+      bounds.push_back(i + 1);
+      left -= taken;
+      taken = 0;
+    }
+  }
+  return bounds;
+}
+
+inline void run_tree_attention(TreeAttentionKernel kernel, const TreeAttentionArgs& args,
+                               const TreePlan& plan, int kv_heads, int threads, float* workspace) {
+  double tokens = 0;
+  for (int32_t length : plan.path_lens) tokens += length;
+  const double products = 2 * tokens * args.group * kv_heads * args.head_dim;
+  const double useful = products / kMinProductsPerThread;
+  if (useful < threads) threads = useful < 1 ? 1 : static_cast<int>(useful);
+  const std::vector<int> bounds =
+      cut_stripes(plan, threads / std::gcd(threads, kv_heads), args.group);
+  const int stripes = static_cast<int>(bounds.size()) - 1, units = stripes * kv_heads;
+  const int64_t words =
+      thread_words(static_cast<int64_t>(plan.path_lens.size()), args.group, args.head_dim);
+  std::atomic<int> next{0};
+  parallel(threads < units ? threads : units, [&](int thread, int) {
+    for (int unit = next++; unit < units; unit = next++) {
+      const int stripe = unit % stripes;
+      kernel(args, {unit / stripes, bounds[stripe], bounds[stripe + 1]}, workspace + thread * words);
+    }
+  });
+}
+
+}  // namespace marco_fast

@@ -1,0 +1,241 @@
+"""topk_confidence and sample_confidence: check arguments, allocate results, run a backend."""
+
+import numpy as np
+import torch
+
+from marco_fast.ops.backends import load_backend
+from marco_fast.ops.confidence_reference import SampledTokens, TopKConfidence
+
+__all__ = ["SampledTokens", "TopKConfidence", "sample_confidence", "topk_confidence"]
+
+_LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SMALLEST = torch.finfo(torch.float32).tiny
+_LARGEST = torch.finfo(torch.float32).max
+_INT32_MAX = 2**31 - 1
+
+
+def _check_logits(logits: torch.Tensor, top_k: int, denominator: str) -> None:
+    if not isinstance(logits, torch.Tensor) or logits.dtype not in _LOGIT_DTYPES:
+        got = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"expected logits as a tensor of float32, bfloat16 or float16, got {got}")
+    if logits.dim() != 2:
+        raise ValueError(f"expected logits [B, V], got shape {tuple(logits.shape)}")
+    if logits.stride(1) != 1 and logits.shape[1] > 1:
+        raise ValueError(
+            f"expected logits whose last dimension is contiguous, got strides {logits.stride()}"
+        )
+    if logits.shape[1] > _INT32_MAX:
+        raise ValueError(f"expected V < 2^31, got {logits.shape[1]}")
+    if not isinstance(top_k, int) or not 1 <= top_k <= logits.shape[1]:
+        raise ValueError(f"expected 1 <= top_k <= {logits.shape[1]} (V), got {top_k!r}")
+    if denominator not in ("top_k", "union"):
+        raise ValueError(f"expected denominator to be 'top_k' or 'union', got {denominator!r}")
+
+
+def _check_row_tensor(
+    name: str,
+    value: torch.Tensor,
+    logits: torch.Tensor,
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
+    """Raises unless `value` is a [B] tensor of one of `dtypes` on the logits' device."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"expected {name} as a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise ValueError(f"expected {name} of {' or '.join(map(str, dtypes))}, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != logits.shape[0]:
+        raise ValueError(f"expected {name} [{logits.shape[0]}], got shape {tuple(value.shape)}")
+    if value.device != logits.device:
+        raise ValueError(f"expected {name} on {logits.device}, got {value.device}")
+
+
+def _check_updated(
+    name: str, value: torch.Tensor | None, logits: torch.Tensor, dtype: torch.dtype
+) -> None:
+    if value is None:
+        return
+    _check_row_tensor(name, value, logits, (dtype,))
+    if not value.is_contiguous():
+        raise ValueError(f"expected {name} contiguous, got stride {value.stride()}")
+
+
+def _row_option(
+    name: str,
+    value: float | torch.Tensor,
+    logits: torch.Tensor,
+    dtype: torch.dtype,
+    low: float,
+    high: float,
+) -> torch.Tensor:
+    """The option as a contiguous [B] tensor of `dtype`, its values in [low, high].
+
+    The values of a tensor on another device than the CPU are not looked at: that would wait for it.
+    """
+    if isinstance(value, torch.Tensor):
+        allowed: tuple[torch.dtype, ...] = (torch.float64, *_LOGIT_DTYPES)
+        if dtype == torch.int32:
+            allowed = (torch.int32, torch.int64)
+        _check_row_tensor(name, value, logits, allowed)
+        if value.device.type == "cpu" and value.shape[0] > 0:
+            values = value.float().numpy() if dtype == torch.float32 else value.numpy()
+            least, most = np.minimum.reduce(values), np.maximum.reduce(values)
+            if not (least >= low and most <= high):
+                raise ValueError(f"expected {name} in [{low}, {high}], got {least} to {most}")
+        return value.to(dtype).contiguous()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"expected {name} as a number or a tensor, got {type(value).__name__}")
+    if dtype == torch.int32 and not isinstance(value, int):
+        raise ValueError(f"expected {name} as an integer, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"expected {name} in [{low}, {high}], got {value}")
+    return torch.full((logits.shape[0],), value, dtype=dtype, device=logits.device)
+
+
+def _empty_scores(logits: torch.Tensor, top_k: int) -> TopKConfidence:
+    rows, device = logits.shape[0], logits.device
+    return TopKConfidence(
+        torch.empty(rows, device=device, dtype=torch.float32),
+        torch.empty(rows, device=device, dtype=torch.float32),
+        torch.empty(rows, device=device, dtype=torch.float32),
+        torch.empty((rows, top_k), device=device, dtype=torch.float32),
+        torch.empty((rows, top_k), device=device, dtype=torch.int32),
+        torch.empty(rows, device=device, dtype=torch.int32),
+    )
+
+
+def topk_confidence(
+    logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    *,
+    top_k: int = 5,
+    temperature: float = 1.0,
+    denominator: str = "top_k",
+    backend: str | None = None,
+) -> TopKConfidence:
+    """The confidence of each row's token: exp(z_t / T) / sum of exp(z_k / T) over the k largest.
+
+    NaN logits are read as -inf; m logits of +inf share the probability (1 / m each).
+
+    Args:
+        logits: [B, V] float32, bfloat16 or float16; last dimension contiguous, any row stride.
+        token_ids: [B] int32 or int64, in [0, V).
+        top_k: how many of the largest are summed and returned; 1 to V.
+        temperature: T > 0, finite.
+        denominator: "top_k", or "union" to add the token itself where its logit is below the k-th.
+        backend: "cpu", "triton" or "torch"; None takes the device's own.
+
+    Returns:
+        TopKConfidence; the k largest are ordered by logit descending, then id ascending. Fewer than
+        top_k logits above -inf: id -1, logprob -inf. None: confidence 0, lse -inf, status bit 4.
+
+    Raises:
+        ValueError: a dtype, shape, stride or range that is not as above.
+        IndexError: a token id outside [0, V) on a CPU (elsewhere status bit 8).
+        BackendError: the named backend cannot run here.
+    """
+    _check_logits(logits, top_k, denominator)
+    _check_row_tensor("token_ids", token_ids, logits, (torch.int64, torch.int32))
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise ValueError(f"expected temperature as a number, got {type(temperature).__name__}")
+    if not _SMALLEST <= temperature <= _LARGEST:
+        raise ValueError(f"expected temperature in [{_SMALLEST}, {_LARGEST}], got {temperature}")
+    if logits.device.type == "cpu" and len(token_ids) > 0:
+        ids = token_ids.numpy()
+        least, most = np.minimum.reduce(ids), np.maximum.reduce(ids)
+        if least < 0 or most >= logits.shape[1]:
+            raise IndexError(f"expected token ids in [0, {logits.shape[1]}), got {least} to {most}")
+    module = load_backend(backend, logits.device, "topk_confidence")
+    result = _empty_scores(logits, top_k)
+    module.topk_confidence(
+        logits, token_ids.contiguous(), float(temperature), denominator == "union", *result
+    )
+    return result
+
+
+def sample_confidence(
+    logits: torch.Tensor,
+    *,
+    temperature: float | torch.Tensor = 1.0,
+    top_p: float | torch.Tensor = 1.0,
+    min_p: float | torch.Tensor = 0.0,
+    sample_top_k: int | torch.Tensor = 0,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    top_k: int = 5,
+    score: str = "raw",
+    denominator: str = "top_k",
+    path_sums: torch.Tensor | None = None,
+    path_counts: torch.Tensor | None = None,
+    active: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> SampledTokens:
+    """Draws a token of each row and scores it, in one pass over the logits.
+
+    The token is drawn from softmax(logits / temperature), cut to the sample_top_k largest, to the
+    shortest prefix (by logit, then id) whose mass reaches top_p of the whole, and to probabilities
+    of at least min_p times the largest; what is left is renormalised once. The draw depends on
+    (seed, position, logits) and the row's own options alone.
+
+    Args:
+        logits: [B, V] float32, bfloat16 or float16; last dimension contiguous, any row stride.
+        temperature: >= 0, a number or float [B]; below 1e-5 the largest logit wins, the smaller id
+            among equals.
+        top_p: in (0, 1], a number or float [B]; 1: off.
+        min_p: in [0, 1], a number or float [B]; 0: off.
+        sample_top_k: >= 0, a number or int [B]; 0: off.
+        seeds, positions: [B] int64, any value.
+        top_k: how many of the largest the confidence sums; 1 to V.
+        score: "raw" scores softmax(logits), "tempered" softmax(logits / temperature), which needs
+            temperature > 0.
+        denominator: "top_k", or "union" to add the token itself where its logit is below the k-th.
+        path_sums: [B] int64, contiguous: the confidence in units of 2^-40 is added in place.
+        path_counts: [B] int32, contiguous: 1 is added in place.
+        active: [B] bool: which rows add to their path; None: all.
+        backend: "cpu", "triton" or "torch"; None takes the device's own.
+
+    Returns:
+        SampledTokens; confidence, logprobs, lse and entropy describe the scored distribution. A row
+        without a logit above -inf gives token -1, confidence 0, entropy 0, status bit 4.
+
+    Raises:
+        ValueError: a dtype, shape, stride or range that is not as above.
+        BackendError: the named backend cannot run here.
+    """
+    _check_logits(logits, top_k, denominator)
+    if score not in ("raw", "tempered"):
+        raise ValueError(f"expected score to be 'raw' or 'tempered', got {score!r}")
+    tempered = score == "tempered"
+    lowest = _SMALLEST if tempered else 0.0
+    options = (
+        _row_option("temperature", temperature, logits, torch.float32, lowest, _LARGEST),
+        _row_option("top_p", top_p, logits, torch.float32, _SMALLEST, 1.0),
+        _row_option("min_p", min_p, logits, torch.float32, 0.0, 1.0),
+        _row_option("sample_top_k", sample_top_k, logits, torch.int32, 0, _INT32_MAX),
+    )
+    _check_row_tensor("seeds", seeds, logits, (torch.int64,))
+    _check_row_tensor("positions", positions, logits, (torch.int64,))
+    _check_updated("path_sums", path_sums, logits, torch.int64)
+    _check_updated("path_counts", path_counts, logits, torch.int32)
+    if active is not None:
+        _check_row_tensor("active", active, logits, (torch.bool,))
+        active = active.contiguous()
+    module = load_backend(backend, logits.device, "topk_confidence")
+    rows, device = logits.shape[0], logits.device
+    result = SampledTokens(
+        torch.empty(rows, device=device, dtype=torch.int32),
+        *_empty_scores(logits, top_k),
+        torch.empty(rows, device=device, dtype=torch.float32),
+    )
+    module.sample_confidence(
+        logits,
+        *options,
+        seeds.contiguous(),
+        positions.contiguous(),
+        tempered,
+        denominator == "union",
+        path_sums,
+        path_counts,
+        active,
+        *result,
+    )
+    return result

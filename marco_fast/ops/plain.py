@@ -1,0 +1,67 @@
+"""The backend "torch": the reference in float32, for devices that no kernel runs on."""
+
+import torch
+
+from marco_fast.ops import reference
+from marco_fast.ops.reference import append_kv, tree_attention
+
+__all__ = ["append_kv", "sample_confidence", "topk_confidence", "tree_attention"]
+
+
+def _copy(results: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> None:
+    for result, output in zip(results, outputs, strict=True):
+        output.copy_(result)
+
+
+def topk_confidence(
+    logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    temperature: float,
+    union: bool,
+    *outputs: torch.Tensor,
+) -> None:
+    """outputs: the fields of TopKConfidence, in order."""
+    result = reference.topk_confidence(
+        logits,
+        token_ids,
+        top_k=outputs[3].shape[1],
+        temperature=temperature,
+        denominator="union" if union else "top_k",
+        dtype=torch.float32,
+    )
+    _copy(result, outputs)
+
+
+def sample_confidence(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    sample_top_k: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    tempered: bool,
+    union: bool,
+    path_sums: torch.Tensor | None,
+    path_counts: torch.Tensor | None,
+    active: torch.Tensor | None,
+    *outputs: torch.Tensor,
+) -> None:
+    """outputs: the fields of SampledTokens, in order."""
+    result = reference.sample_confidence(
+        logits,
+        temperature=temperature,
+        top_p=top_p,
+        min_p=min_p,
+        sample_top_k=sample_top_k,
+        seeds=seeds,
+        positions=positions,
+        top_k=outputs[4].shape[1],
+        score="tempered" if tempered else "raw",
+        denominator="union" if union else "top_k",
+        path_sums=path_sums,
+        path_counts=path_counts,
+        active=active,
+        dtype=torch.float32,
+    )
+    _copy(result, outputs)

@@ -1,0 +1,291 @@
+"""The plan of tree attention: which query reads which segment, from which pages.
+
+Built once for many calls: every layer of a step, and with `max_new_tokens` every step of a mini-step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from marco_fast.ops.backends import built
+from marco_fast.ops.plain_tree_plan import PlainTreePlan
+
+__all__ = ["TreeAttentionPlan", "plan_tree_attention"]
+
+Ints = torch.Tensor | np.ndarray | Sequence[int]
+
+if built():
+    from marco_fast import _C
+
+    _make_plan: Any = _C.make_tree_plan
+    _words: Any = _C.tree_attention_words
+else:
+    _make_plan = PlainTreePlan
+
+    def _words(queries: int, group: int, head_dim: int) -> int:
+        return 0
+
+
+def _array(name: str) -> Any:
+    return property(lambda plan: getattr(plan.native, name))
+
+
+class TreeAttentionPlan:
+    """A forest of segments and the queries that end in them, ready for `tree_attention`.
+
+    Queries are numbered depth first, so that the queries at or below a segment are one interval.
+    Segments with no query at or below them are left out; A are left, parents first.
+
+    Arrays (NumPy int32 views, to be read only; the lengths change with `advance`):
+        query_order [Q]: the caller's index of query i.
+        query_segment [Q]: index (in the arrays below) of the segment where query i ends.
+        query_lens [Q]: how many tokens of that segment query i sees.
+        path_lens [Q]: how many tokens query i sees in all.
+        segment_ids [A]: the caller's number of segment a.
+        segment_parents [A]: index of its parent in these arrays, -1 for a root.
+        segment_lens [A]: tokens of it that some query reads.
+        query_begin, own_end, query_end [A]: queries [query_begin, query_end) read the segment;
+            of them [query_begin, own_end) end in it, by ascending query_lens.
+        page_begin [A + 1], page_ids: pages page_ids[page_begin[a]:page_begin[a + 1]] hold it,
+            those for max_new_tokens included.
+
+    A plan belongs to one caller at a time: `advance` changes it in place.
+
+    Attributes:
+        num_heads, num_kv_heads, head_dim, page_size, max_new_tokens, device: as planned.
+        num_queries: Q.
+        scale: the default scale, 1 / sqrt(head_dim).
+        native: the object that holds the arrays.
+    """
+
+    __slots__ = (
+        "_checked",
+        "_thread_words",
+        "device",
+        "head_dim",
+        "max_new_tokens",
+        "native",
+        "num_heads",
+        "num_kv_heads",
+        "num_queries",
+        "page_size",
+        "scale",
+    )
+
+    def __init__(
+        self,
+        native: Any,
+        num_queries: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        max_new_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.native = native
+        self.num_queries = num_queries
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.page_size = page_size
+        self.max_new_tokens = max_new_tokens
+        self.device = device
+        self.scale = head_dim**-0.5
+        self._thread_words = _words(num_queries, num_heads // num_kv_heads, head_dim)
+        self._checked: tuple[object, ...] | None = None
+
+    def advance(self, active: torch.Tensor | np.ndarray | None = None) -> None:
+        """Adds one token to the leaf of every query, or of the queries where active [Q] is true.
+
+        Raises:
+            ValueError: `active` is not [Q] bool, or a leaf already has its max_new_tokens; nothing
+                was changed.
+        """
+        if isinstance(active, torch.Tensor):
+            active = active.numpy()
+        if active is not None and (active.dtype != bool or active.shape != (self.num_queries,)):
+            raise ValueError(
+                f"expected active [{self.num_queries}] bool, got {active.dtype} {active.shape}"
+            )
+        self.native.advance(active)
+
+    @property
+    def workspace_numel(self) -> int:
+        """float32 elements that `workspace` needs with torch's present number of threads."""
+        return self._thread_words * torch.get_num_threads()
+
+    def check(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+        """Raises ValueError unless the tensors are as planned; the last answer is remembered."""
+        key = (
+            q.shape, q.stride(), q.dtype, q.device, k_cache.shape, k_cache.stride(), k_cache.dtype,
+            k_cache.device, v_cache.shape, v_cache.stride(), v_cache.dtype, v_cache.device,
+        )  # fmt: skip
+        if key != self._checked:
+            self._check(q, k_cache, v_cache)
+            self._checked = key
+
+    def _check(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+        expected = (self.num_queries, self.num_heads, self.head_dim)
+        if tuple(q.shape) != expected or q.stride(-1) != 1:
+            raise ValueError(
+                f"expected q {list(expected)} with a contiguous last dimension, "
+                f"got {list(q.shape)} with strides {q.stride()}"
+            )
+        check_caches(k_cache, v_cache, self.num_kv_heads, self.head_dim)
+        if k_cache.shape[2] != self.page_size:
+            raise ValueError(f"expected pages of {self.page_size}, got {k_cache.shape[2]}")
+        if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"expected q as float32, bfloat16 or float16, got {q.dtype}")
+        if not q.dtype == k_cache.dtype == v_cache.dtype:
+            raise ValueError(
+                "expected q, k_cache and v_cache of one dtype, "
+                f"got {q.dtype}, {k_cache.dtype}, {v_cache.dtype}"
+            )
+        if not q.device == k_cache.device == v_cache.device:
+            raise ValueError(
+                "expected q, k_cache and v_cache on one device, "
+                f"got {q.device}, {k_cache.device}, {v_cache.device}"
+            )
+        if self.native.num_pages_needed > k_cache.shape[0]:
+            raise IndexError(
+                f"expected page ids below {k_cache.shape[0]}, the pages of the cache, got "
+                f"{self.native.num_pages_needed - 1} in block_table"
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"TreeAttentionPlan({self.num_queries} queries, {len(self.segment_ids)} segments, "
+            f"{int(self.segment_lens.sum())} tokens read for {int(self.path_lens.sum())} seen)"
+        )
+
+    query_order = _array("query_order")
+    query_segment = _array("query_segment")
+    query_lens = _array("query_lens")
+    path_lens = _array("path_lens")
+    segment_ids = _array("segment_ids")
+    segment_parents = _array("segment_parents")
+    segment_lens = _array("segment_lens")
+    query_begin = _array("query_begin")
+    own_end = _array("own_end")
+    query_end = _array("query_end")
+    page_begin = _array("page_begin")
+    page_ids = _array("page_ids")
+
+
+def plan_tree_attention(
+    parents: Ints,
+    segment_lens: Ints,
+    block_table: torch.Tensor | np.ndarray,
+    leaves: Ints,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    leaf_lens: Ints | None = None,
+    max_new_tokens: int = 0,
+    device: torch.device | str = "cpu",
+) -> TreeAttentionPlan:
+    """Plans attention of Q queries, each over all tokens from a root to the segment it ends in.
+
+    Args:
+        parents: [N] int, the parent of each segment or -1; parents stand before their children.
+        segment_lens: [N] int >= 0, tokens of each segment.
+        block_table: [N, max_pages] int32, the pages of each segment in order; entries beyond the
+            tokens (and the reserve for max_new_tokens) are not read.
+        leaves: [Q] int, the segment each query ends in, in the order of q and out. Any segment may
+            be a leaf, and the same one may be several queries' leaf.
+        num_heads: query heads, a multiple of num_kv_heads.
+        num_kv_heads: KV heads.
+        head_dim: a multiple of 16 in 16..256.
+        page_size: tokens of a page.
+        leaf_lens: [Q] int, how many of its leaf's tokens each query sees; all by default.
+        max_new_tokens: tokens that each leaf may gain by `advance` without a new plan. If above 0,
+            leaves are distinct and without children, their pages already in block_table.
+        device: where the tensors of the calls will be.
+
+    Raises:
+        ValueError: a shape, dtype or length not as above; a parent after its child; too few pages
+            in a row of block_table.
+        IndexError: a parent, leaf or page id out of range.
+    """
+    _check_heads(num_heads, num_kv_heads, head_dim)
+    if page_size < 1 or max_new_tokens < 0:
+        raise ValueError(
+            f"expected page_size >= 1 and max_new_tokens >= 0, got {page_size}, {max_new_tokens}"
+        )
+    leaf_array = _int_array(leaves, "leaves")
+    native = _make_plan(
+        _int_array(parents, "parents"),
+        _int_array(segment_lens, "segment_lens"),
+        _page_table(block_table),
+        leaf_array,
+        None if leaf_lens is None else _int_array(leaf_lens, "leaf_lens"),
+        page_size,
+        max_new_tokens,
+    )
+    return TreeAttentionPlan(
+        native,
+        leaf_array.size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        max_new_tokens=max_new_tokens,
+        device=torch.device(device),
+    )
+
+
+def check_caches(
+    k_cache: torch.Tensor, v_cache: torch.Tensor, num_kv_heads: int, head_dim: int
+) -> None:
+    """Raises ValueError unless both are [num_pages, num_kv_heads, page_size, head_dim]."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.ndim != 4 or cache.shape[1] != num_kv_heads or cache.shape[3] != head_dim:
+            raise ValueError(
+                f"expected {name} [num_pages, {num_kv_heads}, page_size, {head_dim}], "
+                f"got {list(cache.shape)}"
+            )
+        if cache.stride(3) != 1 or cache.stride(2) != head_dim:
+            raise ValueError(
+                f"expected {name} contiguous in its last two dimensions, "
+                f"got strides {cache.stride()}"
+            )
+    if k_cache.shape != v_cache.shape:
+        raise ValueError(
+            f"expected caches of one shape, got {list(k_cache.shape)} and {list(v_cache.shape)}"
+        )
+
+
+def _check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            "expected num_heads to be a positive multiple of num_kv_heads, "
+            f"got {num_heads} and {num_kv_heads}"
+        )
+    if head_dim % 16 or not 16 <= head_dim <= 256:
+        raise ValueError(f"expected head_dim to be a multiple of 16 in 16..256, got {head_dim}")
+
+
+def _int_array(values: Ints, name: str) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.cpu().numpy()
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ValueError(f"expected {name} as 1-D integers, got {array.dtype} {array.shape}")
+    return array
+
+
+def _page_table(block_table: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(block_table, torch.Tensor):
+        block_table = block_table.cpu().numpy()
+    table = np.asarray(block_table)
+    if table.ndim != 2 or table.dtype != np.int32:
+        raise ValueError(
+            f"expected block_table [N, max_pages] int32, got {table.dtype} {table.shape}"
+        )
+    return table
