@@ -1,0 +1,1 @@
+"""A language model that decodes many branches of many trees in one batch."""

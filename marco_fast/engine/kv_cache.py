@@ -1,0 +1,299 @@
+"""The paged KV cache of a forest: every node owns a segment of tokens, and a fork copies nothing.
+
+A segment starts on a fresh page and shares none, so a node's KV is never copied on write.
+"""
+
+from operator import index
+
+import numpy as np
+import torch
+
+from marco_fast.engine.node_table import Nodes, NodeTable
+from marco_fast.errors import KVCacheFull
+
+__all__ = ["PagedKVCache"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class PagedKVCache(NodeTable):
+    """Pages of keys and values for the segments of a forest's nodes.
+
+    `free_pages + used_pages == num_pages` after every call; a call that raises leaves everything as
+    it was. A slot is `page * page_size + offset`. What unowned slots hold is undefined. When a node
+    dies (see `release`) its pages return to the pool. Not for several threads at once.
+
+    Args:
+        num_layers: layers of the model, >= 1.
+        num_pages: pages of the pool, 1 to 2^31 - 1.
+        page_size: tokens of a page, >= 1.
+        num_kv_heads: KV heads of a layer, >= 1.
+        head_dim: elements of a head, >= 1.
+        dtype: float32, bfloat16 or float16.
+        device: where k and v live.
+
+    Attributes:
+        k, v: one tensor a layer, [num_pages, num_kv_heads, page_size, head_dim].
+        page_bytes: bytes of a page in all layers, keys and values together.
+
+    Raises:
+        ValueError: a size or the dtype is out of range.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_pages: int,
+        *,
+        page_size: int = 16,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_layers": num_layers, "num_pages": num_pages, "page_size": page_size}
+        sizes |= {"num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        for name, size in sizes.items():
+            if not 1 <= size < 2**31:
+                raise ValueError(f"expected 1 <= {name} < 2^31, got {size}")
+        if dtype not in DTYPES:
+            raise ValueError(f"expected dtype float32, bfloat16 or float16, got {dtype}")
+        self.num_pages, self.page_size = num_pages, page_size
+        self.device = torch.device(device)
+        shape = (num_pages, num_kv_heads, page_size, head_dim)
+        # Not zeros: the system then gives memory to a page only when it is first written.
+        self.k = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(num_layers)]
+        self.v = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(num_layers)]
+        self.page_bytes = 2 * num_layers * self.k[0][0].nbytes
+
+        # A stack: the last is taken first, so a fresh pool hands out pages 0, 1, 2, ...
+        self._free = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
+        self._num_free = num_pages
+        # Per place: its tokens, its pages (-1: evicted), and their ids, padded with -1.
+        self._lengths = np.empty(0, np.int32)
+        self._num_held = np.empty(0, np.int32)
+        self._pages = np.empty((0, 4), np.int32)
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that no node holds."""
+        return self._num_free
+
+    @property
+    def used_pages(self) -> int:
+        """Pages that nodes hold, reserved ones included."""
+        return self.num_pages - self._num_free
+
+    def length(self, node: int) -> int:
+        """Tokens of the node's own segment. Raises IndexError where `node` does not live."""
+        return int(self._lengths[self._place(node)])
+
+    def lengths(self, nodes: Nodes) -> np.ndarray:
+        """`length` of each node, [len(nodes)] int32. Raises IndexError as `length` does."""
+        return self._lengths[self._places(nodes)]
+
+    def slot_mapping(self, node: int) -> torch.Tensor:
+        """The slots of the node's own tokens, [length] int64 on the cache's device.
+
+        Raises:
+            ValueError: the node is evicted.
+            IndexError: `node` does not live.
+        """
+        place = self._resident_place(node)
+        return self._slots(place, 0, int(self._lengths[place]))
+
+    def block_table(self, nodes: Nodes) -> np.ndarray:
+        """The page ids of each node, reserved pages included.
+
+        Returns:
+            [len(nodes), max_pages] int32, rows in the order given, unused entries -1; max_pages is
+            what the largest of these nodes holds, at least 1.
+
+        Raises:
+            ValueError: a node is evicted.
+            IndexError: a node does not live.
+        """
+        places = self._places(nodes)
+        num_held = self._num_held[places]
+        self._check_resident(places, num_held)
+        return self._pages[places, : num_held.max(initial=1)]
+
+    def reserve(self, node: int, n: int) -> None:
+        """Makes sure that `node` has the pages for n more tokens; its length stays.
+
+        Raises:
+            KVCacheFull: too few free pages.
+            ValueError: n < 0, or the node is evicted.
+            IndexError: `node` does not live.
+        """
+        self.reserve_many([node], n)
+
+    def reserve_many(self, nodes: Nodes, n: int) -> None:
+        """`reserve(node, n)` for distinct nodes, for all or for none. Raises as `reserve` does."""
+        if index(n) < 0:
+            raise ValueError(f"expected n >= 0, got {n}")
+        places = self._distinct_places(nodes)
+        self._check_resident(places, self._num_held[places])
+        self._take_pages(places, n)
+
+    def extend(self, node: int, n: int) -> torch.Tensor:
+        """Adds n tokens to `node`, taking pages where none are reserved.
+
+        A node with children may be extended; that its descendants then see a longer path is the
+        caller's concern.
+
+        Returns:
+            slot_mapping [n] int64 of the new tokens, on the cache's device.
+
+        Raises:
+            KVCacheFull: too few free pages.
+            ValueError: n < 0, or the node is evicted.
+            IndexError: `node` does not live.
+        """
+        self.reserve(node, n)
+        place = self._place(node)
+        begin = int(self._lengths[place])
+        slots = self._slots(place, begin, begin + n)
+        self._lengths[place] = begin + n
+        return slots
+
+    def extend_many(self, nodes: Nodes) -> torch.Tensor:
+        """Adds one token to each of some distinct nodes, to all or to none: a decode step.
+
+        Returns:
+            slot_mapping [len(nodes)] int64, in the order given, on the cache's device.
+
+        Raises:
+            KVCacheFull: too few free pages.
+            ValueError: a node is given twice, or is evicted.
+            IndexError: a node does not live.
+        """
+        places = self._distinct_places(nodes)
+        lengths = self._lengths[places]
+        column = lengths // self.page_size
+        num_held = self._num_held[places]
+        if (column >= num_held).any():
+            self._check_resident(places, num_held)  # they hold -1, so none is missed here
+            self._take_pages(places, 1)
+        slots = self._pages[places, column] * np.int64(self.page_size) + lengths % self.page_size
+        mapping = self._to_device(slots)
+        self._lengths[places] = lengths + 1
+        return mapping
+
+    def truncate(self, node: int, n: int) -> None:
+        """Keeps the first n tokens of `node` and frees its pages beyond them, reserved ones too.
+
+        Raises:
+            ValueError: n is negative or above the length, or the node has living children.
+            IndexError: `node` does not live.
+        """
+        place = self._place(node)
+        if self._children[place]:
+            raise ValueError(f"expected a node without children, got {node}")
+        if not 0 <= index(n) <= self._lengths[place]:
+            raise ValueError(f"expected 0 <= n <= {self._lengths[place]}, got {n}")
+        self._lengths[place] = n
+        self._drop_pages(place, -(-n // self.page_size))
+
+    def is_resident(self, node: int) -> bool:
+        """Whether the node is not evicted. Raises IndexError where `node` does not live."""
+        return bool(self._num_held[self._place(node)] >= 0)
+
+    def evict(self, node: int) -> None:
+        """Gives back the pages of `node`; its length and its place in the forest stay.
+
+        Raises:
+            ValueError: the node is evicted already.
+            IndexError: `node` does not live.
+        """
+        place = self._resident_place(node)
+        self._drop_pages(place, 0)
+        self._num_held[place] = -1
+
+    def restore(self, node: int) -> torch.Tensor:
+        """Gives an evicted node pages for all its tokens, whose KV the caller then writes again.
+
+        Returns:
+            slot_mapping [length] int64, on the cache's device.
+
+        Raises:
+            KVCacheFull: too few free pages; the node stays evicted.
+            ValueError: the node is not evicted.
+            IndexError: `node` does not live.
+        """
+        place = self._place(node)
+        if self._num_held[place] >= 0:
+            raise ValueError(f"expected an evicted node, got {node}")
+        self._take_pages(np.array([place]), 0)
+        return self._slots(place, 0, int(self._lengths[place]))
+
+    def _take_pages(self, places: np.ndarray, n: int) -> None:
+        """Gives each of distinct places the pages for n more tokens than it has, all or none."""
+        num_held = np.maximum(self._num_held[places], 0)
+        num_wanted = -(-(self._lengths[places].astype(np.int64) + n) // self.page_size)
+        num_new = np.maximum(num_wanted - num_held, 0)
+        needed = int(num_new.sum())
+        if needed > self._num_free:
+            raise KVCacheFull(needed, self._num_free, self.num_pages)
+        self._widen(int(num_wanted.max(initial=0)))
+        end = self._num_free
+        for i in num_new.nonzero()[0].tolist():
+            first, count = int(num_held[i]), int(num_new[i])
+            self._pages[places[i], first : first + count] = self._free[end - count : end][::-1]
+            end -= count
+        self._num_held[places] = num_held + num_new
+        self._num_free = end
+
+    def _drop_pages(self, place: int, keep: int) -> None:
+        """Frees the pages of a place but its first `keep`."""
+        held = int(self._num_held[place])
+        if held <= keep:  # an evicted node holds -1
+            return
+        end = self._num_free + held - keep
+        self._free[self._num_free : end] = self._pages[place, keep:held][::-1]
+        self._pages[place, keep:held] = -1
+        self._num_held[place] = keep
+        self._num_free = end
+
+    def _slots(self, place: int, begin: int, end: int) -> torch.Tensor:
+        """The slots of the tokens [begin, end) of a place."""
+        column, offset = np.divmod(np.arange(begin, end), self.page_size)
+        return self._to_device(self._pages[place, column] * np.int64(self.page_size) + offset)
+
+    def _to_device(self, slots: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(slots)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+
+    def _resident_place(self, node: int) -> int:
+        place = self._place(node)
+        self._check_resident(np.array([place]), self._num_held[[place]])
+        return place
+
+    def _check_resident(self, places: np.ndarray, num_held: np.ndarray) -> None:
+        if (num_held < 0).any():
+            evicted = self._ids[places[num_held < 0]]
+            raise ValueError(f"expected resident nodes, got {evicted.tolist()}, which are evicted")
+
+    def _widen(self, width: int) -> None:
+        """Makes room for `width` pages in a row of the block table."""
+        if width > self._pages.shape[1]:
+            capacity, old = self._pages.shape
+            pages = np.full((capacity, max(width, 2 * old)), -1, np.int32)
+            pages[:, :old] = self._pages
+            self._pages = pages
+
+    def _grow(self, capacity: int) -> None:
+        size, width = self._pages.shape
+        pages = np.full((capacity, width), -1, np.int32)
+        pages[:size] = self._pages
+        new = np.zeros(capacity - size, np.int32)
+        lengths = np.concatenate([self._lengths, new])
+        num_held = np.concatenate([self._num_held, new])
+        super()._grow(capacity)
+        self._pages, self._lengths, self._num_held = pages, lengths, num_held
+
+    def _bury(self, place: int) -> None:
+        self._drop_pages(place, 0)
+        self._lengths[place] = 0
+        self._num_held[place] = 0

@@ -1,0 +1,159 @@
+"""Which nodes of a forest live: ids that are never reused, parents, holds.
+
+The state is flat NumPy arrays indexed by a node's place, so a check of many nodes is one vector
+operation. Places are reused, ids are not, and so a stale id is always noticed.
+"""
+
+from collections.abc import Sequence
+from operator import index
+
+import numpy as np
+
+__all__ = ["NodeTable", "Nodes"]
+
+Nodes = Sequence[int] | np.ndarray
+
+# id = generation * 2^32 + place; a place's generation grows each time its node dies.
+GENERATION = 1 << 32
+PLACE_MASK = GENERATION - 1
+
+
+class NodeTable:
+    """Nodes that live while the caller or a living child holds them."""
+
+    def __init__(self) -> None:
+        # Per place: the id that lives there (-1: none; matches none), its parent's id (-1: a root),
+        # its living children, and whether the caller holds it.
+        self._ids = np.empty(0, np.int64)
+        self._parents = np.empty(0, np.int64)
+        self._children = np.empty(0, np.int32)
+        self._owned = np.empty(0, np.bool_)
+        # The next id of every place where nothing lives; the last is given out first.
+        self._spare_ids: list[int] = []
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that live."""
+        return len(self._ids) - len(self._spare_ids)
+
+    def add_root(self) -> int:
+        """A new empty node without a parent, held by the caller."""
+        return self._add(-1)
+
+    def fork(self, node: int) -> int:
+        """A new empty child of `node`, held by the caller; it holds its parent. Copies nothing.
+
+        Raises:
+            IndexError: `node` does not live.
+        """
+        place = self._place(node)
+        child = self._add(index(node))
+        self._children[place] += 1
+        return child
+
+    def release(self, node: int) -> None:
+        """Drops the caller's hold; the node dies once every descendant is released too.
+
+        A released node with living descendants lives on and can be used like any other.
+
+        Raises:
+            ValueError: the node was released before.
+            IndexError: no such node was ever made.
+        """
+        node = index(node)
+        place = node & PLACE_MASK
+        lives = node >= 0 and place < len(self._ids) and self._ids[place] == node
+        if not lives and not self._was_made(node):
+            raise IndexError(f"expected a node of this forest, got {node}")
+        if not lives or not self._owned[place]:
+            raise ValueError(f"expected a node that is held, got {node}, which was released before")
+        self._owned[place] = False
+        while not self._owned[place] and self._children[place] == 0:
+            parent = int(self._parents[place])
+            self._spare_ids.append(node + GENERATION)
+            self._ids[place] = -1
+            self._bury(place)
+            if parent < 0:
+                return
+            node, place = parent, parent & PLACE_MASK
+            self._children[place] -= 1
+
+    def parent(self, node: int) -> int:
+        """The parent of `node`, -1 for a root. Raises IndexError where `node` does not live."""
+        return int(self._parents[self._place(node)])
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root to `node`, both included. Raises IndexError as `parent` does."""
+        self._place(node)
+        path = [index(node)]
+        while (parent := int(self._parents[path[-1] & PLACE_MASK])) >= 0:
+            path.append(parent)
+        return path[::-1]
+
+    def _add(self, parent: int) -> int:
+        if not self._spare_ids:
+            self._grow(max(16, 2 * len(self._ids)))
+        node = self._spare_ids.pop()
+        place = node & PLACE_MASK
+        self._ids[place] = node
+        self._parents[place] = parent
+        self._children[place] = 0
+        self._owned[place] = True
+        return node
+
+    def _grow(self, capacity: int) -> None:
+        """Makes room for `capacity` places; every allocation comes before the first change."""
+        size = len(self._ids)
+        grown = [
+            np.concatenate([old, np.full(capacity - size, -1).astype(old.dtype)])
+            for old in (self._ids, self._parents, self._children, self._owned)
+        ]
+        spare_ids = [*range(capacity - 1, size - 1, -1), *self._spare_ids]
+        self._ids, self._parents, self._children, self._owned = grown
+        self._spare_ids = spare_ids
+
+    def _bury(self, place: int) -> None:
+        """Called when the node at `place` has died."""
+
+    def _was_made(self, node: int) -> bool:
+        """Whether a node that does not live ever did."""
+        place = node & PLACE_MASK
+        if node < 0 or place >= len(self._ids):
+            return False
+        living = int(self._ids[place])
+        if living >= 0:
+            return node < living
+        return node < next(spare for spare in self._spare_ids if spare & PLACE_MASK == place)
+
+    def _place(self, node: int) -> int:
+        """Where `node` lives; IndexError where it does not."""
+        place = index(node) & PLACE_MASK
+        if place >= len(self._ids) or self._ids[place] != node:
+            raise IndexError(f"expected a living node, got {node}")
+        return place
+
+    def _places(self, nodes: Nodes) -> np.ndarray:
+        """`_place` of each of `nodes`, [len(nodes)] int64."""
+        given = np.asarray(nodes)
+        if given.dtype != np.int64:
+            if given.size and given.dtype.kind not in "iu":
+                raise ValueError(f"expected integer nodes, got {given.dtype}")
+            given = given.astype(np.int64)
+        if given.ndim != 1:
+            raise ValueError(f"expected nodes of shape [N], got {list(given.shape)}")
+        places = given & PLACE_MASK
+        try:
+            living = self._ids[places] == given
+        except IndexError:  # a place beyond all: rare, so that the check of bounds costs nothing
+            beyond = places >= len(self._ids)
+            living = ~beyond & (self._ids[np.where(beyond, 0, places)] == given)
+        if not living.all():
+            raise IndexError(f"expected living nodes, got {given[~living].tolist()}") from None
+        return places
+
+    def _distinct_places(self, nodes: Nodes) -> np.ndarray:
+        """`_places`, and ValueError where a node is given twice."""
+        places = self._places(nodes)
+        if len(set(places.tolist())) != len(places):
+            raise ValueError(f"expected distinct nodes, got {np.asarray(nodes).tolist()}")
+        return places
