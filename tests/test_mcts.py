@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from marco_fast.search.mcts import Search, SearchConfig, Ticket
+from marco_fast.search.mcts import Search, SearchConfig, Ticket, choose_answer
 
 
 def drive(search: Search, value_of, order=None, batch: int = 8, rollout: int = 0) -> None:
@@ -213,12 +213,16 @@ def test_the_three_answer_rules():
         return search, made, answers
 
     search, made, answers = nodes("value")
-    assert search.answer_node(answers) == made[2]
+    assert choose_answer(search.tree, answers, search.config.answer) == made[2]
     search, made, answers = nodes("vote")
-    assert search.answer_node(answers) == made[1]  # 12: 1.8 against 0.9; its best path answers
+    assert (
+        choose_answer(search.tree, answers, search.config.answer) == made[1]
+    )  # 12: 1.8 against 0.9; its best path answers
     search, made, answers = nodes("visits")
-    assert search.answer_node(answers) == made[2]  # one visit each: the better value
-    assert search.answer_node({}) is None
+    assert (
+        choose_answer(search.tree, answers, search.config.answer) == made[2]
+    )  # one visit each: the better value
+    assert choose_answer(search.tree, {}, search.config.answer) is None
 
 
 def test_visits_follow_the_most_visited_way_to_an_answer():
@@ -234,13 +238,13 @@ def test_visits_follow_the_most_visited_way_to_an_answer():
     search.tell(ticket, 0.1)
     assert node == 1  # a second visit below the first child
     answers = {often: "a", once: "b"}
-    assert search.answer_node(answers) == often
+    assert choose_answer(search.tree, answers, search.config.answer) == often
 
 
 def test_ties_go_to_the_older_node():
     search = Search("q", SearchConfig(children=8))
     first, second = finished(search, 0.5), finished(search, 0.5)
-    assert search.answer_node({second: "b", first: "a"}) == first
+    assert choose_answer(search.tree, {second: "b", first: "a"}, search.config.answer) == first
 
 
 BAD = [

@@ -12,7 +12,7 @@ from typing import Any
 
 from marco_fast.search.tree import SearchTree, child_seed, mean_confidence, root_seed
 
-__all__ = ["Search", "SearchConfig", "Ticket", "ValueFunction"]
+__all__ = ["Search", "SearchConfig", "Ticket", "ValueFunction", "choose_answer"]
 
 ValueFunction = Callable[[Sequence[int], Sequence[float | None], str], float]
 
@@ -275,40 +275,42 @@ class Search:
             self.tree.path_count[ticket.node] - self.tree.path_count[before],
         )
 
-    def answer_node(self, answers: dict[int, str]) -> int | None:
-        """The finished node that config.answer chooses, ties to the older node.
 
-        Args:
-            answers: the answer's text of every finished node; only "vote" compares the texts.
+def choose_answer(tree: SearchTree, answers: dict[int, str], rule: str) -> int | None:
+    """The finished node that answers, ties to the older node.
 
-        Returns:
-            A node, or None when no path is finished.
-        """
-        tree = self.tree
-        finished = [node for node in answers if not math.isnan(tree.end_value[node])]
-        if not finished:
-            return None
-        if self.config.answer == "vote":
-            weights: dict[str, float] = {}
-            for node in finished:
-                key = _canonical(answers[node])
-                weights[key] = weights.get(key, 0.0) + tree.end_value[node]
-            winner = max(weights, key=weights.__getitem__)
-            finished = [node for node in finished if _canonical(answers[node]) == winner]
-        elif self.config.answer == "visits":
-            return self._most_visited(finished)
-        return max(finished, key=lambda node: (tree.end_value[node], -node))
+    Args:
+        tree: of a search.
+        answers: the answer's text of every finished node; only "vote" compares the texts.
+        rule: as SearchConfig.answer.
 
-    def _most_visited(self, finished: list[int]) -> int:
-        """Down from the root by visits, then mean value, along nodes with an answer below them."""
-        tree = self.tree
-        holds = {node for end in finished for node in tree.path(end)}
-        ends = set(finished)
-        node = 0
-        while node not in ends:
-            below = [child for child in tree.children[node] if child in holds]
-            node = max(below, key=lambda each: (tree.visits[each], tree.value(each), -each))
-        return node
+    Returns:
+        A node, or None when no path is finished.
+    """
+    finished = [node for node in answers if not math.isnan(tree.end_value[node])]
+    if not finished:
+        return None
+    if rule == "vote":
+        weights: dict[str, float] = {}
+        for node in sorted(finished):
+            key = _canonical(answers[node])
+            weights[key] = weights.get(key, 0.0) + tree.end_value[node]
+        winner = max(weights, key=weights.__getitem__)
+        finished = [node for node in finished if _canonical(answers[node]) == winner]
+    elif rule == "visits":
+        return _most_visited(tree, finished)
+    return max(finished, key=lambda node: (tree.end_value[node], -node))
+
+
+def _most_visited(tree: SearchTree, finished: list[int]) -> int:
+    """Down from the root by visits, then mean value, along nodes with an answer below them."""
+    holds = {node for end in finished for node in tree.path(end)}
+    ends = set(finished)
+    node = 0
+    while node not in ends:
+        below = [child for child in tree.children[node] if child in holds]
+        node = max(below, key=lambda each: (tree.visits[each], tree.value(each), -each))
+    return node
 
 
 def _canonical(answer: str) -> str:

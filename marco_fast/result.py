@@ -1,0 +1,133 @@
+"""What comes out of a search: the result, its figures, and snapshots on the way."""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marco_fast.search.mcts import SearchConfig
+from marco_fast.search.tree import SearchTree
+
+__all__ = ["Progress", "SearchResult", "SearchStats"]
+
+
+@dataclass(frozen=True)
+class SearchStats:
+    """What a search did.
+
+    Attributes:
+        expansions: children decoded, valued and backed up.
+        rollout_nodes: nodes that their rollouts left behind.
+        expansions_per_second, tokens_per_second: of this question, over `seconds`.
+        tokens: decoded tokens, forced ones included. seconds: from the question's first branch.
+        kv_tokens_unique: KV tokens read by all decode steps of the call, each segment once a step.
+        kv_tokens_path: the same when every branch reads its whole path; the ratio is the sharing.
+    """
+
+    expansions: int
+    rollout_nodes: int
+    expansions_per_second: float
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    kv_tokens_unique: int
+    kv_tokens_path: int
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What came out of a search.
+
+    Attributes:
+        question: the text. answer: the text inside <Output>, "" when no path got there.
+        thought: the text inside <Thought> of the chosen path.
+        confidence: the value of the chosen path, in [0, 1] unless a value function says otherwise;
+            0.0 without an answer.
+        tree: the SearchTree. answers: the answer of every finished path, by its last node.
+        answer_node: the chosen path's last node; without an answer the best path's so far.
+        stats: SearchStats. stop_reason: "expansions", "tokens", "seconds", "exhausted",
+            "interrupted", "kv_full" or "error".
+        error: the exception behind "error", else None.
+        model: the engine's name. prompt_token_ids: what the model was given. config: the options.
+    """
+
+    question: str
+    answer: str
+    thought: str
+    confidence: float
+    tree: SearchTree
+    answers: dict[int, str]
+    answer_node: int
+    stats: SearchStats
+    stop_reason: str
+    model: str
+    prompt_token_ids: list[int]
+    config: SearchConfig
+    error: BaseException | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The search as tree.json holds it."""
+        return {
+            "format": "marco-fast-tree",
+            "version": 1,
+            "model": self.model,
+            "question": self.question,
+            "prompt_token_ids": self.prompt_token_ids,
+            "config": self.config.to_dict(),
+            "seed": self.config.seed,
+            "nodes": self.tree.rows(),
+            "answer_node": self.answer_node,
+            "answer": self.answer,
+            "thought": self.thought,
+            "confidence": self.confidence,
+            "stop_reason": self.stop_reason,
+            "stats": vars(self.stats),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write tree.json: whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written; an older one is then as it was.
+        """
+        target = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self.to_dict(), file, ensure_ascii=False, allow_nan=False)
+            # mkstemp makes a private file; a result has the permissions of any new file.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A running search, for whoever watches it.
+
+    Attributes:
+        question: index of the question in the list. questions: how many there are.
+        done: questions that are finished.
+        answer, thought, value: of the best finished path so far; answer is None without one.
+        expansions, tokens, seconds: so far, over all questions. target: expansions to do in all.
+        branches: paths decoding now. sharing: kv_tokens_path / kv_tokens_unique so far.
+    """
+
+    question: int
+    questions: int
+    done: int
+    answer: str | None
+    thought: str
+    value: float
+    expansions: int
+    target: int
+    tokens: int
+    seconds: float
+    branches: int
+    sharing: float

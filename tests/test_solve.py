@@ -1,0 +1,414 @@
+"""solve(), end to end: every number against a plain forward, determinism, budgets, errors."""
+
+import dataclasses
+import json
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+import marco_fast
+from marco_fast import Engine, KVCacheFull, SearchConfig, solve
+from marco_fast.result import Progress
+from marco_fast.search.marco import REFLECTION
+from tests.tiny_models import CONFIGS, PlainForward, save_model
+
+# Two float32 programs of one model: sums in another order, 2 to 6 layers, logits of about +-30.
+ATOL = 2e-4
+NANO = Path(marco_fast.__file__).parent / "models" / "nano-marco"
+QUESTION = "How many times does the letter r occur in strawberry?"
+SMALL = SearchConfig(expansions=10, step_tokens=8, rollout_tokens=24, parallel=6, temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {kind: save_model(kind, tmp_path_factory.mktemp(kind)) for kind in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def plain(folders):
+    made: dict[str, PlainForward] = {}
+
+    def get(name: str) -> PlainForward:
+        if name not in made:
+            made[name] = PlainForward(folders.get(name, NANO))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def nano():
+    with Engine.from_pretrained("nano-marco") as engine:
+        yield engine
+
+
+@pytest.fixture
+def tiny(folders):
+    with Engine.from_pretrained(folders["qwen2"], kv_tokens=4096) as engine:
+        yield engine
+
+
+def same_tree(a, b) -> bool:
+    return a.tree.rows() == b.tree.rows()
+
+
+@pytest.mark.parametrize("action", ["step", "mini-step"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_number_equals_a_plain_forward(folders, plain, kind, action):
+    config = dataclasses.replace(SMALL, action=action, max_step_tokens=12)
+    with Engine.from_pretrained(folders[kind]) as engine:
+        result = solve(QUESTION, engine, config)
+        assert engine.cache.used_pages == 0
+    assert result.stop_reason == "expansions"
+    assert plain(kind).check(result, ATOL) > 150
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+@pytest.mark.parametrize("action", ["step", "mini-step"])
+def test_nano_marcos_numbers_equal_a_plain_forward(nano, plain, action, reflect):
+    config = SearchConfig(
+        expansions=12, action=action, reflect=reflect, step_tokens=16, max_step_tokens=48
+    )
+    result = solve(QUESTION, nano, config)
+    assert plain("nano-marco").check(result, ATOL) > 200
+    assert nano.cache.used_pages == 0
+    assert result.answer
+    assert 0 < result.confidence <= 1
+    assert result.thought
+
+
+def test_the_same_call_gives_the_same_tree(nano):
+    config = SearchConfig(expansions=12, step_tokens=16, seed=3)
+    first, second = (solve(QUESTION, nano, config) for _ in range(2))
+    assert same_tree(first, second)
+    other = solve(QUESTION, nano, dataclasses.replace(config, seed=4, temperature=1.0))
+    assert not same_tree(first, other)
+
+
+def pages_of(result) -> int:
+    """Pages that hold the prompt and every node that others may go on from."""
+    tree = result.tree
+    nodes = sum(
+        -(-len(t) // 16) for t, end in zip(tree.token_ids, tree.terminal, strict=True) if not end
+    )
+    return -(-len(result.prompt_token_ids) // 16) + nodes
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_quarter_of_the_pages_only_makes_it_slower(folders, plain, kind):
+    config = dataclasses.replace(SMALL, expansions=40, rollout_tokens=40, c_uct=5.0)
+    with Engine.from_pretrained(folders[kind]) as engine:
+        pages = pages_of(solve(QUESTION, engine, config))
+    with Engine.from_pretrained(folders[kind], kv_tokens=16 * (pages // 4)) as engine:
+        evictions = count_calls(engine.cache, "evict")
+        result = solve(QUESTION, engine, config)
+        assert engine.cache.used_pages == 0
+        assert len(evictions) > 10
+    assert result.stop_reason == "expansions"
+    assert result.stats.expansions == 40
+    assert plain(kind).check(result, ATOL) > 500
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_with_one_branch_at_a_time_a_quarter_of_the_pages_gives_the_same_tree(folders, kind):
+    config = dataclasses.replace(SMALL, expansions=30, rollout_tokens=40, parallel=1, c_uct=5.0)
+    with Engine.from_pretrained(folders[kind]) as engine:
+        roomy = solve(QUESTION, engine, config)
+    with Engine.from_pretrained(folders[kind], kv_tokens=16 * (pages_of(roomy) // 4)) as engine:
+        evictions = count_calls(engine.cache, "evict")
+        tight = solve(QUESTION, engine, config)
+        assert len(evictions) > 10
+    assert same_tree(roomy, tight)
+
+
+def count_calls(target, name: str) -> list[tuple]:
+    """Record the calls of a method from now on."""
+    calls: list[tuple] = []
+    method = getattr(target, name)
+
+    def recorded(*args):
+        calls.append(args)
+        return method(*args)
+
+    setattr(target, name, recorded)
+    return calls
+
+
+def test_branches_are_preempted_when_nothing_can_be_evicted(folders, plain):
+    """Six branches whose own segments alone need more pages than there are."""
+    config = dataclasses.replace(SMALL, step_tokens=64, rollout_tokens=0, expansions=8, children=8)
+    with Engine.from_pretrained(folders["qwen2"], kv_tokens=16 * 14) as engine:
+        waited = 0
+
+        def watch(progress: Progress) -> None:
+            nonlocal waited
+            waited += progress.branches < min(6, 8 - progress.expansions)
+
+        result = solve(QUESTION, engine, config, progress=watch)
+        assert engine.cache.used_pages == 0
+    assert result.stats.expansions == 8
+    assert waited
+    assert plain("qwen2").check(result, ATOL) == 8 * 64
+
+
+def test_too_few_pages_for_one_branch_is_kv_cache_full(folders):
+    with Engine.from_pretrained(folders["qwen2"], kv_tokens=32) as engine:
+        engine.context = 512
+        with pytest.raises(KVCacheFull, match=r"expected at least \d+ free KV pages, got \d+"):
+            solve(QUESTION, engine, SMALL)
+        assert engine.cache.used_pages == 0
+
+
+def test_running_out_in_mid_search_returns_the_best_so_far(folders, plain):
+    """The prompt and a start fit, one path to its end does not."""
+    config = dataclasses.replace(SMALL, step_tokens=8, rollout_tokens=100, parallel=1)
+    with Engine.from_pretrained(folders["qwen2"], kv_tokens=512) as engine:
+        prompt = len(engine.prompt_token_ids(QUESTION))
+    with Engine.from_pretrained(folders["qwen2"], kv_tokens=16 * (prompt // 16 + 6)) as engine:
+        engine.context = 512
+        result = solve(QUESTION, engine, config)
+        assert engine.cache.used_pages == 0
+    assert result.stop_reason == "kv_full"
+    assert isinstance(result.error, KVCacheFull)
+    assert result.error.total == prompt // 16 + 6
+    assert plain("qwen2").check(result, ATOL) > 16
+
+
+def test_the_end_of_the_context_is_terminal(folders, plain):
+    with Engine.from_pretrained(folders["qwen2"]) as engine:
+        prompt = len(engine.prompt_token_ids(QUESTION))
+        engine.context = prompt + 20
+        result = solve(QUESTION, engine, dataclasses.replace(SMALL, rollout_tokens=100))
+    lengths = {len(result.tree.path_token_ids(n)) for n, t in enumerate(result.tree.terminal) if t}
+    assert max(lengths) == 20
+    assert plain("qwen2").check(result, ATOL) > 100
+
+
+def test_a_list_shares_batches_and_prompt_and_every_number_is_right(nano, plain):
+    questions = [
+        QUESTION,
+        "How many times does the letter e occur in cheese?",
+        "How many times does the letter o occur in moon?",
+        QUESTION,
+    ]
+    config = SearchConfig(expansions=8, step_tokens=16, parallel=5)
+    results = solve(questions, nano, config)
+    assert [each.question for each in results] == questions
+    for result in results:
+        assert result.stats.expansions == 8
+        assert plain("nano-marco").check(result, ATOL) > 50
+    assert nano.cache.used_pages == 0
+    assert solve([], nano, config) == []
+    again = solve(questions, nano, config)
+    assert all(same_tree(a, b) for a, b in zip(results, again, strict=True))
+
+
+def test_more_questions_than_branches(tiny, plain):
+    tiny.max_branches = 3
+    results = solve(
+        [f"question {i}" for i in range(9)], tiny, dataclasses.replace(SMALL, expansions=3)
+    )
+    for result in results:
+        assert result.stop_reason == "expansions"
+        assert plain("qwen2").check(result, ATOL) > 20
+
+
+def test_reflection_takes_the_end_of_the_thought_back_once(nano):
+    result = solve(QUESTION, nano, SearchConfig(expansions=8, reflect=True))
+    tree = result.tree
+    ends = [node for node, done in enumerate(tree.finished) if done]
+    assert ends
+    phrase = nano.tokenizer(REFLECTION, add_special_tokens=False)["input_ids"]
+    for end in ends:
+        text = nano.tokenizer.decode(tree.path_token_ids(end))
+        assert text.count(REFLECTION.strip()) == 1
+        assert text.count("</Thought>") == 1
+        assert text.index(REFLECTION.strip()) < text.index("</Thought>")
+        forced = sum(lp is None for node in tree.path(end) for lp in tree.logprobs[node])
+        assert forced == len(phrase)
+
+
+def test_steps_end_at_blank_lines(nano):
+    result = solve(QUESTION, nano, SearchConfig(expansions=12, action="step"))
+    tree = result.tree
+    cut = [n for n in range(1, len(tree)) if tree.children[n] and not tree.terminal[n]]
+    assert len(cut) >= 3
+    for node in cut:
+        text = nano.tokenizer.decode(tree.token_ids[node])
+        assert "\n\n" in text.lstrip("\n")
+        assert "\n\n" not in text.lstrip("\n").rstrip("\n")
+
+
+def test_mini_steps_have_their_length_unless_the_path_ends(tiny):
+    result = solve("q", tiny, dataclasses.replace(SMALL, rollout_tokens=20))
+    tree = result.tree
+    for node in range(1, len(tree)):
+        assert len(tree.token_ids[node]) <= 8
+        if tree.children[node]:
+            assert len(tree.token_ids[node]) == 8
+    ends = [n for n in range(1, len(tree)) if not tree.children[n] and not tree.terminal[n]]
+    assert {len(tree.token_ids[n]) for n in ends} <= {4, 8}  # 8 + 8 + 8 + 4, or not rolled out
+
+
+def test_without_rollouts_a_branch_is_one_action(tiny, plain):
+    result = solve("q", tiny, dataclasses.replace(SMALL, rollout_tokens=0, expansions=30))
+    assert len(result.tree) == 31
+    assert result.stats.rollout_nodes == 0
+    assert result.stats.kv_tokens_path > result.stats.kv_tokens_unique
+    plain("qwen2").check(result, ATOL)
+
+
+def test_temperature_zero_is_the_most_likely_token(nano, plain):
+    result = solve(QUESTION, nano, SearchConfig(expansions=1, temperature=0.0, step_tokens=400))
+    (node,) = range(1, len(result.tree))
+    tokens = result.tree.token_ids[node]
+    logprobs = plain("nano-marco").logprobs(result.prompt_token_ids + tokens)
+    greedy = logprobs[len(result.prompt_token_ids) - 1 : -1].argmax(-1)
+    assert greedy.tolist() == tokens
+
+
+@pytest.mark.parametrize(("budget", "value"), [("max_tokens", 100), ("max_seconds", 0.3)])
+def test_budgets_end_the_search_with_the_best_so_far(tiny, plain, budget, value):
+    config = dataclasses.replace(SMALL, expansions=10**6, **{budget: value})
+    result = solve("q", tiny, config)
+    assert result.stop_reason == budget.removeprefix("max_")
+    assert tiny.cache.used_pages == 0
+    assert len(result.tree) > 1
+    plain("qwen2").check(result, ATOL)
+    if budget == "max_tokens":
+        assert 90 < result.stats.tokens <= 100
+        assert sum(map(len, result.tree.token_ids)) <= 100
+
+
+def test_a_tree_whose_paths_all_end_is_exhausted(nano):
+    config = SearchConfig(expansions=50, children=2, step_tokens=400, temperature=0.3)
+    result = solve(QUESTION, nano, config)
+    assert result.stop_reason == "exhausted"
+    assert result.stats.expansions == 2
+
+
+def test_ctrl_c_returns_the_best_so_far_and_the_handler_is_put_back(nano, plain):
+    sent = []
+
+    def interrupt(progress: Progress) -> None:
+        if progress.tokens > 300 and not sent:
+            sent.append(progress)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = solve(
+        QUESTION, nano, SearchConfig(expansions=10**5, step_tokens=8), progress=interrupt
+    )
+    assert result.stop_reason == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert nano.cache.used_pages == 0
+    assert plain("nano-marco").check(result, ATOL) > 200
+    assert solve(QUESTION, nano, SearchConfig(expansions=2)).answer  # the engine still works
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 40])
+def test_an_exception_in_the_model_ends_the_search_with_the_tree_intact(tiny, plain, step):
+    calls, forward = 0, tiny.forward
+
+    def failing(*args):
+        nonlocal calls
+        calls += 1
+        if calls > step:
+            raise RuntimeError("the matrix is on fire")
+        return forward(*args)
+
+    tiny.forward = failing
+    if step == 0:
+        with pytest.raises(RuntimeError, match="on fire"):
+            solve("q", tiny, SMALL)
+    else:
+        result = solve("q", tiny, SMALL)
+        assert result.stop_reason == "error"
+        assert "on fire" in str(result.error)
+        assert not any(result.tree.virtual_visits)
+        plain("qwen2").check(result, ATOL)
+    assert tiny.cache.used_pages == 0
+    assert not tiny.lock.locked()
+
+
+def test_an_exception_in_the_callback_reaches_the_caller_as_error(tiny):
+    def broken(progress: Progress) -> None:
+        if progress.tokens:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        solve("q", tiny, SMALL, progress=broken)
+    assert tiny.cache.used_pages == 0
+
+
+def test_a_value_function_decides(nano):
+    seen = []
+
+    def longest(tokens, confidences, text) -> float:
+        seen.append((len(tokens), len(confidences), text))
+        return float(len(tokens))
+
+    result = solve(QUESTION, nano, SearchConfig(expansions=6, value=longest, temperature=1.0))
+    assert all(tokens == confidences for tokens, confidences, _ in seen)
+    finished = [t for t, _, text in seen if "</Output>" in text]
+    assert result.confidence == max(finished)
+    assert len(result.tree.path_token_ids(result.answer_node)) == max(finished)
+
+
+@pytest.mark.parametrize("question", ["", "  \n", None, 7])
+def test_an_empty_question_is_refused(tiny, question):
+    with pytest.raises(ValueError, match="expected a question with some text"):
+        solve([question], tiny)
+
+
+def test_a_question_longer_than_the_context_is_refused(tiny):
+    with pytest.raises(ValueError, match="expected a question of fewer than 512 tokens"):
+        solve("word " * 600, tiny)
+
+
+def test_progress_is_reported_and_ends_with_the_whole(nano):
+    seen: list[Progress] = []
+    result = solve(QUESTION, nano, SearchConfig(expansions=8, step_tokens=16), progress=seen.append)
+    assert seen[-1].expansions == 8
+    assert seen[-1].done == 1
+    assert seen[-1].answer == result.answer
+    assert seen[-1].tokens == result.stats.tokens
+    assert [each.tokens for each in seen] == sorted(each.tokens for each in seen)
+
+
+def test_the_tree_file_is_written_whole_or_not_at_all(tiny, tmp_path, monkeypatch):
+    result = solve("q", tiny, SMALL)
+    target = tmp_path / "tree.json"
+    result.save(target)
+    data = json.loads(target.read_text())
+    assert data["format"] == "marco-fast-tree"
+    assert data["version"] == 1
+    assert data["stats"]["expansions"] == 10
+    assert data["nodes"][0]["parent"] == -1
+    assert len(data["nodes"]) == len(result.tree)
+    assert stat.S_IMODE(target.stat().st_mode) & 0o044 == 0o044 & ~current_umask()
+    before = target.read_bytes()
+    monkeypatch.setattr(json, "dump", lambda data, file, **_: file.write("half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        result.save(target)
+    assert target.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["tree.json"]
+    with pytest.raises(OSError, match="nowhere"):
+        result.save(tmp_path / "nowhere" / "tree.json")
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_bfloat16_numbers_equal_a_bfloat16_forward(folders):
+    """bfloat16 keeps 8 bits: two programs of one model may differ by a few percent of a logit."""
+    with Engine.from_pretrained(folders["qwen2"], dtype="bfloat16") as engine:
+        result = solve(QUESTION, engine, SMALL)
+    assert PlainForward(folders["qwen2"], torch.bfloat16).check(result, 0.25) > 150
