@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made at the first call and again when what it depends on changes.
+
+PYTHON ?= python3
+JOBS ?= 2
+PYTEST_ARGS ?= -n $(JOBS)
+QUESTION ?= How many letters r are there in the word strawberry?
+
+BIN := .venv/bin
+BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+
+.PHONY: help demo test bench lint clean
+
+help:
+	@echo "make demo    search with the bundled model: QUESTION='...' to ask your own"
+	@echo "make test    the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
+	@echo "make bench   the CPU benchmarks"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   removes the virtual environment and all that was built"
+	@echo "PYTHON=...   the interpreter to make .venv from, 3.10 or newer"
+
+demo: .venv/.runtime
+	$(BIN)/marco-fast solve "$(QUESTION)"
+
+test: .venv/.dev
+	$(BIN)/python -c "import marco_fast._C"
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: .venv/.dev
+	$(BIN)/python -m pytest bench --benchmark-only
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info marco_fast/_C*.so
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo \
+	  "marco_fast needs Python 3.10 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || { echo \
+	  "$(PYTHON) cannot make a virtual environment: install its venv package"; exit 1; }
+
+# A wide install serves the narrow one too.
+.venv/.dev: $(BUILT_FROM) | .venv/bin/python compiler
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,triton]"
+	@touch .venv/.runtime .venv/.dev
+
+.venv/.runtime: $(BUILT_FROM) | .venv/bin/python compiler
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch .venv/.runtime
+
+.PHONY: compiler
+compiler:
+	@command -v $(firstword $(CXX)) > /dev/null || echo \
+	  "No C++ compiler ($(CXX)): install g++ or set CXX, or everything runs on the slow PyTorch backend."
