@@ -30,6 +30,7 @@ _HELP = {
     "rollout_tokens": "most tokens of a rollout; 0: none",
     "c_uct": "weight of exploration",
     "normalize": "scale values by the smallest and largest in the tree",
+    "virtual_loss": "visits in flight count as visits of value 0",
     "temperature": "of the draws; 0: the most likely token",
     "top_p": "nucleus of the draws",
     "top_k": "candidates in the confidence",

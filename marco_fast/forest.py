@@ -259,12 +259,14 @@ class Forest:
             self.scheduler.drop([branch])
             if branch.token_ids:
                 self._end(branch)
-            elif run.ticket.nodes:
+                continue
+            if run.ticket.nodes:
                 question.search.tell(run.ticket)
-                del question.running[branch]
             else:
                 question.search.abandon(run.ticket)
-                del question.running[branch]
+            del question.running[branch]
+            if branch.opened:
+                self.scheduler.release([branch.segment])
 
     def _abandon(self, question: _Question, reason: str) -> None:
         """After the run: what is still in flight is given up, its finished nodes stay."""

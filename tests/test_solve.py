@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import marco_fast
-from marco_fast import Engine, KVCacheFull, SearchConfig, solve
+from marco_fast import Engine, KVCacheFull, ModelError, SearchConfig, solve
 from marco_fast.result import Progress
 from marco_fast.search.marco import REFLECTION
 from tests.tiny_models import CONFIGS, PlainForward, save_model
@@ -333,6 +333,32 @@ def test_an_exception_in_the_model_ends_the_search_with_the_tree_intact(tiny, pl
         plain("qwen2").check(result, ATOL)
     assert tiny.cache.used_pages == 0
     assert not tiny.lock.locked()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_not_a_token(tiny, plain, value):
+    forward, calls = tiny.forward, []
+
+    def spoiled(*args):
+        calls.append(args)
+        logits = forward(*args).clone()
+        if len(calls) == 5:
+            logits[0, 7] = value
+        return logits
+
+    tiny.forward = spoiled
+    result = solve("q", tiny, SMALL)
+    assert result.stop_reason == "error"
+    assert isinstance(result.error, ModelError)
+    assert tiny.cache.used_pages == 0
+    plain("qwen2").check(result, ATOL)
+
+
+def test_no_time_at_all_is_an_empty_answer(tiny):
+    result = solve("q", tiny, dataclasses.replace(SMALL, max_seconds=0))
+    assert (result.stop_reason, result.answer, result.confidence) == ("seconds", "", 0.0)
+    assert len(result.tree) == 1
+    assert tiny.cache.used_pages == 0
 
 
 def test_an_exception_in_the_callback_reaches_the_caller_as_error(tiny):

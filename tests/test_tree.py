@@ -32,7 +32,7 @@ def open_slots(tree: SearchTree, node: int) -> int:
     return own + sum(open_slots(tree, child) for child in tree.children[node])
 
 
-def brute_select(tree: SearchTree, c_uct: float, normalize: bool) -> int | None:
+def brute_select(tree: SearchTree, c_uct: float, normalize: bool, virtual_loss: bool) -> int | None:
     """The definition, written down again without any bookkeeping."""
     if open_slots(tree, 0) == 0:
         return None
@@ -50,7 +50,9 @@ def brute_select(tree: SearchTree, c_uct: float, normalize: bool) -> int | None:
             if open_slots(tree, child) == 0:
                 continue
             n = tree.visits[child] + tree.virtual_visits[child]
-            if tree.visits[child]:
+            if virtual_loss:
+                q = tree.value_sum[child] / max(1, n)
+            elif tree.visits[child]:
                 q = tree.value_sum[child] / tree.visits[child]
             elif tree.visits[node]:
                 q = tree.value_sum[node] / tree.visits[node]
@@ -62,14 +64,16 @@ def brute_select(tree: SearchTree, c_uct: float, normalize: bool) -> int | None:
     return node
 
 
+@pytest.mark.parametrize("virtual_loss", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("slots", [1, 2, 4, 7])
 @pytest.mark.parametrize("seed", range(12))
-def test_select_is_brute_force_uct(seed, slots, normalize):
+def test_select_is_brute_force_uct(seed, slots, normalize, virtual_loss):
     rng = np.random.default_rng(seed)
     tree = random_tree(rng, int(rng.integers(1, 60)), slots)
     for c_uct in (0.0, 0.3, 1.414, 50.0):
-        assert tree.select(c_uct, normalize) == brute_select(tree, c_uct, normalize)
+        options = (c_uct, normalize, virtual_loss)
+        assert tree.select(*options) == brute_select(tree, *options)
 
 
 @pytest.mark.parametrize("seed", range(8))

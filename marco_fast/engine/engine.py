@@ -128,7 +128,7 @@ class Engine:
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ModelError(f"expected a tokenizer.json in {str(path)!r}, got a slow tokenizer")
         return cls(
-            model.to(str(place)),
+            model.to(place),  # type: ignore[arg-type]
             tokenizer,
             name=str(path),
             max_branches=max_branches,

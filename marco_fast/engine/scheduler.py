@@ -17,7 +17,7 @@ import torch
 
 from marco_fast.engine.attention import TreeBatch
 from marco_fast.engine.engine import Engine
-from marco_fast.errors import KVCacheFull
+from marco_fast.errors import KVCacheFull, ModelError
 from marco_fast.ops import plan_tree_attention, sample_confidence
 
 __all__ = ["Branch", "Sampling", "Scheduler", "Segment", "Source", "Verdict"]
@@ -157,7 +157,8 @@ class Scheduler:
             KVCacheFull: not even one branch fits.
         """
         while self._refill() and self.source.on_step():
-            self._step()
+            if self.active:
+                self._step()
 
     def close(self) -> None:
         """Give every page back."""
@@ -376,6 +377,8 @@ class Scheduler:
             seeds=torch.tensor([branch.seed for branch in active], device=logits.device),
             positions=torch.tensor([b.position + 1 for b in active], device=logits.device),
         )
+        if drawn.status.any():
+            raise ModelError("expected finite logits, got NaN or infinity from the model")
         self._count(len(active))
         rows = zip(
             list(active),

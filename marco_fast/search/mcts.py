@@ -53,6 +53,8 @@ class SearchConfig:
         rollout_tokens: most tokens a branch decodes after its action; 0: no rollout.
         c_uct: weight of the exploration term, at least 0.
         normalize: scale values in UCT by the smallest and largest value seen in the tree.
+        virtual_loss: count a visit in flight as one of value 0 (classic virtual loss), not in the
+            exploration terms alone (WU-UCT).
         temperature: of the draws, 0 to 100; below 1e-5 the most likely token.
         top_p: nucleus of the draws, in (0, 1].
         top_k: candidates in the confidence's denominator, 1 to 32.
@@ -77,6 +79,7 @@ class SearchConfig:
     rollout_tokens: int = 512
     c_uct: float = 1.414
     normalize: bool = False
+    virtual_loss: bool = False
     temperature: float = 0.7
     top_p: float = 0.95
     top_k: int = 5
@@ -172,7 +175,8 @@ class Search:
             and self.asked < self.config.expansions
             and len(self.in_flight) < self.config.parallel
         ):
-            node = self.tree.select(self.config.c_uct, self.config.normalize)
+            options = (self.config.c_uct, self.config.normalize, self.config.virtual_loss)
+            node = self.tree.select(*options)
             if node is None:
                 break
             ordinal = self.tree.start_child(node)

@@ -70,13 +70,15 @@ class SearchTree:
     def __len__(self) -> int:
         return len(self.parent)
 
-    def select(self, c_uct: float, normalize: bool = False) -> int | None:
+    def select(
+        self, c_uct: float, normalize: bool = False, virtual_loss: bool = False
+    ) -> int | None:
         """The node to give a child: down from the root by WU-UCT (arXiv 1810.11755).
 
         A full node (all its child slots handed out) passes on to the child with the largest
         Q + c_uct * sqrt(2 ln N_parent / N_child), where N counts visits in flight and the mean
         value Q does not; a child without a completed visit has its parent's Q. Equal scores: the
-        older child.
+        older child. With virtual_loss a visit in flight counts in Q as well, with the value 0.
 
         Returns:
             The node, or None when every slot of the tree is handed out.
@@ -101,10 +103,10 @@ class SearchTree:
             for child in self.children[node]:
                 if open_slots[child] == 0:
                     continue
-                seen = visits[child]
+                count = visits[child] + virtual[child] or 1
+                seen = count if virtual_loss else visits[child]
                 mean = value_sum[child] / seen if seen else fallback
-                score = (mean - low) * scale
-                score += c_uct * math.sqrt(explore / (seen + virtual[child] or 1))
+                score = (mean - low) * scale + c_uct * math.sqrt(explore / count)
                 if score > best_score:
                     best_score, best = score, child
             node = best
