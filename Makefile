@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 JOBS ?= 2
-PYTEST_ARGS ?= -n $(JOBS)
+# By file: a fixture of a file is made once, and hypothesis and its cache stay in one process.
+PYTEST_ARGS ?= -n $(JOBS) --dist loadfile
 QUESTION ?= How many letters r are there in the word strawberry?
 
 BIN := .venv/bin

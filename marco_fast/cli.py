@@ -116,10 +116,11 @@ def _solve(options: argparse.Namespace) -> int:
         raise ValueError("expected a question with some text, got an empty one")
     if options.save is not None:
         _check_writable(options.save)
-    _quiet_libraries()
     from marco_fast.engine.engine import Engine
+    from marco_fast.engine.notices import silence_libraries
     from marco_fast.solve import solve
 
+    silence_libraries()
     if not options.quiet and sys.stderr.isatty():
         print(f"loading {options.model} ...", end="\r", file=sys.stderr, flush=True)
     engine = Engine.from_pretrained(
@@ -157,14 +158,6 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"expected --save in a folder that exists, got {str(path)!r}")
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ValueError(f"expected --save to be writable, got {str(path)!r}")
-
-
-def _quiet_libraries() -> None:
-    """Libraries' own bars and notices do not belong into this command's output."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _print_result(result: "SearchResult", *, quiet: bool) -> None:
