@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from marco_fast import ops
-from marco_fast.errors import BackendError
 from marco_fast.ops import reference
 from tests.compare import assert_close, assert_lse_close
 from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
@@ -257,53 +256,3 @@ def test_nothing_is_read_behind_the_last_row():
         [sys.executable, "-c", GUARDED], cwd=root, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout.strip()) == (0, "inside"), done.stderr
-
-
-LOGITS, IDS = torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64)
-
-
-@pytest.mark.parametrize(
-    ("logits", "ids", "options", "message"),
-    [
-        (LOGITS.double(), IDS, {}, "expected logits as a tensor of float32"),
-        ("logits", IDS, {}, "got str"),
-        (LOGITS[0], IDS, {}, r"expected logits \[B, V\], got shape \(8,\)"),
-        (LOGITS[:, ::2], IDS, {}, "last dimension is contiguous, got strides"),
-        (LOGITS, IDS[:1], {}, r"expected token_ids \[2\], got shape \(1,\)"),
-        (LOGITS, IDS.float(), {}, "expected token_ids of torch.int64 or torch.int32"),
-        (LOGITS, [0, 0], {}, "expected token_ids as a tensor, got list"),
-        (LOGITS, IDS.to("meta"), {}, "expected token_ids on cpu, got meta"),
-        (LOGITS, IDS, {"top_k": 0}, "expected 1 <= top_k <= 8"),
-        (LOGITS, IDS, {"top_k": 9}, "expected 1 <= top_k <= 8"),
-        (LOGITS, IDS, {"top_k": 2.0}, "expected 1 <= top_k <= 8"),
-        (LOGITS, IDS, {"temperature": 0.0}, "expected temperature in"),
-        (LOGITS, IDS, {"temperature": -1.0}, "expected temperature in"),
-        (LOGITS, IDS, {"temperature": torch.nan}, "expected temperature in"),
-        (LOGITS, IDS, {"temperature": torch.inf}, "expected temperature in"),
-        (LOGITS, IDS, {"temperature": "warm"}, "expected temperature as a number"),
-        (LOGITS, IDS, {"denominator": "sum"}, "expected denominator to be"),
-        (LOGITS, IDS, {"backend": "gpu"}, "expected backend to be one of"),
-        (torch.empty(2, 0), IDS, {}, "expected 1 <= top_k <= 0"),
-    ],
-)
-def test_bad_arguments(logits, ids, options, message):
-    with pytest.raises(ValueError, match=message):
-        ops.topk_confidence(logits, ids, **options)
-
-
-@pytest.mark.parametrize("bad", [-1, 8, 2**40, -(2**40)])
-def test_ids_out_of_range(bad):
-    with pytest.raises(IndexError, match=r"expected token ids in \[0, 8\), got"):
-        ops.topk_confidence(LOGITS, torch.tensor([0, bad]))
-
-
-def test_reference_flags_ids_out_of_range():
-    got = reference.topk_confidence(LOGITS, torch.tensor([-1, 8]))
-    assert got.status.tolist() == [8, 8]
-    assert got.confidence.tolist() == [0, 0]
-    assert got.token_logprobs.tolist() == [-torch.inf, -torch.inf]
-
-
-def test_a_named_backend_is_not_replaced():
-    with pytest.raises((BackendError, ValueError)):
-        ops.topk_confidence(LOGITS.to("meta"), IDS.to("meta"), backend="cpu")

@@ -12,7 +12,6 @@ namespace MF_NS {
 
 inline constexpr int kLanes = Vec::kLanes;
 inline constexpr int kWide = 3;  // registers of a row in a block of products
-inline constexpr int kDotBlock = 32;  // words of q and K whose products are summed in one chain
 inline constexpr int kTokenBlock = 64;  // rows of V that stay in L1 while every column strip passes
 
 template <bool kPairs>
@@ -80,13 +79,14 @@ inline void pair_values(const bf16* const* v, int tokens, int head_dim, float* v
       store(values + i, interleave(v[t] + i, t + 1 < tokens ? v[t + 1] + i : nullptr));
 }
 
-// scores[r][tile * kLanes + lane] = scale * q[r] . k, for R rows and N tiles. Sums of kDotBlock products
-// are added up: one chain over a head_dim of 128 would err twice as much as PyTorch's.
+// scores[r][tile * kLanes + lane] = q[r] . k, for R rows and N tiles. Sums of a few products are added
+// up: one chain of float32 over a head_dim of 128 would err twice as much as PyTorch's.
 template <bool kPairs, int R, int N>
-inline void score_tiles(const float* q, int64_t q_stride, const float* keys, int words, float scale,
+inline void score_tiles(const float* q, int64_t q_stride, const float* keys, int words,
                         float* scores, int64_t scores_stride) {
-  for (int begin = 0; begin < words; begin += kDotBlock) {
-    const int end = begin + kDotBlock < words ? begin + kDotBlock : words;
+  constexpr int kStep = kPairs ? 64 : 16;
+  for (int begin = 0; begin < words; begin += kStep) {
+    const int end = begin + kStep < words ? begin + kStep : words;
     Vec acc[R][N];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -103,34 +103,32 @@ inline void score_tiles(const float* q, int64_t q_stride, const float* keys, int
         for (int j = 0; j < N; ++j) acc[r][j] = dot_step<kPairs>(x, k[j], acc[r][j]);
       }
     }
-    const Vec factor = set1(end == words ? scale : 1.0f);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int j = 0; j < N; ++j) {
         float* to = scores + r * scores_stride + j * kLanes;
-        const Vec sum = begin == 0 ? acc[r][j] : add(load(to), acc[r][j]);
-        store(to, mul(sum, factor));
+        store(to, begin == 0 ? acc[r][j] : add(load(to), acc[r][j]));
       }
   }
 }
 
 template <bool kPairs, int R>
-void score_block(const float* q, int head_dim, const float* keys, int tokens, float scale,
+void score_block(const float* q, int head_dim, const float* keys, int tokens,
                  float* scores, int64_t scores_stride) {
   const int words = kPairs ? head_dim / 2 : head_dim;
   in_groups((tokens + kLanes - 1) / kLanes, [&](int tile, auto n) {
     score_tiles<kPairs, R, decltype(n)::value>(q, head_dim, keys + tile * words * kLanes, words,
-                                               scale, scores + tile * kLanes, scores_stride);
+                                               scores + tile * kLanes, scores_stride);
   });
 }
 
-// Scores of one row to weights e^(score - m), 0 from `visible` to the end of its register; as words:
+// Scores of one row to weights e^(scale * (score - m)), 0 from `visible` to the end of its register; as words:
 // with kPairs they are rounded to bfloat16 in place, `sum` is of the unrounded ones.
 // A score that is NaN or +inf makes the sum NaN and m +inf, which every later merge keeps: a poisoned
 // key is never dropped silently.
 template <bool kPairs>
-inline void exponentiate(float* x, int visible, float* m, float* sum) {
+inline void exponentiate(float* x, int visible, float scale, float* m, float* sum) {
   const int padded = (visible + kLanes - 1) / kLanes * kLanes;
   for (int t = visible; t < padded; ++t) x[t] = -kInf;
   Vec largest = set1(-kInf);
@@ -145,7 +143,7 @@ inline void exponentiate(float* x, int visible, float* m, float* sum) {
   const Vec shift = set1(*m);
   Vec total = set1(0.0f);
   for (int t = 0; t < padded; t += kLanes) {
-    const Vec p = exp_nonpositive(sub(load(x + t), shift));
+    const Vec p = exp_scaled_nonpositive(sub(load(x + t), shift), scale);
     if (kPairs)
       store(reinterpret_cast<bf16*>(x) + t, p);
     else
@@ -201,7 +199,7 @@ inline void weigh_half_pair(const float* p, const float* pair, float* sums, int 
     store(sums + i, dot_step_pair(lower_half(set1(*p)), lower_half(load(pair + i)), load(sums + i)));
 }
 
-// A row's running state, or several rows': maximum, sum of exponentials, weighted sums [rows][dim].
+// A row's running state, or several rows': maximum (not scaled), sum of exponentials, weighted sums [rows][dim].
 struct States {
   float* m;
   float* s;
@@ -209,11 +207,11 @@ struct States {
 };
 
 // Joins a chunk's (m, s, sums) to each row's state. An empty side leaves the other's bits.
-inline void merge_block(int rows, const float* m, const float* s, const float* sums,
+inline void merge_block(int rows, const float* m, const float* s, const float* sums, float scale,
                         const States& to, int head_dim) {
   alignas(64) float factor[16] = {};
   for (int r = 0; r < rows; ++r) factor[r] = -std::fabs(to.m[r] - m[r]);
-  for (int r = 0; r < rows; r += kLanes) store(factor + r, exp_nonpositive(load(factor + r)));
+  for (int r = 0; r < rows; r += kLanes) store(factor + r, exp_scaled_nonpositive(load(factor + r), scale));
   for (int r = 0; r < rows; ++r, sums += head_dim) {
     if (m[r] == -kInf) continue;
     float* acc = to.acc + static_cast<int64_t>(r) * head_dim;

@@ -218,8 +218,8 @@ inline void scan_chunk(const T* x, int n, int32_t first_id, const Rates& rates, 
   scan_unusual_chunk(x, n, rates, record);
 }
 
-// A row's softmax at one temperature: e^(z / T) = 2^(max * rate) * sum. `infs` entries of +inf share
-// the probability; nothing above -inf has sum 0.
+// A row's softmax at one temperature: e^(z / T) = 2^(max * rate) * sum. `infs` entries of +inf
+// share the probability; nothing above -inf has sum 0.
 struct RowSum {
   float max = -kInf;
   double sum = 0.0;

@@ -1,8 +1,8 @@
 // Vec: one register of float32, with the same few operations in every instruction set.
 //
-// Included once per instruction set (isa.h); everything lives in namespace marco_fast::MF_NS, so that
-// no two instruction sets ever share a symbol. The scalar Vec has one lane and is the specification:
-// a kernel written against Vec runs on any machine.
+// Included once per instruction set (isa.h); everything lives in namespace marco_fast::MF_NS, so
+// that no two instruction sets ever share a symbol. The scalar Vec has one lane and is the
+// specification: a kernel written against Vec runs on any machine.
 #pragma once
 
 #include <cmath>
@@ -259,8 +259,8 @@ inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_p
 
 #endif
 
-// 2^y for y <= 0 with a relative error below 2 ulp, the same bits in every instruction set; exactly 1
-// at 0, 0 below -126 (where 2^y leaves the normal range), NaN for a NaN. 2^floor(y) times a
+// 2^y for y <= 0 with a relative error below 2 ulp, the same bits in every instruction set; exactly
+// 1 at 0, 0 below -126 (where 2^y leaves the normal range), NaN for a NaN. 2^floor(y) times a
 // polynomial on [0, 1) fitted for the least relative error, 8.3e-8, with p(0) = 1.
 inline Vec exp2_nonpositive(Vec y) {
   const Vec r = fraction(y);
@@ -273,12 +273,9 @@ inline Vec exp2_nonpositive(Vec y) {
   return scale2_floor(p, y);
 }
 
-// e^x for x <= 0, error below 2 ulp; 0 below -87 (where e^x leaves the normal range) and for -inf; a
-// NaN gives 0. Cody-Waite reduction by ln 2 in two parts, then a Taylor polynomial of degree 7 on
-// |r| <= ln(2)/2, whose remainder r^8/40320 is below 2^-27 of the result.
-inline Vec exp_nonpositive(Vec x) {
-  const Vec n = round(mul(x, set1(1.44269504f)));
-  const Vec r = fma(n, set1(1.42860677e-6f), fma(n, set1(-0.693148613f), x));
+// e^r for |r| <= ln(2)/2: the Taylor polynomial of degree 7, whose remainder r^8/40320 is below
+// 2^-27 of the result.
+inline Vec exp_polynomial(Vec r) {
   Vec p = set1(1.0f / 5040);
   p = fma(p, r, set1(1.0f / 720));
   p = fma(p, r, set1(1.0f / 120));
@@ -287,7 +284,23 @@ inline Vec exp_nonpositive(Vec x) {
   p = fma(p, r, set1(0.5f));
   p = fma(p, r, set1(1.0f));
   p = fma(p, r, set1(1.0f));
-  return zero_below(x, -87.0f, scale2(p, max(n, set1(-126.0f))));
+  return p;
+}
+
+// e^x for x <= 0, error below 2 ulp; 0 below -87 (where e^x leaves the normal range) and for -inf;
+// a NaN gives 0. Cody-Waite reduction by ln 2 in two parts, then a Taylor polynomial of degree 7 on
+// |r| <= ln(2)/2, whose remainder r^8/40320 is below 2^-27 of the result.
+inline Vec exp_nonpositive(Vec x) {
+  const Vec n = round(mul(x, set1(1.44269504f)));
+  const Vec r = fma(n, set1(1.42860677e-6f), fma(n, set1(-0.693148613f), x));
+  return zero_below(x, -87.0f, scale2(exp_polynomial(r), max(n, set1(-126.0f))));
+}
+
+// e^(x * scale) for x * scale <= 0, as above but the product is not rounded; 0 below -86.
+inline Vec exp_scaled_nonpositive(Vec x, float scale) {
+  const Vec n = round(mul(x, set1(1.44269504f * scale)));
+  const Vec r = fma(n, set1(1.42860677e-6f), fma(x, set1(scale), mul(n, set1(-0.693148613f))));
+  return zero_below(n, -125.0f, scale2(exp_polynomial(r), max(n, set1(-126.0f))));
 }
 
 }  // namespace MF_NS

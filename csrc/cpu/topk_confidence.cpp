@@ -59,7 +59,8 @@ double mass_of(float z, const RowSum& sum, double temperature) {
   return std::exp((static_cast<double>(z) - sum.max) / temperature);
 }
 
-float score(const ConfidenceArgs& args, const ScannedRow& row, const RowSum& sum, float token_logit) {
+float score(const ConfidenceArgs& args, const ScannedRow& row, const RowSum& sum,
+            float token_logit) {
   const ScoreOutputs& out = args.out;
   const double temperature = score_temperature(args, row.b);
   const double log_sum = std::log(sum.sum);
@@ -92,7 +93,8 @@ int32_t status_of(const ScannedRow& row, int64_t chunks) {
 }
 
 template <class T>
-int32_t draw(const ConfidenceArgs& args, const ScannedRow& scanned, const T* x, const RowSum& scored) {
+int32_t draw(const ConfidenceArgs& args, const ScannedRow& scanned, const T* x,
+             const RowSum& scored) {
   const SampleOptions& options = *args.sample;
   const int64_t b = scanned.b, cols = args.logits.cols;
   if (scanned.count == 0) return -1;
@@ -199,8 +201,8 @@ void scan(const ConfidenceArgs& args, const Workspace& space, int thread, int th
   }
 }
 
-// Finishes the row that `first` is the first of several threads to read, if there is one: the candidates
-// of the others are pushed into those of `first`.
+// Finishes the row that `first` is the first of several threads to read, if there is one: the
+// candidates of the others are pushed into those of `first`.
 template <class T>
 void finish_split(const ConfidenceArgs& args, const Workspace& space, int first, int team) {
   const int64_t chunks = num_chunks(args.logits.cols);

@@ -1,12 +1,12 @@
 // topk_confidence and sample_confidence: arguments and entry points of each instruction set.
 //
-// One pass over logits [B, V]: per row the k largest, the softmax normaliser and the confidence of a
-// token, which is given or drawn. Semantics: marco_fast/ops/reference.py.
+// One pass over logits [B, V]: per row the k largest, the softmax normaliser and the confidence of
+// a token, which is given or drawn. Semantics: marco_fast/ops/reference.py.
 //
-// A row is cut into chunks of 4096 entries, from V alone, whose records are folded in chunk order: a
-// row's result is the same bits in any batch and for any number of threads. Work is dealt out by
-// chunks: scan() gives each thread one range of all rows' chunks and finishes the rows that lie inside
-// it; finish_split() then finishes the rows that two or more threads share.
+// A row is cut into chunks of 4096 entries, from V alone, whose records are folded in chunk order:
+// a row's result is the same bits in any batch and for any number of threads. Work is dealt out by
+// chunks: scan() gives each thread one range of all rows' chunks and finishes the rows that lie
+// inside it; finish_split() then finishes the rows that two or more threads share.
 #pragma once
 
 #include <cstddef>
@@ -75,7 +75,7 @@ struct ConfidenceArgs {
 // Scratch of one call, carved out of one allocation.
 struct Workspace {
   ChunkRecord* records;  // [B, chunks]
-  uint64_t* keys;        // [threads, 3, capacity]: a thread's first shared row, last shared row, own rows
+  uint64_t* keys;        // [threads, 3, capacity]: a thread's first and last shared row, own rows
   int32_t* counts;       // [threads, 3]
   int32_t* team;         // [1]: how many threads scan() ran on
   int32_t capacity;      // candidates a row may keep

@@ -101,6 +101,8 @@ struct Walk {
   const TreeAttentionArgs& args;
   const TreeAttentionUnit& unit;
   Scratch s;
+  // A negative scale is |scale| and a negated q, so that the largest score has the largest weight.
+  const float scale = std::fabs(args.scale), sign = args.scale < 0 ? -1.0f : 1.0f;
 
   int rows() const { return (unit.query_end - unit.query_begin) * args.group; }
   int query_of(int row) const { return unit.query_begin + row / args.group; }
@@ -114,9 +116,10 @@ struct Walk {
                    (unit.kv_head * args.group + row % args.group) * args.q_stride_head;
       float* to = s.q + static_cast<int64_t>(row) * args.head_dim;
       if (kPairs) {
-        std::memcpy(to, q, sizeof(T) * args.head_dim);
+        for (int i = 0; i < args.head_dim; i += kLanes)
+          store(reinterpret_cast<T*>(to) + i, mul(load(q + i), set1(sign)));
       } else {
-        for (int i = 0; i < args.head_dim; i += kLanes) store(to + i, load(q + i));
+        for (int i = 0; i < args.head_dim; i += kLanes) store(to + i, mul(load(q + i), set1(sign)));
       }
     }
   }
@@ -136,11 +139,11 @@ struct Walk {
       most = visible[r] > most ? visible[r] : most;
     }
     const int64_t offset = static_cast<int64_t>(first) * args.head_dim;
-    score_block<kPairs, R>(s.q + offset, args.head_dim, s.keys, most, args.scale, s.scores,
+    score_block<kPairs, R>(s.q + offset, args.head_dim, s.keys, most, s.scores,
                            s.scores_stride);
     float m[R], sum[R];
     for (int r = 0; r < R; ++r)
-      exponentiate<kPairs>(s.scores + r * s.scores_stride, visible[r], m + r, sum + r);
+      exponentiate<kPairs>(s.scores + r * s.scores_stride, visible[r], scale, m + r, sum + r);
     const int joint = whole_steps(fewest, tokens);
     weigh_block<kPairs, V, R>(s.scores, s.scores_stride, values, 0, joint, false, s.sums,
                               args.head_dim);
@@ -154,7 +157,7 @@ struct Walk {
         weigh_half_pair(p + whole, reinterpret_cast<const float*>(values[whole]), sums,
                         args.head_dim);
     }
-    merge_block(R, m, sum, s.sums,
+    merge_block(R, m, sum, s.sums, scale,
                 {s.states.m + first, s.states.s + first, s.states.acc + offset}, args.head_dim);
   }
 
@@ -217,7 +220,7 @@ struct Walk {
       for (int i = 0; i < args.head_dim; i += kLanes)
         store(out + i, empty ? set1(0.0f) : mul(load(acc + i), inverse));
       args.lse[query * args.lse_stride_query + head * args.lse_stride_head] =
-          empty ? -kInf : s.states.m[row] + std::log(s.states.s[row]);
+          empty ? -kInf : s.states.m[row] * scale + std::log(s.states.s[row]);
     }
   }
 };

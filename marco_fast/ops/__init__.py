@@ -159,7 +159,9 @@ def _check_out(out: torch.Tensor, q: torch.Tensor) -> None:
         )
 
 
-def _check_workspace(workspace: torch.Tensor, plan: TreeAttentionPlan, device: torch.device) -> None:
+def _check_workspace(
+    workspace: torch.Tensor, plan: TreeAttentionPlan, device: torch.device
+) -> None:
     if (
         workspace.dtype != torch.float32
         or workspace.device != device

@@ -140,8 +140,8 @@ def topk_confidence(
     if not _SMALLEST <= temperature <= _LARGEST:
         raise ValueError(f"expected temperature in [{_SMALLEST}, {_LARGEST}], got {temperature}")
     if logits.device.type == "cpu" and len(token_ids) > 0:
-        ids = token_ids.numpy()
-        least, most = np.minimum.reduce(ids), np.maximum.reduce(ids)
+        ids = token_ids.tolist()
+        least, most = min(ids), max(ids)
         if least < 0 or most >= logits.shape[1]:
             raise IndexError(f"expected token ids in [0, {logits.shape[1]}), got {least} to {most}")
     module = load_backend(backend, logits.device, "topk_confidence")

@@ -1,6 +1,6 @@
 """The plan of tree attention: which query reads which segment, from which pages.
 
-Built once for many calls: every layer of a step, and with `max_new_tokens` every step of a mini-step.
+Built once for many calls: each layer of a step, and with `max_new_tokens` each step of a mini-step.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,154 @@
+// Where a row is cut for top-p and top-k when the nucleus is larger than the candidates at hand.
+//
+// Included once per instruction set.
+#pragma once
+
+#include "row_scan.h"
+
+namespace marco_fast {
+namespace MF_NS {
+
+// Kept are the logits above `value`, and those equal to it with an id up to `last_id`.
+struct Cut {
+  float value = kLowest;
+  int32_t last_id = std::numeric_limits<int32_t>::max();
+};
+
+struct Filters {
+  int64_t top_k;   // 0: off
+  float top_p;     // 1: off
+  double lowest;   // min_p as the least logit; -inf: off
+};
+
+template <class T>
+struct Row {
+  const T* x;
+  int64_t cols;
+  RowSum sum;        // of the sampling distribution
+  float rate;        // log2(e) / its temperature
+  ChunkRecord* records;
+  bool score_sums;   // the records' `sum` is at this rate, not `sampling_sum`
+
+  int64_t chunks() const { return num_chunks(cols); }
+  int chunk_size(int64_t c) const {
+    const int64_t left = cols - c * kChunk;
+    return static_cast<int>(left < kChunk ? left : kChunk);
+  }
+};
+
+// One level of the search for a cut: count and mass of the entries by the next digit of their key.
+struct Histogram {
+  static constexpr int kBins = 2048;
+  int32_t count[kBins];
+  double mass[kBins];
+};
+
+// Adds every entry >= limit whose key agrees with `prefix` above `shift + bits`; best key in bin 0.
+template <class T>
+inline void add_level(const Row<T>& row, float limit, uint32_t prefix, int shift, int bits,
+                      Histogram* histogram) {
+  std::memset(histogram, 0, sizeof(Histogram));
+  const int above = shift + bits;
+  const uint32_t mask = (1u << bits) - 1;
+  const uint32_t first_key = above < 32 ? prefix << above : ordered(kLowest);
+  const uint32_t last_key = above < 32 ? first_key | ((1u << above) - 1) : ordered(kInf);
+  const float first = from_ordered(first_key), last = from_ordered(last_key);  // may be NaN
+  if (first > limit) limit = first;
+  const Vec below = set1(std::nextafter(limit, -kInf)), most = set1(last);
+  for (int64_t c = 0; c < row.chunks(); ++c) {
+    if (row.records[c].max < limit) continue;
+    const T* x = row.x + c * kChunk;
+    for_groups(x, row.chunk_size(c), [&](const T* p, int) {
+      for (int j = 0; j < kVecs; ++j) {
+        const T* lane = p + j * Vec::kLanes;
+        const Vec v = load(lane);
+        uint32_t hits = greater_mask(v, below) & ~greater_mask(v, most);
+        if (hits == 0) continue;
+        float each[Vec::kLanes];
+        store(each, exp2_nonpositive(mul(sub(v, set1(row.sum.max)), set1(row.rate))));
+        for (; hits != 0; hits &= hits - 1) {
+          const int i = __builtin_ctz(hits);
+          const uint32_t key = ordered(to_float(lane[i]));
+          if (above < 32 && key >> above != prefix) continue;
+          const uint32_t bin = mask - (key >> shift & mask);
+          histogram->count[bin] += 1;
+          histogram->mass[bin] += each[i];
+        }
+      }
+    });
+  }
+}
+
+// A logit below which all V together could not hold the mass that top_p leaves out: no cut is
+// there.
+inline float lowest_cut(const RowSum& sum, float rate, double left_out, int64_t cols) {
+  if (left_out < 1e-4) return kLowest;  // too close to the rounding of the sums
+  return static_cast<float>(sum.max + std::log2(0.9 * left_out * sum.sum / cols) / rate);
+}
+
+// The id of the `rank`-th (from 1) entry equal to value.
+template <class T>
+inline int32_t nth_equal(const Row<T>& row, float value, int64_t rank) {
+  const Vec wanted = set1(value);
+  int32_t id = 0;
+  for (int64_t c = 0; c < row.chunks() && rank > 0; ++c) {
+    const int32_t first_id = static_cast<int32_t>(c * kChunk);
+    for_groups(row.x + first_id, row.chunk_size(c), [&](const T* p, int at) {
+      for (int j = 0; j < kVecs && rank > 0; ++j) {
+        uint32_t hits = equal_mask(load(p + j * Vec::kLanes), wanted);
+        for (; hits != 0 && rank > 0; hits &= hits - 1, --rank)
+          id = first_id + at + j * Vec::kLanes + __builtin_ctz(hits);
+      }
+    });
+  }
+  return id;
+}
+
+// The shortest prefix in rank order that reaches top_k entries or the mass top_p * sum: the digits
+// of its last key are found by histograms, most significant first.
+template <class T>
+inline Cut find_cut(const Row<T>& row, const Filters& filters) {
+  const double target = filters.top_p < 1.0f ? filters.top_p * row.sum.sum : kInf;
+  const int64_t most = filters.top_k > 0 ? filters.top_k : row.cols + 1;
+  const float limit =
+      filters.top_p < 1.0f
+          ? lowest_cut(row.sum, row.rate, 1.0 - filters.top_p, row.cols)
+          : kLowest;
+  constexpr int kShifts[] = {21, 10, 0}, kBits[] = {11, 11, 10};
+  Histogram histogram;
+  uint32_t prefix = 0;
+  int64_t count = 0;
+  double mass = 0.0;
+  for (int level = 0; level < 3; ++level) {
+    add_level(row, limit, prefix, kShifts[level], kBits[level], &histogram);
+    const int bins = 1 << kBits[level];
+    int bin = 0, last = -1;
+    for (; bin < bins; ++bin) {
+      if (histogram.count[bin] == 0) continue;
+      last = bin;
+      if (count + histogram.count[bin] >= most || mass + histogram.mass[bin] >= target) break;
+      count += histogram.count[bin];
+      mass += histogram.mass[bin];
+    }
+    if (bin == bins) {
+      // Not reached: at the first level everything is kept; further down, where the masses of a bin
+      // were summed in another order, the whole bin is.
+      if (level == 0) return {};
+      bin = last;
+      count -= histogram.count[bin];
+      mass -= histogram.mass[bin];
+    }
+    prefix = prefix << kBits[level] | ((1u << kBits[level]) - 1 - bin);
+    if (level < 2) continue;
+    const double each = histogram.mass[bin] / histogram.count[bin];
+    int64_t ties = 1;
+    while (ties < histogram.count[bin] && count + ties < most && mass + ties * each < target)
+      ++ties;
+    const float value = from_ordered(prefix);
+    return {value, nth_equal(row, value, ties)};
+  }
+  return {};
+}
+
+}  // namespace MF_NS
+}  // namespace marco_fast
