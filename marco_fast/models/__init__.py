@@ -1,0 +1,1 @@
+"""The bundled nano models: their questions, their training, their evaluation."""

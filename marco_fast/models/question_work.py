@@ -1,0 +1,140 @@
+"""Writing a thought: steps, digit-by-digit arithmetic, and one planted slip where it is asked for.
+
+Sums are worked column by column, lowest digit first, so that every written result depends on single
+digits and one carry. A `Work` counts the spots where a slip could happen; the spot `slip_at` is
+written wrongly, and all that follows is worked out faithfully from the wrong value.
+"""
+
+import random
+from collections.abc import Sequence
+
+
+class Work:
+    """The steps of one thought.
+
+    Args:
+        slip_at: ordinal (from 0) of the spot to get wrong; None: everything is right.
+        rng: chooses how the spot is wrong; needed with slip_at.
+
+    After writing, `spots` is the number of spots seen and `slip_step` the index of the wrong step.
+    """
+
+    def __init__(self, slip_at: int | None = None, rng: random.Random | None = None) -> None:
+        self.steps: list[str] = []
+        self.spots = 0
+        self.slip_step: int | None = None
+        self.rng = rng or random.Random(0)
+        self._slip_at = slip_at
+
+    def write(self, text: str) -> None:
+        """Adds a step."""
+        self.steps.append(text)
+
+    def slips(self) -> bool:
+        """Counts one spot; True when the step about to be written has to be wrong here."""
+        here = self.spots == self._slip_at
+        self.spots += 1
+        if here:
+            self.slip_step = len(self.steps)
+        return here
+
+    def add(self, a: int, b: int) -> tuple[str, int]:
+        """(text of the work, a + b) for a, b >= 0."""
+        slip = self._slip_column(max(a, b))
+        if a < 10 and b < 10:
+            total = _nudge(a + b, 99, self.rng) if slip == 0 else a + b
+            return f"{a}+{b}={total}", total
+        parts, digits, carry = [], [], 0
+        for place, (x, y) in enumerate(_columns(a, b)):
+            column = x + y + carry
+            if place == slip:
+                column = _nudge(column, 19, self.rng)
+            parts.append(f"{x}+{y}{'+1' if carry else ''}={column}")
+            digits.append(column % 10)
+            carry = column // 10
+        total = _number([*digits, carry])
+        return f"{a}+{b}: {', '.join(parts)}, so {total}", total
+
+    def subtract(self, a: int, b: int) -> tuple[str, int]:
+        """(text of the work, a - b); ValueError where a < b, which an earlier slip can cause."""
+        if a < b:
+            raise ValueError(f"expected a >= b, got {a} and {b}")
+        slip = self._slip_column(a)
+        if a < 10:
+            rest = _nudge(a - b, 9, self.rng) if slip == 0 else a - b
+            return f"{a}-{b}={rest}", rest
+        parts, digits, borrow = [], [], 0
+        for place, (x, y) in enumerate(_columns(a, b)):
+            top = x + 10 if x < y + borrow else x
+            column = top - y - borrow
+            if place == slip:
+                column = _nudge(column, 9, self.rng)
+            parts.append(f"{top}-{y}{'-1' if borrow else ''}={column}")
+            digits.append(column)
+            borrow = int(top != x)
+        rest = _number(digits)
+        return f"{a}-{b}: {', '.join(parts)}, so {rest}", rest
+
+    def scale(self, a: int, digit: int) -> tuple[str, int]:
+        """(text of the work, a * digit) for 1 <= digit <= 9."""
+        slip = self._slip_column(a)
+        if a < 10:
+            product = _nudge(a * digit, 99, self.rng) if slip == 0 else a * digit
+            return f"{a}*{digit}={product}", product
+        parts, digits, carry = [], [], 0
+        for place, (x, _) in enumerate(_columns(a, 0)):
+            column = x * digit + carry
+            if place == slip:
+                column = _nudge(column, 89, self.rng)
+            parts.append(f"{x}*{digit}{f'+{carry}' if carry else ''}={column}")
+            digits.append(column % 10)
+            carry = column // 10
+        product = _number([*digits, carry])
+        return f"{a}*{digit}: {', '.join(parts)}, so {product}", product
+
+    def multiply(self, a: int, b: int) -> int:
+        """Writes a * b (each below 100) as steps of its own; returns the product."""
+        if a < 10:
+            a, b = b, a
+        if b < 10:
+            text, product = self.scale(a, b)
+            self.write(f"{text}.")
+            return product
+        total, tens = 0, 0
+        if b % 10:
+            text, total = self.scale(a, b % 10)
+            self.write(f"{text}.")
+        text, tens = self.scale(a, b // 10)
+        self.write(f"{text}, times 10 is {tens * 10}.")
+        if not b % 10:
+            return tens * 10
+        text, total = self.add(tens * 10, total)
+        self.write(f"{text}.")
+        return total
+
+    def total(self, numbers: Sequence[int]) -> int:
+        """Writes the running sum of numbers, one step an addition; returns it."""
+        result = numbers[0]
+        for number in numbers[1:]:
+            text, result = self.add(result, number)
+            self.write(f"{text}.")
+        return result
+
+    def _slip_column(self, largest: int) -> int:
+        """The column to get wrong, or -1."""
+        return self.rng.randrange(len(str(largest))) if self.slips() else -1
+
+
+def _columns(a: int, b: int) -> list[tuple[int, int]]:
+    width = max(len(str(a)), len(str(b)))
+    return [(a // 10**place % 10, b // 10**place % 10) for place in range(width)]
+
+
+def _number(digits: Sequence[int]) -> int:
+    return sum(digit * 10**place for place, digit in enumerate(digits))
+
+
+def _nudge(value: int, largest: int, rng: random.Random) -> int:
+    """A value next to value, within 0..largest."""
+    near = [value + d for d in (-2, -1, 1, 2) if 0 <= value + d <= largest]
+    return rng.choice(near)
