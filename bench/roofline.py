@@ -1,0 +1,73 @@
+"""Floors measured in the same run as the kernels: how fast this machine reads."""
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+__all__ = ["LARGE", "interleaved", "read_bandwidth", "rotating"]
+
+LARGE = 256 * 2**20  # bytes: several times the last-level cache of the machines we know
+
+
+@lru_cache
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second of a read-only sum over a large float32 buffer; the best of 9."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    buffer = torch.rand(LARGE // 4)
+    try:
+        seconds = min(_seconds(buffer.sum) for _ in range(9))
+    finally:
+        torch.set_num_threads(before)
+    return LARGE / seconds
+
+
+def _seconds(f: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    *candidates: Callable[[], object], rounds: int = 15, budget: float = 8.0
+) -> list[list[float]]:
+    """Seconds of each round of each candidate, the candidates taking turns after one warm-up each.
+
+    Args:
+        candidates: calls without arguments.
+        rounds: how often each runs, at most; at least 5 times.
+        budget: seconds after which no further round starts.
+    """
+    for candidate in candidates:
+        candidate()
+    seconds: list[list[float]] = [[] for _ in candidates]
+    start = time.perf_counter()
+    for i in range(rounds):
+        if i >= 5 and time.perf_counter() - start > budget:
+            break
+        for candidate, times in zip(candidates, seconds, strict=True):
+            times.append(_seconds(candidate))
+    return seconds
+
+
+def rotating(
+    make: Callable[[int], torch.Tensor], nbytes: int, *, total: int = LARGE
+) -> Callable[[], torch.Tensor]:
+    """A function that returns the next of several tensors of one size, in turn.
+
+    Args:
+        make: the i-th tensor.
+        nbytes: of one tensor.
+        total: bytes of all of them together, at least; by default more than any cache holds.
+    """
+    tensors = [make(i) for i in range(max(1, -(-total // nbytes)))]
+    turn = 0
+
+    def following() -> torch.Tensor:
+        nonlocal turn
+        turn = (turn + 1) % len(tensors)
+        return tensors[turn]
+
+    return following
