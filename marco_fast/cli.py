@@ -173,9 +173,11 @@ def _print_result(result: "SearchResult", *, quiet: bool) -> None:
         console.print(f"[bold]confidence[/]  {result.confidence:.3f}")
         console.print(
             f"[bold]search[/]      {stats.expansions} expansions in {stats.seconds:.1f} s "
-            f"({stats.expansions_per_second:.1f}/s), {stats.tokens} tokens "
-            f"({stats.tokens_per_second:.0f}/s), KV sharing {sharing:.1f}x, "
-            f"stopped by: {result.stop_reason}"
+            f"({stats.expansions_per_second:.1f}/s), stopped by: {result.stop_reason}"
+        )
+        console.print(
+            f"[bold]tokens[/]      {stats.tokens} ({stats.tokens_per_second:.0f}/s), "
+            f"KV sharing {sharing:.1f}x"
         )
         console.print("[bold]answer[/]" if result.answer else "[bold]no path reached an answer[/]")
     print(result.answer, flush=True)
