@@ -21,6 +21,9 @@ MODELS = {
 }
 BUILD_SDIST = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
 USE = """
+import sys
+# Where a checkout is installed for editing, its finder would lend the missing extension.
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each)]
 import importlib.util, pathlib, marco_fast, torch
 home = pathlib.Path(marco_fast.__file__).parent
 print(home)
