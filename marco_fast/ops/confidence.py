@@ -12,6 +12,8 @@ _LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
 _INT32_MAX = 2**31 - 1
+_FLOAT32, _INT32, _INDEXES = torch.float32, torch.int32, (torch.int64, torch.int32)
+_empty = torch.empty
 
 
 def _check_logits(logits: torch.Tensor, top_k: int, denominator: str) -> None:
@@ -43,9 +45,9 @@ def _check_row_tensor(
         raise ValueError(f"expected {name} as a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise ValueError(f"expected {name} of {' or '.join(map(str, dtypes))}, got {value.dtype}")
-    if value.dim() != 1 or value.shape[0] != logits.shape[0]:
-        raise ValueError(f"expected {name} [{logits.shape[0]}], got shape {tuple(value.shape)}")
-    if value.device != logits.device:
+    if value.dim() != 1 or len(value) != len(logits):
+        raise ValueError(f"expected {name} [{len(logits)}], got shape {tuple(value.shape)}")
+    if not (value.is_cpu and logits.is_cpu) and value.device != logits.device:
         raise ValueError(f"expected {name} on {logits.device}, got {value.device}")
 
 
@@ -91,15 +93,16 @@ def _row_option(
     return torch.full((logits.shape[0],), value, dtype=dtype, device=logits.device)
 
 
-def _empty_scores(logits: torch.Tensor, top_k: int) -> TopKConfidence:
-    rows, device = logits.shape[0], logits.device
+def _empty_scores(rows: int, top_k: int, device: torch.device) -> TopKConfidence:
+    # Global names, not torch.float32 and the like: between other work of a decode step each lookup
+    # in a cold module dictionary costs a microsecond.
     return TopKConfidence(
-        torch.empty(rows, device=device, dtype=torch.float32),
-        torch.empty(rows, device=device, dtype=torch.float32),
-        torch.empty(rows, device=device, dtype=torch.float32),
-        torch.empty((rows, top_k), device=device, dtype=torch.float32),
-        torch.empty((rows, top_k), device=device, dtype=torch.int32),
-        torch.empty(rows, device=device, dtype=torch.int32),
+        _empty(rows, dtype=_FLOAT32, device=device),
+        _empty(rows, dtype=_FLOAT32, device=device),
+        _empty(rows, dtype=_FLOAT32, device=device),
+        _empty((rows, top_k), dtype=_FLOAT32, device=device),
+        _empty((rows, top_k), dtype=_INT32, device=device),
+        _empty(rows, dtype=_INT32, device=device),
     )
 
 
@@ -134,18 +137,20 @@ def topk_confidence(
         BackendError: the named backend cannot run here.
     """
     _check_logits(logits, top_k, denominator)
-    _check_row_tensor("token_ids", token_ids, logits, (torch.int64, torch.int32))
+    _check_row_tensor("token_ids", token_ids, logits, _INDEXES)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise ValueError(f"expected temperature as a number, got {type(temperature).__name__}")
     if not _SMALLEST <= temperature <= _LARGEST:
         raise ValueError(f"expected temperature in [{_SMALLEST}, {_LARGEST}], got {temperature}")
-    if logits.device.type == "cpu" and len(token_ids) > 0:
+    rows, vocabulary = logits.shape
+    device = logits.device
+    if logits.is_cpu and rows > 0:
         ids = token_ids.tolist()
-        least, most = min(ids), max(ids)
-        if least < 0 or most >= logits.shape[1]:
-            raise IndexError(f"expected token ids in [0, {logits.shape[1]}), got {least} to {most}")
-    module = load_backend(backend, logits.device, "topk_confidence")
-    result = _empty_scores(logits, top_k)
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            got = f"{min(ids)} to {max(ids)}"
+            raise IndexError(f"expected token ids in [0, {vocabulary}), got {got}")
+    module = load_backend(backend, device, "topk_confidence")
+    result = _empty_scores(rows, top_k, device)
     module.topk_confidence(
         logits, token_ids.contiguous(), float(temperature), denominator == "union", *result
     )
@@ -222,9 +227,9 @@ def sample_confidence(
     module = load_backend(backend, logits.device, "topk_confidence")
     rows, device = logits.shape[0], logits.device
     result = SampledTokens(
-        torch.empty(rows, device=device, dtype=torch.int32),
-        *_empty_scores(logits, top_k),
-        torch.empty(rows, device=device, dtype=torch.float32),
+        _empty(rows, dtype=_INT32, device=device),
+        *_empty_scores(rows, top_k, device),
+        _empty(rows, dtype=_FLOAT32, device=device),
     )
     module.sample_confidence(
         logits,
