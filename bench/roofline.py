@@ -8,6 +8,7 @@ import torch
 
 __all__ = ["LARGE", "interleaved", "read_bandwidth", "rotating"]
 
+TURN = 1e-3  # seconds of a turn, at least
 LARGE = 256 * 2**20  # bytes: several times the last-level cache of the machines we know
 
 
@@ -24,31 +25,37 @@ def read_bandwidth(threads: int) -> float:
     return LARGE / seconds
 
 
-def _seconds(f: Callable[[], object]) -> float:
+def _seconds(f: Callable[[], object], calls: int = 1) -> float:
+    """Seconds a call, over so many calls."""
     start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        f()
+    return (time.perf_counter() - start) / calls
 
 
 def interleaved(
     *candidates: Callable[[], object], rounds: int = 15, budget: float = 8.0
 ) -> list[list[float]]:
-    """Seconds of each round of each candidate, the candidates taking turns after one warm-up each.
+    """Seconds a call in each round of each candidate, the candidates taking turns.
+
+    A turn of a short candidate is as many calls as fill a millisecond: single calls in turn would
+    time how the other one leaves the caches.
 
     Args:
-        candidates: calls without arguments.
+        candidates: calls without arguments; each is warmed up.
         rounds: how often each runs, at most; at least 5 times.
         budget: seconds after which no further round starts.
     """
     for candidate in candidates:
         candidate()
+    calls = [max(1, round(TURN / max(_seconds(each, 1), 1e-9))) for each in candidates]
     seconds: list[list[float]] = [[] for _ in candidates]
     start = time.perf_counter()
     for i in range(rounds):
         if i >= 5 and time.perf_counter() - start > budget:
             break
-        for candidate, times in zip(candidates, seconds, strict=True):
-            times.append(_seconds(candidate))
+        for candidate, count, times in zip(candidates, calls, seconds, strict=True):
+            times.append(_seconds(candidate, count))
     return seconds
 
 

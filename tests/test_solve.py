@@ -12,6 +12,7 @@ import torch
 
 import marco_fast
 from marco_fast import Engine, KVCacheFull, ModelError, SearchConfig, solve
+from marco_fast.engine.scheduler import Branch, Scheduler
 from marco_fast.ops import reference
 from marco_fast.result import Progress
 from marco_fast.search.marco import REFLECTION
@@ -163,17 +164,19 @@ def count_calls(target, name: str) -> list[tuple]:
     return calls
 
 
-def test_branches_are_preempted_when_nothing_can_be_evicted(folders, plain):
+def test_branches_are_preempted_when_nothing_can_be_evicted(folders, plain, monkeypatch):
     """Six branches whose own segments alone need more pages than there are."""
+    waited = []
+    preempt = Scheduler._preempt
+
+    def recorded(scheduler: Scheduler, branch: Branch) -> None:
+        waited.append(branch)
+        preempt(scheduler, branch)
+
+    monkeypatch.setattr(Scheduler, "_preempt", recorded)
     config = dataclasses.replace(SMALL, step_tokens=64, rollout_tokens=0, expansions=8, children=8)
     with Engine.from_pretrained(folders["qwen2"], kv_tokens=16 * 14) as engine:
-        waited = 0
-
-        def watch(progress: Progress) -> None:
-            nonlocal waited
-            waited += progress.branches < min(6, 8 - progress.expansions)
-
-        result = solve(QUESTION, engine, config, progress=watch)
+        result = solve(QUESTION, engine, config)
         assert engine.cache.used_pages == 0
     assert result.stats.expansions == 8
     assert waited
