@@ -18,7 +18,7 @@ __all__ = ["BACKENDS", "OPERATIONS", "backend_status", "default_backend", "load_
 
 OPERATIONS = ["topk_confidence", "sample_confidence", "append_kv", "tree_attention"]
 
-# "triton" and "cuda" keep one module per operation, named in the second entry.
+# "triton" keeps one module an operation, the others hold all of them.
 BACKENDS = {
     "cpu": "marco_fast.ops.cpu",
     "triton": "marco_fast.kernels.{op}",
