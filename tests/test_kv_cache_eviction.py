@@ -1,28 +1,9 @@
 """PagedKVCache: evicted nodes keep their length and place, and come back with pages."""
 
 import pytest
-import torch
 
-from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.errors import KVCacheFull
-
-PAGE = 4
-
-
-def small_cache(num_pages=8, **options):
-    sizes = {"page_size": PAGE, "num_kv_heads": 1, "head_dim": 1, "dtype": torch.float32}
-    return PagedKVCache(1, num_pages, **{**sizes, "device": "cpu", **options})
-
-
-def seen(cache, nodes):
-    """Everything a caller can see of some living nodes and of the pool."""
-    return (
-        cache.free_pages,
-        cache.used_pages,
-        cache.num_nodes,
-        [(cache.parent(n), cache.path(n), cache.length(n), cache.is_resident(n)) for n in nodes],
-        [cache.block_table([n]).tolist() for n in nodes if cache.is_resident(n)],
-    )
+from tests.caches import PAGE, seen, small_cache
 
 
 @pytest.fixture

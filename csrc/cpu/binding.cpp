@@ -1,14 +1,14 @@
 // The Python module marco_fast._C: checks buffers, releases the GIL, dispatches by instruction set.
 //
-// The only file that knows Python. Arrays arrive as NumPy views of torch tensors, bfloat16 as uint16;
-// every array argument is noconvert(), or pybind11 would write results into a converted copy.
+// The only file that knows Python. Tensors arrive as addresses, with the sizes and strides that are not
+// fixed: at a few rows a call is short enough that views of them would take longer than the work.
+// marco_fast/ops checks every tensor before. Only the planner takes NumPy arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
-#include <optional>
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -95,56 +95,60 @@ py::array plan_array(const py::object& self) {
   return py::array_t<int32_t>(values.size(), values.data(), self);
 }
 
-int64_t element_stride(const py::array& a, int dim) { return a.strides(dim) / a.itemsize(); }
+// The address of a tensor's first element; 0: no tensor.
+using Address = uintptr_t;
 
-void run_tree_attention_py(const py::array& q, const py::array& k, const py::array& v,
-                           const TreePlan& plan, float scale, const py::array& out,
-                           const py::array_t<float, 0>& lse,
-                           const py::array_t<float, 0>& workspace, int threads, int dtype) {
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void run_tree_attention_py(Address q, Address k_cache, Address v_cache, const TreePlan& plan,
+                           float scale, Address out, Address lse, Address workspace,
+                           int64_t workspace_numel, const std::array<int64_t, 10>& strides,
+                           int64_t queries, int heads, int64_t pages, int kv_heads, int page_size,
+                           int head_dim, int dtype, int threads) {
   TreeAttentionArgs a{};
-  a.q = q.data(), a.k = k.data(), a.v = v.data();
-  a.out = const_cast<void*>(out.data()), a.lse = const_cast<float*>(lse.data());
-  a.q_stride_query = element_stride(q, 0), a.q_stride_head = element_stride(q, 1);
-  a.k_stride_page = element_stride(k, 0), a.k_stride_head = element_stride(k, 1);
-  a.v_stride_page = element_stride(v, 0), a.v_stride_head = element_stride(v, 1);
-  a.out_stride_query = element_stride(out, 0), a.out_stride_head = element_stride(out, 1);
-  a.lse_stride_query = element_stride(lse, 0), a.lse_stride_head = element_stride(lse, 1);
-  const int kv_heads = static_cast<int>(k.shape(1));
+  a.q = at<void>(q), a.k = at<void>(k_cache), a.v = at<void>(v_cache);
+  a.out = at<void>(out), a.lse = at<float>(lse);
+  a.q_stride_query = strides[0], a.q_stride_head = strides[1];
+  a.k_stride_page = strides[2], a.k_stride_head = strides[3];
+  a.v_stride_page = strides[4], a.v_stride_head = strides[5];
+  a.out_stride_query = strides[6], a.out_stride_head = strides[7];
+  a.lse_stride_query = strides[8], a.lse_stride_head = strides[9];
   a.dtype = static_cast<Dtype>(dtype), a.scale = scale;
-  a.group = static_cast<int>(q.shape(1)) / kv_heads;
-  a.page_size = static_cast<int>(k.shape(2)), a.head_dim = static_cast<int>(k.shape(3));
+  a.group = heads / kv_heads, a.page_size = page_size, a.head_dim = head_dim;
   a.num_segments = static_cast<int>(plan.segment_ids.size());
   a.query_order = plan.query_order.data(), a.query_lens = plan.query_lens.data();
   a.segment_lens = plan.segment_lens.data(), a.query_begin = plan.query_begin.data();
   a.own_end = plan.own_end.data(), a.query_end = plan.query_end.data();
   a.page_begin = plan.page_begin.data(), a.page_ids = plan.page_ids.data();
-  const int64_t words = threads * thread_words(q.shape(0), a.group, a.head_dim);
-  if (q.shape(0) != py::ssize_t(plan.query_order.size()) || workspace.size() < words ||
-      plan.num_pages_needed > k.shape(0))
+  // What may have changed since the plan was made: its pages, by advance(), and the threads.
+  const int64_t words = threads * thread_words(queries, a.group, head_dim);
+  if (queries != int64_t(plan.query_order.size()) || workspace_numel < words ||
+      plan.num_pages_needed > pages)
     throw py::value_error("expected q, caches and workspace as planned");
-  if (q.shape(0) == 0) return;
-  float* scratch = const_cast<float*>(workspace.data());
+  if (queries == 0) return;
   py::gil_scoped_release release;
-  run_tree_attention(kTreeAttention[g_isa], a, plan, kv_heads, threads, scratch);
+  run_tree_attention(kTreeAttention[g_isa], a, plan, kv_heads, threads, at<float>(workspace));
 }
 
-AppendKv append_side(const py::array& from, const py::array& cache) {
-  return {static_cast<const char*>(from.data()), from.strides(0), from.strides(1),
-          static_cast<char*>(const_cast<void*>(cache.data())), cache.strides(0), cache.strides(1)};
-}
-
-void append_kv_py(const py::array& k, const py::array& v, const py::array& k_cache,
-                  const py::array& v_cache, const py::array_t<int64_t, 0>& slots, int threads) {
-  const int64_t page_size = k_cache.shape(2), num_slots = k_cache.shape(0) * page_size;
-  const int64_t bad = find_bad_slot(slots.data(), slots.size(), num_slots);
+// Strides in bytes: of a token and a head of k and v, of a page and a head of the caches.
+void append_kv_py(Address k, Address v, Address k_cache, Address v_cache, Address slot_mapping,
+                  const std::array<int64_t, 8>& strides, int64_t tokens, int64_t heads,
+                  int64_t pages, int64_t page_size, int64_t row_bytes, int threads) {
+  const int64_t* slots = at<const int64_t>(slot_mapping);
+  const int64_t num_slots = pages * page_size;
+  const int64_t bad = find_bad_slot(slots, tokens, num_slots);
   if (bad >= 0)
     throw py::index_error("expected slot_mapping[" + std::to_string(bad) + "] in -1.." +
-                          std::to_string(num_slots - 1) + ", got " +
-                          std::to_string(slots.data()[bad]));
-  const AppendKv k_side = append_side(k, k_cache), v_side = append_side(v, v_cache);
+                          std::to_string(num_slots - 1) + ", got " + std::to_string(slots[bad]));
+  const AppendKv k_side{at<const char>(k), strides[0], strides[1],
+                        at<char>(k_cache), strides[4], strides[5]};
+  const AppendKv v_side{at<const char>(v), strides[2], strides[3],
+                        at<char>(v_cache), strides[6], strides[7]};
   py::gil_scoped_release release;
-  append_kv(k_side, v_side, slots.data(), slots.size(), k.shape(1), page_size,
-            k.shape(2) * k.itemsize(), threads);
+  append_kv(k_side, v_side, slots, tokens, heads, page_size, row_bytes, threads);
 }
 
 void bind_attention(py::module_& m) {
@@ -162,35 +166,8 @@ void bind_attention(py::module_& m) {
         py::arg("page_size"), py::arg("max_new_tokens"));
   m.def("tree_attention_words", &thread_words, py::arg("queries"), py::arg("group"),
         py::arg("head_dim"), "float32 words of scratch a thread needs.");
-  m.def("tree_attention", &run_tree_attention_py, py::arg("q").noconvert(),
-        py::arg("k_cache").noconvert(), py::arg("v_cache").noconvert(), py::arg("plan"),
-        py::arg("scale"), py::arg("out").noconvert(), py::arg("lse").noconvert(),
-        py::arg("workspace").noconvert(), py::arg("threads"), py::arg("dtype"));
-  m.def("append_kv", &append_kv_py, py::arg("k").noconvert(), py::arg("v").noconvert(),
-        py::arg("k_cache").noconvert(), py::arg("v_cache").noconvert(),
-        py::arg("slot_mapping").noconvert(), py::arg("threads"));
-}
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-template <class T>
-using MaybeArray = std::optional<Array<T>>;
-
-template <class T>
-T* maybe_data(MaybeArray<T>& array) {
-  return array ? array->mutable_data() : nullptr;
-}
-
-// Logits as NumPy holds them: float32, float16, or bfloat16 as uint16; rows of contiguous entries.
-RowsView rows_view(const py::array& logits) {
-  const py::ssize_t size = logits.itemsize();
-  const char kind = logits.dtype().kind();
-  const Dtype dtype = size == 4 ? Dtype::f32 : kind == 'u' ? Dtype::bf16 : Dtype::f16;
-  if (logits.ndim() != 2 || !(size == 4 ? kind == 'f' : size == 2 && (kind == 'u' || kind == 'f')))
-    throw std::invalid_argument("expected logits as a 2-D array of float32, float16 or uint16");
-  if (logits.size() > 0 && logits.shape(1) > 1 && logits.strides(1) != size)
-    throw std::invalid_argument("expected logits whose last dimension is contiguous");
-  return {logits.data(), dtype, logits.shape(0), logits.shape(1), logits.strides(0) / size};
+  m.def("tree_attention", &run_tree_attention_py);
+  m.def("append_kv", &append_kv_py);
 }
 
 // Below this many logits a thread more costs more than it saves.
@@ -214,57 +191,58 @@ void run_confidence(const ConfidenceArgs& args, int32_t capacity, int threads) {
   parallel(team, [&](int thread, int size) { steps[1](args, space, thread, size); });
 }
 
-void topk_confidence(const py::array& logits, const py::array& token_ids, float temperature,
-                     bool include_token, Array<float>& confidence, Array<float>& token_logprobs,
-                     Array<float>& lse, Array<float>& topk_logprobs, Array<int32_t>& topk_ids,
-                     Array<int32_t>& status, int threads) {
-  ConfidenceArgs args{};
-  args.logits = rows_view(logits);
-  args.top_k = static_cast<int32_t>(topk_ids.shape(1));
-  args.temperature = temperature;
-  args.include_token = include_token;
-  args.token_ids = token_ids.data();
-  args.wide_ids = token_ids.itemsize() == 8;
-  args.out = {confidence.mutable_data(),    token_logprobs.mutable_data(), lse.mutable_data(),
-              topk_logprobs.mutable_data(), topk_ids.mutable_data(),       status.mutable_data()};
-  py::gil_scoped_release release;
-  run_confidence(args, args.top_k, threads);
-}
+using Outputs = std::array<Address, 6>;  // the fields of TopKConfidence
 
-void sample_confidence(const py::array& logits, const Array<float>& temperature,
-                       const Array<float>& top_p, const Array<float>& min_p,
-                       const Array<int32_t>& sample_top_k, const Array<int64_t>& seeds,
-                       const Array<int64_t>& positions, bool tempered, bool include_token,
-                       MaybeArray<int64_t> path_sums, MaybeArray<int32_t> path_counts,
-                       MaybeArray<bool> active, Array<int32_t>& token_ids,
-                       Array<float>& confidence, Array<float>& token_logprobs, Array<float>& lse,
-                       Array<float>& topk_logprobs, Array<int32_t>& topk_ids,
-                       Array<int32_t>& status, Array<float>& entropy, int threads) {
-  SampleOptions sample{};
-  sample.temperature = temperature.data();
-  sample.top_p = top_p.data();
-  sample.min_p = min_p.data();
-  sample.top_k = sample_top_k.data();
-  sample.seeds = seeds.data();
-  sample.positions = positions.data();
-  sample.path_sums = maybe_data(path_sums);
-  sample.path_counts = maybe_data(path_counts);
-  sample.active = active ? reinterpret_cast<const uint8_t*>(active->data()) : nullptr;
-  sample.token_ids = token_ids.mutable_data();
-  sample.entropy = entropy.mutable_data();
-  sample.tempered = tempered;
+ConfidenceArgs confidence_args(Address logits, int dtype, int64_t rows, int64_t cols,
+                               int64_t stride, int32_t top_k, bool include_token,
+                               const Outputs& out) {
   ConfidenceArgs args{};
-  args.logits = rows_view(logits);
-  args.top_k = static_cast<int32_t>(topk_ids.shape(1));
+  args.logits = {at<void>(logits), static_cast<Dtype>(dtype), rows, cols, stride};
+  args.top_k = top_k;
   args.temperature = 1.0f;
   args.include_token = include_token;
-  args.sample = &sample;
-  args.out = {confidence.mutable_data(),    token_logprobs.mutable_data(), lse.mutable_data(),
-              topk_logprobs.mutable_data(), topk_ids.mutable_data(),       status.mutable_data()};
+  args.out = {at<float>(out[0]), at<float>(out[1]),   at<float>(out[2]),
+              at<float>(out[3]), at<int32_t>(out[4]), at<int32_t>(out[5])};
+  return args;
+}
+
+void topk_confidence(Address logits, int dtype, int64_t rows, int64_t cols, int64_t stride,
+                     int32_t top_k, bool include_token, const Outputs& out, Address token_ids,
+                     bool wide_ids, float temperature, int threads) {
+  ConfidenceArgs args =
+      confidence_args(logits, dtype, rows, cols, stride, top_k, include_token, out);
+  args.token_ids = at<void>(token_ids);
+  args.wide_ids = wide_ids;
+  args.temperature = temperature;
   py::gil_scoped_release release;
-  int32_t capacity = args.top_k;
-  for (int64_t b = 0; b < args.logits.rows; ++b)
-    capacity = std::max(capacity, draw_candidates(sample, b, args.logits.cols));
+  run_confidence(args, top_k, threads);
+}
+
+// options: temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active.
+void sample_confidence(Address logits, int dtype, int64_t rows, int64_t cols, int64_t stride,
+                       int32_t top_k, bool include_token, const Outputs& out,
+                       const std::array<Address, 9>& options, Address token_ids, Address entropy,
+                       bool tempered, int threads) {
+  SampleOptions sample{};
+  sample.temperature = at<float>(options[0]);
+  sample.top_p = at<float>(options[1]);
+  sample.min_p = at<float>(options[2]);
+  sample.top_k = at<int32_t>(options[3]);
+  sample.seeds = at<int64_t>(options[4]);
+  sample.positions = at<int64_t>(options[5]);
+  sample.path_sums = at<int64_t>(options[6]);
+  sample.path_counts = at<int32_t>(options[7]);
+  sample.active = at<uint8_t>(options[8]);
+  sample.token_ids = at<int32_t>(token_ids);
+  sample.entropy = at<float>(entropy);
+  sample.tempered = tempered;
+  ConfidenceArgs args =
+      confidence_args(logits, dtype, rows, cols, stride, top_k, include_token, out);
+  args.sample = &sample;
+  py::gil_scoped_release release;
+  int32_t capacity = top_k;
+  for (int64_t b = 0; b < rows; ++b)
+    capacity = std::max(capacity, draw_candidates(sample, b, cols));
   run_confidence(args, capacity, threads);
 }
 
@@ -280,19 +258,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox_uniform", [](int64_t seed, int64_t position) {
     return philox_uniform(seed, position, Purpose::token);
   }, py::arg("seed"), py::arg("position"), "The draw of a token, in [0, 1).");
-  m.def("topk_confidence", &topk_confidence, py::arg("logits").noconvert(),
-        py::arg("token_ids").noconvert(), py::arg("temperature"), py::arg("include_token"),
-        py::arg("confidence").noconvert(), py::arg("token_logprobs").noconvert(),
-        py::arg("lse").noconvert(), py::arg("topk_logprobs").noconvert(),
-        py::arg("topk_ids").noconvert(), py::arg("status").noconvert(), py::arg("threads"));
-  m.def("sample_confidence", &sample_confidence, py::arg("logits").noconvert(),
-        py::arg("temperature").noconvert(), py::arg("top_p").noconvert(),
-        py::arg("min_p").noconvert(), py::arg("sample_top_k").noconvert(),
-        py::arg("seeds").noconvert(), py::arg("positions").noconvert(), py::arg("tempered"),
-        py::arg("include_token"), py::arg("path_sums").noconvert().none(true),
-        py::arg("path_counts").noconvert().none(true), py::arg("active").noconvert().none(true),
-        py::arg("token_ids").noconvert(), py::arg("confidence").noconvert(),
-        py::arg("token_logprobs").noconvert(), py::arg("lse").noconvert(),
-        py::arg("topk_logprobs").noconvert(), py::arg("topk_ids").noconvert(),
-        py::arg("status").noconvert(), py::arg("entropy").noconvert(), py::arg("threads"));
+  m.def("topk_confidence", &topk_confidence);
+  m.def("sample_confidence", &sample_confidence);
 }

@@ -287,16 +287,10 @@ inline Vec exp_polynomial(Vec r) {
   return p;
 }
 
-// e^x for x <= 0, error below 2 ulp; 0 below -87 (where e^x leaves the normal range) and for -inf;
-// a NaN gives 0. Cody-Waite reduction by ln 2 in two parts, then a Taylor polynomial of degree 7 on
-// |r| <= ln(2)/2, whose remainder r^8/40320 is below 2^-27 of the result.
-inline Vec exp_nonpositive(Vec x) {
-  const Vec n = round(mul(x, set1(1.44269504f)));
-  const Vec r = fma(n, set1(1.42860677e-6f), fma(n, set1(-0.693148613f), x));
-  return zero_below(x, -87.0f, scale2(exp_polynomial(r), max(n, set1(-126.0f))));
-}
-
-// e^(x * scale) for x * scale <= 0, as above but the product is not rounded; 0 below -86.
+// e^(x * scale) for x * scale <= 0, the product not rounded, error below 2 ulp; 0 below -86 (where e^x
+// leaves the normal range) and for -inf; a NaN gives 0. Cody-Waite reduction by ln 2 in two parts, then
+// a Taylor polynomial of degree 7 on |r| <= ln(2)/2, whose remainder r^8/40320 is below 2^-27 of the
+// result.
 inline Vec exp_scaled_nonpositive(Vec x, float scale) {
   const Vec n = round(mul(x, set1(1.44269504f * scale)));
   const Vec r = fma(n, set1(1.42860677e-6f), fma(x, set1(scale), mul(n, set1(-0.693148613f))));

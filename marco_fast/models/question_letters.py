@@ -159,28 +159,44 @@ def orderings(level: int, rng: random.Random, accept: Accept) -> Draft:
     place = rank if from_top else size - 1 - rank
 
     def solve(work: Work) -> str:
-        for begin in range(0, len(facts), 3):
-            some = facts[begin : begin + 3]
-            work.write(", ".join(f"{_bare(a)} > {_bare(b)}" for _, a, b in some) + ".")
+        # Every comparison is written in both directions: each step of a walk then continues
+        # something written before, what follows "X up" on the way up and "X >" on the way down.
+        pairs = [(_bare(a), _bare(b)) for _, a, b in facts]
+        _write_row(work, "More:", [f"{a} > {b}" for a, b in pairs], 3)
+        _write_row(work, "Less:", [f"{b} up {a}" for a, b in pairs], 3)
         order = [_bare(one) for one in chain]
-        begin = chain.index(facts[0][1])
-        above = [*reversed(order[:begin]), "top"]
-        work.write(f"Up from {order[begin]}: {', '.join(above)}.")
+        begin = order.index(pairs[0][0])
+        _write_walk(work, "Up:", [*reversed(order[: begin + 1]), "top"], "up")
+        _write_walk(work, "Down:", [*order, "end"], ">")
         if work.slips():
             same_step = [
-                i for i in (place - 1, place + 1) if 0 <= i < size and i // 6 == place // 6
+                i for i in (place - 1, place + 1) if 0 <= i < size and i // _ROW == place // _ROW
             ]
             if same_step:
                 other = work.rng.choice(same_step)
                 order[place], order[other] = order[other], order[place]
-                work.slip_step = len(work.steps) + place // 6
-        for begin in range(0, size, 6):
-            part = order[begin : begin + 6]
-            work.write(", ".join(f"{begin + i + 1} {one}" for i, one in enumerate(part)) + ".")
+                work.slip_step = len(work.steps) + place // _ROW
+        _write_row(work, "So", [f"{i} {one}" for i, one in enumerate(order, 1)], _ROW)
         work.write(f"The {superlative} is number {place + 1}: {order[place]}.")
         return order[place]
 
     return " ".join([*sentences, question]), (key,), solve
+
+
+_ROW = 6  # numbered names on one line
+_WALK = 5  # names a walk adds on one line
+
+
+def _write_walk(work: Work, label: str, names: list[str], sign: str) -> None:
+    """Steps `label a > b > c.`, the next one beginning with the last name of the one before."""
+    for begin in range(0, len(names) - 1, _WALK):
+        work.write(f"{label} {f' {sign} '.join(names[begin : begin + _WALK + 1])}.")
+
+
+def _write_row(work: Work, label: str, items: list[str], width: int) -> None:
+    """Steps of `width` items."""
+    for begin in range(0, len(items), width):
+        work.write(f"{label} {', '.join(items[begin : begin + width])}.")
 
 
 def _bare(one: str) -> str:

@@ -1,6 +1,9 @@
-"""The backend "cpu": torch tensors to the C++ kernels, as NumPy views that share their memory."""
+"""The backend "cpu": the C++ kernels, which take the tensors' addresses, sizes and strides.
 
-import numpy as np
+The operations have checked dtypes, shapes and strides. At a few rows a call takes some tens of
+microseconds, so nothing here makes a view or a copy of a tensor.
+"""
+
 import torch
 
 from marco_fast import _C
@@ -9,13 +12,8 @@ from marco_fast.ops.tree_plan import TreeAttentionPlan
 __all__ = ["append_kv", "sample_confidence", "topk_confidence", "tree_attention"]
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/array.h
-
-
-def _view(tensor: torch.Tensor) -> np.ndarray:
-    """A NumPy view of the tensor's memory; bfloat16 as uint16, which NumPy can hold."""
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
+_INT64 = torch.int64
+_threads = torch.get_num_threads
 
 
 def append_kv(
@@ -25,14 +23,15 @@ def append_kv(
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
+    size = k.itemsize
+    tokens, heads, head_dim = k.shape
+    pages, _, page_size, _ = k_cache.shape
+    strides = [n * size for each in (k, v, k_cache, v_cache) for n in each.stride()[:2]]
     _C.append_kv(
-        _view(k),
-        _view(v),
-        _view(k_cache),
-        _view(v_cache),
-        slot_mapping.numpy(),
-        torch.get_num_threads(),
-    )
+        k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
+        slot_mapping.data_ptr(), strides, tokens, heads, pages, page_size, head_dim * size,
+        _threads(),
+    )  # fmt: skip
 
 
 def tree_attention(
@@ -45,18 +44,12 @@ def tree_attention(
     lse: torch.Tensor,
     workspace: torch.Tensor,
 ) -> None:
+    strides = [n for each in (q, k_cache, v_cache, out, lse) for n in each.stride()[:2]]
     _C.tree_attention(
-        _view(q),
-        _view(k_cache),
-        _view(v_cache),
-        plan.native,
-        scale,
-        _view(out),
-        lse.numpy(),
-        workspace.numpy(),
-        torch.get_num_threads(),
-        DTYPE_CODES[q.dtype],
-    )
+        q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), plan.native, scale, out.data_ptr(),
+        lse.data_ptr(), workspace.data_ptr(), workspace.numel(), strides, *q.shape[:2],
+        *k_cache.shape, DTYPE_CODES[q.dtype], _threads(),
+    )  # fmt: skip
 
 
 def topk_confidence(
@@ -67,14 +60,12 @@ def topk_confidence(
     *outputs: torch.Tensor,
 ) -> None:
     """outputs: the fields of TopKConfidence, in order."""
+    rows, vocabulary = logits.shape
     _C.topk_confidence(
-        _view(logits),
-        token_ids.numpy(),
-        temperature,
-        union,
-        *[output.numpy() for output in outputs],
-        torch.get_num_threads(),
-    )
+        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
+        outputs[3].shape[1], union, [output.data_ptr() for output in outputs],
+        token_ids.data_ptr(), token_ids.dtype == _INT64, temperature, _threads(),
+    )  # fmt: skip
 
 
 def sample_confidence(
@@ -90,22 +81,18 @@ def sample_confidence(
     path_sums: torch.Tensor | None,
     path_counts: torch.Tensor | None,
     active: torch.Tensor | None,
+    token_ids: torch.Tensor,
     *outputs: torch.Tensor,
 ) -> None:
-    """outputs: the fields of SampledTokens, in order."""
+    """token_ids and outputs: the fields of SampledTokens, in order."""
+    rows, vocabulary = logits.shape
+    *scores, entropy = outputs
+    options = (
+        temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active,
+    )  # fmt: skip
     _C.sample_confidence(
-        _view(logits),
-        temperature.numpy(),
-        top_p.numpy(),
-        min_p.numpy(),
-        sample_top_k.numpy(),
-        seeds.numpy(),
-        positions.numpy(),
-        tempered,
-        union,
-        None if path_sums is None else path_sums.numpy(),
-        None if path_counts is None else path_counts.numpy(),
-        None if active is None else active.numpy(),
-        *[output.numpy() for output in outputs],
-        torch.get_num_threads(),
-    )
+        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
+        scores[3].shape[1], union, [output.data_ptr() for output in scores],
+        [0 if each is None else each.data_ptr() for each in options],
+        token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
+    )  # fmt: skip
