@@ -6,7 +6,10 @@ error is not at hand, the allowance is the ulp alone plus the stated absolute te
 
 import torch
 
-__all__ = ["assert_close", "assert_lse_close", "ulp"]
+__all__ = ["assert_close", "assert_lse_close", "assert_scores", "entropy_of", "ulp"]
+
+# Each exponential is within 2 ulp and the sums run in float32 lanes: log(sum) is within 2.5e-7.
+LOGPROB_ATOL = 2.5e-7
 
 
 def ulp(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -63,3 +66,33 @@ def assert_lse_close(got: torch.Tensor, want: torch.Tensor) -> None:
     bad = (got - want).abs() > 2e-6 * (1 + want.abs())
     assert not got.isnan().any(), f"lse: expected {want}, got {got}"
     assert not bad.any(), f"lse: expected {want}, got {got}"
+
+
+def assert_logprobs(got: torch.Tensor, want: torch.Tensor, plain: torch.Tensor, name: str) -> None:
+    """Within the ulp, plain PyTorch's error and LOGPROB_ATOL; the same tokens masked."""
+    assert not got.isnan().any(), f"{name} has NaN"
+    assert torch.equal(got == -torch.inf, want == -torch.inf), f"{name}: other tokens are masked"
+    finite = want > -torch.inf
+    assert_close(got[finite], want[finite], plain[finite], atol=LOGPROB_ATOL, name=name)
+
+
+def assert_scores(got, want, plain, backend: str = "cpu") -> None:
+    """Fields of TopKConfidence. The C++ confidence is computed in float64: 1 ulp, nothing more."""
+    assert torch.equal(got.status, want.status)
+    assert torch.equal(got.topk_ids, want.topk_ids)
+    slack = plain.confidence if backend == "torch" else None
+    assert_close(got.confidence, want.confidence, slack, name="confidence")
+    assert (got.confidence >= 0).all()
+    assert (got.confidence <= 1).all()
+    assert_lse_close(got.lse, want.lse)
+    assert_logprobs(got.token_logprobs, want.token_logprobs, plain.token_logprobs, "token_logprobs")
+    assert_logprobs(got.topk_logprobs, want.topk_logprobs, plain.topk_logprobs, "topk_logprobs")
+
+
+def entropy_of(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """[B] float64, nats, of softmax(logits / temperature); +inf entries share the probability."""
+    z = logits.double().masked_fill(logits.isnan(), -torch.inf)
+    infinite = (z == torch.inf).any(-1, keepdim=True)
+    z = torch.where(infinite, torch.where(z == torch.inf, 0.0, -torch.inf), z / temperature)
+    p = z.softmax(-1).nan_to_num(0.0)
+    return torch.special.entr(p).sum(-1)

@@ -5,10 +5,10 @@ import torch
 
 from marco_fast import ops
 from marco_fast.ops import reference
-from tests.compare import assert_lse_close
+from tests.compare import assert_lse_close, assert_scores, entropy_of
 from tests.draws import OPTIONS, check_draws, keyed, options_of
 from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
-from tests.test_topk_confidence import assert_same_bits, assert_scores
+from tests.test_topk_confidence import assert_same_bits
 
 
 def check(logits, name: str, backend: str = "cpu", seed: int = 0, **options) -> None:
@@ -27,14 +27,6 @@ def check(logits, name: str, backend: str = "cpu", seed: int = 0, **options) -> 
     status = want.status & ~8  # a row without a token scores -1, which is no mistake here
     assert_scores(got, want._replace(status=status), plain, backend)
     assert_lse_close(got.entropy, entropy_of(logits, scoring["temperature"]))
-
-
-def entropy_of(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    z = logits.double().masked_fill(logits.isnan(), -torch.inf)
-    infinite = (z == torch.inf).any(-1, keepdim=True)
-    z = torch.where(infinite, torch.where(z == torch.inf, 0.0, -torch.inf), z / temperature)
-    p = z.softmax(-1).nan_to_num(0.0)
-    return torch.special.entr(p).sum(-1)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

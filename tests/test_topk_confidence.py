@@ -9,32 +9,10 @@ import torch
 
 from marco_fast import ops
 from marco_fast.ops import reference
-from tests.compare import assert_close, assert_lse_close
+from tests.compare import assert_close, assert_lse_close, assert_scores
 from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
 
 VOCABS = (1, 2, 5, 63, 64, 65, 1000, 4095, 4096, 4097, 9001)
-# Each exponential is within 2 ulp and the sums run in float32 lanes: log(sum) is within 2.5e-7.
-LOGPROB_ATOL = 2.5e-7
-
-
-def assert_logprobs(got: torch.Tensor, want: torch.Tensor, plain: torch.Tensor, name: str) -> None:
-    assert not got.isnan().any(), f"{name} has NaN"
-    assert torch.equal(got == -torch.inf, want == -torch.inf), f"{name}: other tokens are masked"
-    finite = want > -torch.inf
-    assert_close(got[finite], want[finite], plain[finite], atol=LOGPROB_ATOL, name=name)
-
-
-def assert_scores(got, want, plain, backend: str = "cpu") -> None:
-    """Fields of TopKConfidence. The C++ confidence is computed in float64: 1 ulp, nothing more."""
-    assert torch.equal(got.status, want.status)
-    assert torch.equal(got.topk_ids, want.topk_ids)
-    slack = plain.confidence if backend == "torch" else None
-    assert_close(got.confidence, want.confidence, slack, name="confidence")
-    assert (got.confidence >= 0).all()
-    assert (got.confidence <= 1).all()
-    assert_lse_close(got.lse, want.lse)
-    assert_logprobs(got.token_logprobs, want.token_logprobs, plain.token_logprobs, "token_logprobs")
-    assert_logprobs(got.topk_logprobs, want.topk_logprobs, plain.topk_logprobs, "topk_logprobs")
 
 
 def check(logits: torch.Tensor, token_ids: torch.Tensor, backend: str = "cpu", **options) -> None:
