@@ -161,6 +161,16 @@ def test_a_rollouts_nodes_can_be_selected_and_have_its_visit():
     assert following.node == 3  # with one child a node the chain is the only way down
 
 
+def test_the_value_is_the_geometric_mean_probability():
+    search = Search("q", SearchConfig(value="logprob", children=1))
+    (ticket,) = search.ask(1)
+    search.grow(ticket, [1, 2], [math.log(0.5), None], [0.9, None], more=True)
+    search.grow(ticket, [3, 4], [math.log(0.1), math.log(0.2)], [0.1, 0.1])
+    search.tell(ticket)
+    assert search.tree.end_value[ticket.node] == pytest.approx(0.01 ** (1 / 3), rel=1e-12)
+    assert Search("q", SearchConfig()).tree.path_probability(0) == 0.0
+
+
 @pytest.mark.parametrize(("value", "expected"), [("path", 0.5), ("rollout", 0.75)])
 def test_the_value_is_of_the_path_or_of_the_last_rollout(value, expected):
     search = Search("q", SearchConfig(children=1, value=value))

@@ -18,7 +18,7 @@ ValueFunction = Callable[[Sequence[int], Sequence[float | None], str], float]
 
 CHOICES = {
     "action": ("step", "mini-step"),
-    "value": ("path", "rollout"),
+    "value": ("path", "rollout", "logprob"),
     "answer": ("value", "visits", "vote"),
 }
 # name: (type, smallest, largest); None is allowed where the default is None
@@ -60,7 +60,8 @@ class SearchConfig:
         top_k: candidates in the confidence's denominator, 1 to 32.
         reflect: put the reflection phrase where a path first ends its thought.
         value: "path" (mean confidence of all generated tokens), "rollout" (of the last branch's
-            tokens), or a callable(token_ids, confidences, text) -> float over the whole path.
+            tokens), "logprob" (the tokens' geometric mean probability: exp of the path's mean
+            logprob), or a callable(token_ids, confidences, text) -> float over the whole path.
         answer: which finished path answers: the best "value", the most "visits", or a "vote" of
             the answers, each weighted by the values of its paths.
         seed: the same seed, question and engine give the same tree.
@@ -242,7 +243,7 @@ class Search:
 
         Args:
             ticket: from ask(), with at least one grow().
-            value: of the path; by default config.value's mean confidence.
+            value: of the path; by default as config.value says.
 
         Raises:
             ValueError: the ticket never grew, or the value is not finite.
@@ -252,7 +253,7 @@ class Search:
         if not ticket.nodes:
             raise ValueError("expected a ticket with at least one action, got none")
         if value is None:
-            value = self._mean_confidence(ticket)
+            value = self._value(ticket)
         if not math.isfinite(value):
             raise ValueError(f"expected a finite value of a path, got {value!r}")
         self._close(ticket)
@@ -270,7 +271,9 @@ class Search:
         ticket.done = True
         self.in_flight.remove(ticket)
 
-    def _mean_confidence(self, ticket: Ticket) -> float:
+    def _value(self, ticket: Ticket) -> float:
+        if self.config.value == "logprob":
+            return self.tree.path_probability(ticket.node)
         if self.config.value != "rollout":
             return self.tree.path_confidence(ticket.node)
         before = self.tree.parent[ticket.nodes[0]]

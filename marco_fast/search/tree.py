@@ -199,6 +199,14 @@ class SearchTree:
         """value_sum / visits; 0.0 before the first completed visit."""
         return self.value_sum[node] / self.visits[node] if self.visits[node] else 0.0
 
+    def path_probability(self, node: int) -> float:
+        """The geometric mean of p(token) from the root to the node, forced tokens left out.
+
+        0.0 where no token was drawn.
+        """
+        drawn = [p for each in self.path(node) for p in self.logprobs[each] if p is not None]
+        return math.exp(math.fsum(drawn) / len(drawn)) if drawn else 0.0
+
     def rows(self) -> list[dict[str, Any]]:
         """The nodes as tree.json holds them."""
         return [
