@@ -1,0 +1,180 @@
+"""Device functions that kernels over logits share: the records of chunks, and their fold.
+
+A row is cut into chunks of CHUNK entries from V alone. A chunk's record is its largest logit m, the
+sum of 2^y over its entries, y = (z - m) * rate with rate = log2(e) / temperature, the sum of
+2^y * y (for the entropy), the sum at a second temperature, and what was unusual. Records are merged
+in one fixed order that V alone decides, so a row has the same bits however its chunks were shared
+out.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "CHUNK",
+    "FOLD",
+    "INFS",
+    "KEPT",
+    "NAN_FLAG",
+    "RECORD_FIELDS",
+    "SAMPLING_SUM",
+    "SUM",
+    "TOP",
+    "WEIGHTED",
+    "fold_records",
+    "load_chunk",
+    "rate_of",
+    "store_record",
+]
+
+CHUNK = tl.constexpr(4096)  # entries
+FOLD = tl.constexpr(256)  # records merged at once
+
+# The fields of a record, each an array over the row's chunks: float32 [RECORD_FIELDS, chunks].
+TOP = tl.constexpr(0)
+SUM = tl.constexpr(1)
+WEIGHTED = tl.constexpr(2)
+SAMPLING_SUM = tl.constexpr(3)
+INFS = tl.constexpr(4)  # entries of +inf, plus NAN_FLAG where a NaN was seen
+KEPT = tl.constexpr(5)  # the mass that the filters keep; written only by a cut
+RECORD_FIELDS = tl.constexpr(6)
+NAN_FLAG = tl.constexpr(8192)
+
+_LOWEST_POWER = tl.constexpr(-126.0)  # of 2 that float32 holds as a normal number
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def rate_of(temperature):
+    """log2(e) / temperature as a float32 below infinity; the temperature is a float32 scalar."""
+    rate = 1.4426950408889634 / temperature.to(tl.float64)
+    return tl.minimum(rate, _LARGEST).to(tl.float32)
+
+
+@triton.jit
+def load_chunk(
+    row_ptr,  # [V]
+    chunk,
+    vocab,
+    wanted,
+):
+    """Entries [CHUNK] of a chunk in their own type; -inf behind the end, or if it is not wanted."""
+    offs = tl.arange(0, CHUNK) + chunk * CHUNK
+    return tl.load(row_ptr + offs, mask=(offs < vocab) & wanted, other=float("-inf"))
+
+
+@triton.jit
+def chunk_sums(x, top, rate):
+    """Sums of 2^y and of 2^y * y over x [CHUNK], y = (x - top) * rate; NaN if an entry is NaN."""
+    # Nothing above -inf: every power is 2^-inf, the sums 0. A top of +inf is counted elsewhere.
+    base = tl.where(tl.abs(top) == float("inf"), 0.0, top)
+    y = (x - base) * rate
+    powers = tl.exp2(y)
+    # A power below the normal numbers times its exponent is nothing; 0 * -inf would be NaN.
+    return tl.sum(powers, 0), tl.sum(powers * tl.maximum(y, _LOWEST_POWER), 0)
+
+
+@triton.jit
+def store_record(
+    record_ptr,  # [RECORD_FIELDS, chunks]
+    chunk,
+    chunks,
+    x,
+    rate,
+    sampling_rate,
+    SAMPLE: tl.constexpr,
+):
+    """Writes the record of x [CHUNK]; gives x with NaN read as -inf, and its largest entry.
+
+    rate and sampling_rate are float32; the fields that a draw needs are written with SAMPLE, the
+    second sum where sampling_rate is not 0.
+    """
+    top = tl.max(x, 0)
+    total, weighted = chunk_sums(x, top, rate)
+    infs = tl.full((), 0, tl.int32)
+    unusual = (total != total) | (top == float("inf"))
+    if unusual:
+        nan = tl.sum((x != x).to(tl.int32), 0) > 0
+        x = tl.where(x != x, float("-inf"), x)
+        top = tl.max(x, 0)
+        infs = tl.sum((x == float("inf")).to(tl.int32), 0)
+        total, weighted = chunk_sums(x, top, rate)
+        total = tl.where(infs > 0, infs.to(tl.float32), total)
+        infs += tl.where(nan, NAN_FLAG, 0)
+    tl.store(record_ptr + chunks * TOP + chunk, top)
+    tl.store(record_ptr + chunks * SUM + chunk, total)
+    tl.store(record_ptr + chunks * INFS + chunk, infs.to(tl.float32))
+    if SAMPLE:
+        tl.store(record_ptr + chunks * WEIGHTED + chunk, weighted)
+        if sampling_rate > 0.0:
+            sampling_total, _ = chunk_sums(x, top, sampling_rate)
+            tl.store(record_ptr + chunks * SAMPLING_SUM + chunk, sampling_total)
+    return x, top
+
+
+@triton.jit
+def record_field(
+    record_ptr,  # [RECORD_FIELDS, chunks]
+    field,
+    offs,  # chunks
+    chunks,
+    other,
+):
+    """One field of several records; past the L1, which may hold what another program overwrote."""
+    at = record_ptr + chunks * field + offs
+    return tl.load(at, mask=offs < chunks, other=other, cache_modifier=".cg")
+
+
+@triton.jit
+def largest_of_records(record_ptr, chunks):
+    """The row's largest logit, how many are +inf (int64), and whether a NaN was seen (int32)."""
+    offs = tl.arange(0, FOLD)
+    top = tl.full((), float("-inf"), tl.float32)
+    infs = tl.full((), 0, tl.int64)
+    nan = tl.full((), 0, tl.int32)
+    for begin in range(0, chunks, FOLD):
+        tops = record_field(record_ptr, TOP, begin + offs, chunks, float("-inf"))
+        top = tl.maximum(top, tl.max(tops, 0))
+        seen = record_field(record_ptr, INFS, begin + offs, chunks, 0.0).to(tl.int32)
+        nan = tl.maximum(nan, tl.max((seen >= NAN_FLAG).to(tl.int32), 0))
+        infs += tl.sum((seen & (NAN_FLAG - 1)).to(tl.int64), 0)
+    return top, infs, nan
+
+
+@triton.jit
+def chunk_scales(tops, top, rate):
+    """log2 of what a chunk's sums count in the row's, and 2 to it: float64; 0, 0 if empty."""
+    y = (tops.to(tl.float64) - top.to(tl.float64)) * rate.to(tl.float64)
+    y = tl.where(tops > float("-inf"), y, 0.0)
+    return y, tl.where(tops > float("-inf"), tl.exp2(y), 0.0)
+
+
+@triton.jit
+def fold_records(
+    record_ptr,  # [RECORD_FIELDS, chunks]
+    chunks,
+    top,
+    infs,
+    rate,
+    FIELD: tl.constexpr,
+    HAS_WEIGHTED: tl.constexpr,
+):
+    """The row's sum of 2^y and of 2^y * y in float64; FIELD is SUM or SAMPLING_SUM.
+
+    infs entries of +inf share the probability: their number is the sum. Nothing above -inf: 0.
+    """
+    offs = tl.arange(0, FOLD)
+    total = tl.full((), 0.0, tl.float64)
+    weighted = tl.full((), 0.0, tl.float64)
+    base = tl.where(tl.abs(top) == float("inf"), 0.0, top)
+    for begin in range(0, chunks, FOLD):
+        y, scale = chunk_scales(
+            record_field(record_ptr, TOP, begin + offs, chunks, float("-inf")), base, rate
+        )
+        sums = record_field(record_ptr, FIELD, begin + offs, chunks, 0.0).to(tl.float64)
+        total += tl.sum(scale * sums, 0)
+        if HAS_WEIGHTED:
+            products = record_field(record_ptr, WEIGHTED, begin + offs, chunks, 0.0)
+            weighted += tl.sum(scale * (products.to(tl.float64) + y * sums), 0)
+    shared = infs > 0
+    return tl.where(shared, infs.to(tl.float64), total), tl.where(shared, 0.0, weighted)
