@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "search/*": ["marco_fast.search"],
     "ops/cpu.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
     "ops/tree_plan.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
+    "ops/tree_items.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
     "ops/*": ["marco_fast.ops", "marco_fast.errors"],
     "torch_library.py": ["marco_fast.ops", "marco_fast.errors"],
     "engine/*": ["marco_fast.engine", "marco_fast.ops", "marco_fast.errors"],

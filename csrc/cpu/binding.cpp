@@ -21,7 +21,9 @@
 #include "parallel.h"
 #include "philox.h"
 #include "topk_confidence.h"
+#include "tree_items.h"
 #include "tree_plan.h"
+#include "tree_plan_arrays.h"
 #include "tree_schedule.h"
 
 namespace py = pybind11;
@@ -57,6 +59,7 @@ constexpr TreeAttentionKernel kTreeAttention[] = {
 };
 
 using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+using Int32s = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 
 void throw_if(const PlanError& error) {
   if (error && error.index) throw py::index_error(error.text);
@@ -81,11 +84,42 @@ std::unique_ptr<TreePlan> make_tree_plan(const Int64s& parents, const Int64s& se
   return plan;
 }
 
+std::unique_ptr<TreePlan> tree_plan_of_arrays(const std::array<Int32s, kPlanArrays.size()>& arrays,
+                                              int64_t page_size) {
+  auto plan = std::make_unique<TreePlan>();
+  for (size_t i = 0; i < arrays.size(); ++i)
+    ((*plan).*kPlanArrays[i]).assign(arrays[i].data(), arrays[i].data() + arrays[i].size());
+  throw_if(check_plan(page_size, plan.get()));
+  return plan;
+}
+
 void advance_tree_plan(TreePlan& plan, const std::optional<py::array_t<bool, 0>>& active) {
   if (active && (active->size() != py::ssize_t(plan.query_order.size()) ||
                  active->strides(0) != 1))
     throw py::value_error("expected active [Q], contiguous");
   throw_if(advance_plan(active ? active->data() : nullptr, &plan));
+}
+
+// The plan's sections for a device in one new array, each with room for `room` words, or as many as
+// it has.
+py::array_t<int32_t> make_tree_items(const TreePlan& plan, int64_t group, int64_t kv_heads,
+                                     int64_t chunk_tokens, int64_t group_tokens, int64_t tile_rows,
+                                     int64_t enough_items, const std::optional<SectionSizes>& room) {
+  const TreeItems items = build_items(
+      plan, {group, kv_heads, chunk_tokens, group_tokens, tile_rows, enough_items});
+  const Sections sections = sections_of(plan, items);
+  SectionSizes sizes;
+  for (int i = 0; i < kSections; ++i) {
+    const auto needed = static_cast<int64_t>(sections[i]->size());
+    sizes[i] = room ? (*room)[i] : needed;
+    if (sizes[i] < needed)
+      throw py::value_error("expected a plan of at most " + std::to_string(sizes[i]) +
+                            " words in section " + std::to_string(i) + ", got " +
+                            std::to_string(needed));
+  }
+  py::array_t<int32_t> packed(packed_words(sizes));
+  pack(sections, sizes, items.tile_rows, packed.mutable_data());
+  return packed;
 }
 
 // A NumPy view of one of the plan's arrays; it keeps the plan alive.
@@ -164,6 +198,10 @@ void bind_attention(py::module_& m) {
   m.def("make_tree_plan", &make_tree_plan, py::arg("parents"), py::arg("segment_lens"),
         py::arg("block_table").noconvert(), py::arg("leaves"), py::arg("leaf_lens"),
         py::arg("page_size"), py::arg("max_new_tokens"));
+  m.def("tree_plan_of_arrays", &tree_plan_of_arrays, py::arg("arrays"), py::arg("page_size"));
+  m.def("make_tree_items", &make_tree_items, py::arg("plan"), py::arg("group"), py::arg("kv_heads"),
+        py::arg("chunk_tokens"), py::arg("group_tokens"), py::arg("tile_rows"),
+        py::arg("enough_items"), py::arg("room") = py::none());
   m.def("tree_attention_words", &thread_words, py::arg("queries"), py::arg("group"),
         py::arg("head_dim"), "float32 words of scratch a thread needs.");
   m.def("tree_attention", &run_tree_attention_py);

@@ -5,6 +5,7 @@ Semantics and formulas are those of `marco_fast.ops.reference`, the same functio
 
 import torch
 
+from marco_fast.ops.attention_arguments import check_caches
 from marco_fast.ops.backends import load_backend
 from marco_fast.ops.confidence import (
     SampledTokens,
@@ -12,7 +13,7 @@ from marco_fast.ops.confidence import (
     sample_confidence,
     topk_confidence,
 )
-from marco_fast.ops.tree_plan import TreeAttentionPlan, check_caches, plan_tree_attention
+from marco_fast.ops.tree_plan import TreeAttentionPlan, plan_tree_attention
 
 __all__ = [
     "SampledTokens",
@@ -99,7 +100,8 @@ def tree_attention(
         IndexError: the plan names a page that the cache does not have.
         BackendError: the named backend cannot run here.
 
-    Undefined: a cache that holds NaN or infinities where the query's path is.
+    Undefined: a cache that holds NaN or infinities where the query's path is; on a GPU also in V of
+    tokens that leaf_lens hides from the query.
     """
     plan.check(q, k_cache, v_cache)
     if out is None:
@@ -110,11 +112,13 @@ def tree_attention(
         workspace = torch.empty(plan.workspace_numel, dtype=torch.float32, device=q.device)
     else:
         _check_workspace(workspace, plan, q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    lse = None
+    if return_lse or q.device.type == "cpu":  # the C++ kernel always writes it
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     load_backend(backend, q.device, "tree_attention").tree_attention(
         q, k_cache, v_cache, plan, plan.scale if scale is None else scale, out, lse, workspace
     )
-    return (out, lse) if return_lse else out
+    return (out, lse) if lse is not None and return_lse else out
 
 
 def _check_append(

@@ -30,7 +30,7 @@ class PlainTreePlan:
         self._number(parents, leaves, leaf_lens)
         self._measure(segment_lens, leaves, leaf_lens)
         self._collect_pages(block_table, page_size)
-        self._gained = np.zeros(len(leaves), np.int32)
+        self.gained = np.zeros(len(leaves), np.int32)
 
     def _check_nodes(self, parents: np.ndarray, lens: np.ndarray) -> None:
         for n, (parent, length) in enumerate(zip(parents, lens, strict=True)):
@@ -130,13 +130,13 @@ class PlainTreePlan:
     def advance(self, active: np.ndarray | None) -> None:
         """Adds one token to the leaf of every (active) query; active is in the caller's order."""
         grow = np.ones(len(self.query_order), bool) if active is None else active[self.query_order]
-        full = grow & (self._gained >= self.max_new_tokens)
+        full = grow & (self.gained >= self.max_new_tokens)
         if full.any():
             raise ValueError(
                 f"expected at most max_new_tokens = {self.max_new_tokens} new tokens, "
                 f"query {self.query_order[full][0]} has them all"
             )
-        self._gained += grow
+        self.gained += grow
         self.query_lens += grow
         self.path_lens += grow
         self.segment_lens[self.query_segment[grow]] += 1

@@ -3,26 +3,34 @@
 Built once for many calls: each layer of a step, and with `max_new_tokens` each step of a mini-step.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from marco_fast.ops.backends import built
+from marco_fast.ops.attention_arguments import (
+    Ints,
+    check_caches,
+    check_heads,
+    int_array,
+    page_table,
+)
+from marco_fast.ops.backends import built, interpreting, load_backend
+from marco_fast.ops.plain_plan_arrays import PlainPlanArrays
 from marco_fast.ops.plain_tree_plan import PlainTreePlan
+from marco_fast.ops.tree_items import TreeItems, tree_items
 
 __all__ = ["TreeAttentionPlan", "plan_tree_attention"]
-
-Ints = torch.Tensor | np.ndarray | Sequence[int]
 
 if built():
     from marco_fast import _C
 
     _make_plan: Any = _C.make_tree_plan
+    plan_of_arrays: Any = _C.tree_plan_of_arrays
     _words: Any = _C.tree_attention_words
 else:
     _make_plan = PlainTreePlan
+    plan_of_arrays = PlainPlanArrays
 
     def _words(queries: int, group: int, head_dim: int) -> int:
         return 0
@@ -30,6 +38,10 @@ else:
 
 def _array(name: str) -> Any:
     return property(lambda plan: getattr(plan.native, name))
+
+
+def _lengths(name: str) -> Any:
+    return property(lambda plan: getattr(plan._caught_up(), name))
 
 
 class TreeAttentionPlan:
@@ -61,7 +73,11 @@ class TreeAttentionPlan:
     """
 
     __slots__ = (
+        "_behind",
         "_checked",
+        "_interpreting",
+        "_items",
+        "_steps",
         "_thread_words",
         "device",
         "head_dim",
@@ -97,26 +113,87 @@ class TreeAttentionPlan:
         self.scale = head_dim**-0.5
         self._thread_words = _words(num_queries, num_heads // num_kv_heads, head_dim)
         self._checked: tuple[object, ...] | None = None
+        self._interpreting = interpreting()
+        self._items: dict[torch.device, TreeItems] = {}
+        self._steps = 0  # calls of advance
+        self._behind = False  # whether only the device knows the lengths
+        if device.type == "cuda":
+            self.items(device)
 
     def advance(self, active: torch.Tensor | np.ndarray | None = None) -> None:
         """Adds one token to the leaf of every query, or of the queries where active [Q] is true.
 
+        On a CUDA plan this is one small kernel and never waits; `active` may be there already.
+
         Raises:
-            ValueError: `active` is not [Q] bool, or a leaf already has its max_new_tokens; nothing
-                was changed.
+            ValueError: `active` is not [Q] bool, or a leaf already has its max_new_tokens (on a
+                CUDA plan: there were that many calls, active or not); nothing was changed.
         """
-        if isinstance(active, torch.Tensor):
-            active = active.numpy()
-        if active is not None and (active.dtype != bool or active.shape != (self.num_queries,)):
+        if active is not None:
+            dtypes = (torch.bool, np.dtype(bool))
+            if active.dtype not in dtypes or tuple(active.shape) != (self.num_queries,):
+                raise ValueError(
+                    f"expected active [{self.num_queries}] bool, got {active.dtype} {active.shape}"
+                )
+        if self.device.type == "cuda":
+            self._advance_on_device(active)
+            return
+        self.native.advance(active.numpy() if isinstance(active, torch.Tensor) else active)
+        # Copies elsewhere are old now; those on a CPU share the plan's lengths.
+        self._items = {at: items for at, items in self._items.items() if at.type == "cpu"}
+
+    def _advance_on_device(self, active: torch.Tensor | np.ndarray | None) -> None:
+        if self._steps >= self.max_new_tokens:
             raise ValueError(
-                f"expected active [{self.num_queries}] bool, got {active.dtype} {active.shape}"
+                f"expected at most max_new_tokens = {self.max_new_tokens} calls of advance"
             )
-        self.native.advance(active)
+        self._steps += 1
+        for device, items in self._items.items():
+            mask = None if active is None else torch.as_tensor(active).to(device, non_blocking=True)
+            kernels = load_backend("triton", device, "tree_attention")
+            kernels.advance(items.query_lens, items.query_order, mask)
+        if active is None:
+            self.native.advance(None)
+        else:
+            self._behind = True
+
+    def _caught_up(self) -> Any:
+        """`native` with the lengths that the device has; waits for it where they differ."""
+        if self._behind:
+            self._behind = False
+            lens = next(iter(self._items.values())).query_lens.cpu().numpy()
+            while (more := lens > self.native.query_lens).any():
+                active = np.empty(self.num_queries, bool)
+                active[self.native.query_order] = more
+                self.native.advance(active)
+        return self.native
+
+    def items(self, device: torch.device) -> TreeItems:
+        """What the kernels on `device` read there; made at the first call for each device."""
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        items = self._items.get(device)
+        if items is None:
+            items = self._items[device] = tree_items(
+                self._caught_up(),
+                group=self.num_heads // self.num_kv_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                device=device,
+            )
+        return items
 
     @property
     def workspace_numel(self) -> int:
-        """float32 elements that `workspace` needs with torch's present number of threads."""
-        return self._thread_words * torch.get_num_threads()
+        """float32 elements that `workspace` needs on the plan's device.
+
+        On a CPU it grows with torch's present number of threads.
+        """
+        words = self._thread_words * torch.get_num_threads()
+        if self.device.type == "cuda" or self._interpreting:
+            partials = self.items(self.device).num_partials
+            words = max(words, partials * self.num_heads * (self.head_dim + 2))
+        return words
 
     def check(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
         """Raises ValueError unless the tensors are as planned; the last answer is remembered."""
@@ -164,11 +241,11 @@ class TreeAttentionPlan:
 
     query_order = _array("query_order")
     query_segment = _array("query_segment")
-    query_lens = _array("query_lens")
-    path_lens = _array("path_lens")
+    query_lens = _lengths("query_lens")
+    path_lens = _lengths("path_lens")
     segment_ids = _array("segment_ids")
     segment_parents = _array("segment_parents")
-    segment_lens = _array("segment_lens")
+    segment_lens = _lengths("segment_lens")
     query_begin = _array("query_begin")
     own_end = _array("own_end")
     query_end = _array("query_end")
@@ -213,18 +290,18 @@ def plan_tree_attention(
             in a row of block_table.
         IndexError: a parent, leaf or page id out of range.
     """
-    _check_heads(num_heads, num_kv_heads, head_dim)
+    check_heads(num_heads, num_kv_heads, head_dim)
     if page_size < 1 or max_new_tokens < 0:
         raise ValueError(
             f"expected page_size >= 1 and max_new_tokens >= 0, got {page_size}, {max_new_tokens}"
         )
-    leaf_array = _int_array(leaves, "leaves")
+    leaf_array = int_array(leaves, "leaves")
     native = _make_plan(
-        _int_array(parents, "parents"),
-        _int_array(segment_lens, "segment_lens"),
-        _page_table(block_table),
+        int_array(parents, "parents"),
+        int_array(segment_lens, "segment_lens"),
+        page_table(block_table),
         leaf_array,
-        None if leaf_lens is None else _int_array(leaf_lens, "leaf_lens"),
+        None if leaf_lens is None else int_array(leaf_lens, "leaf_lens"),
         page_size,
         max_new_tokens,
     )
@@ -238,54 +315,3 @@ def plan_tree_attention(
         max_new_tokens=max_new_tokens,
         device=torch.device(device),
     )
-
-
-def check_caches(
-    k_cache: torch.Tensor, v_cache: torch.Tensor, num_kv_heads: int, head_dim: int
-) -> None:
-    """Raises ValueError unless both are [num_pages, num_kv_heads, page_size, head_dim]."""
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.ndim != 4 or cache.shape[1] != num_kv_heads or cache.shape[3] != head_dim:
-            raise ValueError(
-                f"expected {name} [num_pages, {num_kv_heads}, page_size, {head_dim}], "
-                f"got {list(cache.shape)}"
-            )
-        if cache.stride(3) != 1 or cache.stride(2) != head_dim:
-            raise ValueError(
-                f"expected {name} contiguous in its last two dimensions, "
-                f"got strides {cache.stride()}"
-            )
-    if k_cache.shape != v_cache.shape:
-        raise ValueError(
-            f"expected caches of one shape, got {list(k_cache.shape)} and {list(v_cache.shape)}"
-        )
-
-
-def _check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
-    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(
-            "expected num_heads to be a positive multiple of num_kv_heads, "
-            f"got {num_heads} and {num_kv_heads}"
-        )
-    if head_dim % 16 or not 16 <= head_dim <= 256:
-        raise ValueError(f"expected head_dim to be a multiple of 16 in 16..256, got {head_dim}")
-
-
-def _int_array(values: Ints, name: str) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.cpu().numpy()
-    array = np.asarray(values)
-    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-        raise ValueError(f"expected {name} as 1-D integers, got {array.dtype} {array.shape}")
-    return array
-
-
-def _page_table(block_table: torch.Tensor | np.ndarray) -> np.ndarray:
-    if isinstance(block_table, torch.Tensor):
-        block_table = block_table.cpu().numpy()
-    table = np.asarray(block_table)
-    if table.ndim != 2 or table.dtype != np.int32:
-        raise ValueError(
-            f"expected block_table [N, max_pages] int32, got {table.dtype} {table.shape}"
-        )
-    return table

@@ -1,0 +1,64 @@
+"""What the caches, the heads and a plan's inputs must be, for every operation on them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+__all__ = ["Ints", "check_caches", "check_heads", "int_array", "page_table"]
+
+Ints = torch.Tensor | np.ndarray | Sequence[int]
+
+
+def check_caches(
+    k_cache: torch.Tensor, v_cache: torch.Tensor, num_kv_heads: int, head_dim: int
+) -> None:
+    """Raises ValueError unless both are [num_pages, num_kv_heads, page_size, head_dim]."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.ndim != 4 or cache.shape[1] != num_kv_heads or cache.shape[3] != head_dim:
+            raise ValueError(
+                f"expected {name} [num_pages, {num_kv_heads}, page_size, {head_dim}], "
+                f"got {list(cache.shape)}"
+            )
+        if cache.stride(3) != 1 or cache.stride(2) != head_dim:
+            raise ValueError(
+                f"expected {name} contiguous in its last two dimensions, "
+                f"got strides {cache.stride()}"
+            )
+    if k_cache.shape != v_cache.shape:
+        raise ValueError(
+            f"expected caches of one shape, got {list(k_cache.shape)} and {list(v_cache.shape)}"
+        )
+
+
+def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    """Raises ValueError unless attention has kernels for these heads."""
+    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            "expected num_heads to be a positive multiple of num_kv_heads, "
+            f"got {num_heads} and {num_kv_heads}"
+        )
+    if head_dim % 16 or not 16 <= head_dim <= 256:
+        raise ValueError(f"expected head_dim to be a multiple of 16 in 16..256, got {head_dim}")
+
+
+def int_array(values: Ints, name: str) -> np.ndarray:
+    """The values as a 1-D array; ValueError unless they are integers."""
+    if isinstance(values, torch.Tensor):
+        values = values.cpu().numpy()
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ValueError(f"expected {name} as 1-D integers, got {array.dtype} {array.shape}")
+    return array
+
+
+def page_table(block_table: torch.Tensor | np.ndarray) -> np.ndarray:
+    """The table as an array; ValueError unless it is [N, max_pages] int32."""
+    if isinstance(block_table, torch.Tensor):
+        block_table = block_table.cpu().numpy()
+    table = np.asarray(block_table)
+    if table.ndim != 2 or table.dtype != np.int32:
+        raise ValueError(
+            f"expected block_table [N, max_pages] int32, got {table.dtype} {table.shape}"
+        )
+    return table
