@@ -84,7 +84,7 @@ def cuda_usage(cubin: bytes) -> dict[str, object]:
 
 
 def hip_usage(assembly: str) -> dict[str, object]:
-    """The same from the metadata of the assembly; spilled registers count as local memory."""
+    """The same from the metadata of the assembly; scalar registers spill to vector registers."""
 
     def number(name: str) -> int:
         return sum(int(each) for each in re.findall(rf"\.{name}:\s*(\d+)", assembly))
@@ -92,7 +92,7 @@ def hip_usage(assembly: str) -> dict[str, object]:
     return {
         "registers": number("vgpr_count"),
         "stack": number("private_segment_fixed_size"),
-        "local": 4 * (number("vgpr_spill_count") + number("sgpr_spill_count")),
+        "local": 4 * number("vgpr_spill_count"),
     }
 
 
