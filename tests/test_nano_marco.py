@@ -10,14 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import marco_fast.models
+from marco_fast import Engine
 from marco_fast.models.decode import Decoder, choose, replies
 from marco_fast.models.evaluate import (
     auroc,
     easy_level,
     hard_order,
+    hard_tier,
     load,
     outcomes,
     output_of,
@@ -25,7 +27,14 @@ from marco_fast.models.evaluate import (
 )
 from marco_fast.models.network import SharedHeadAttention
 from marco_fast.models.optimizer import orthogonalise
-from marco_fast.models.questions import REFLECTION, TESTS, is_correct, questions, write_answer
+from marco_fast.models.questions import (
+    LEVELS,
+    REFLECTION,
+    TESTS,
+    is_correct,
+    questions,
+    write_answer,
+)
 from marco_fast.models.samples import UNIFORM, batches, prompt_text, sample
 from marco_fast.models.train import learning_rate, qwen2_config, save, start, train_step
 
@@ -39,7 +48,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def chat_tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER)
+    return PreTrainedTokenizerFast.from_pretrained(FOLDER)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +122,16 @@ def test_pieces_encode_as_the_whole_does(test, tokenizer):
         assert ids == tokenizer.encode(whole).ids
         prompt = tokenizer.encode(prompt_text(question.text)).ids
         assert flags == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_the_engine_cuts_prompts_as_the_training_does(test, tokenizer):
+    """transformers' AutoTokenizer would cut them as Qwen2's own tokenizer does."""
+    with Engine.from_pretrained("nano-marco", max_branches=1, kv_tokens=2048) as engine:
+        for level in LEVELS:
+            for question in islice(questions(test, level, "test"), 20):
+                ids = engine.prompt_token_ids(question.text)
+                assert ids == tokenizer.encode(prompt_text(question.text)).ids, question.text
 
 
 def test_a_slip_and_the_phrase_have_no_loss(tokenizer):
@@ -274,6 +293,10 @@ def test_tiers_are_chosen_by_their_rule():
     assert easy_level({1: 0.9, 2: 0.93}) == 2
     assert hard_order(greedy)[:2] == [6, 5]
     assert hard_order({1: 0.6, 2: 0.8}) == [1, 2]
+    assert hard_order({1: 0.86, 2: 0.51, 3: 0.4}) == [2]  # inside the band, though further
+    assert hard_order({1: 0.99, 2: 0.2}) == []
+    assert hard_tier({6: 0.91, 5: 0.92, 4: 0.99}) == 5
+    assert hard_tier({6: 0.9, 5: 0.91, 4: 0.8}) == 5
 
 
 def test_output_of():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from marco_fast.engine.attention import ATTENTION_NAME, PromptBatch, TreeBatch
 from marco_fast.engine.kv_cache import PagedKVCache
@@ -119,7 +120,7 @@ class Engine:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=chosen, use_safetensors=True, **options
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+            tokenizer = _tokenizer(source, options)
         except ModelError:
             raise
         except Exception as error:  # transformers raises many kinds; each names its cause
@@ -197,6 +198,18 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _tokenizer(source: str, options: dict[str, Any]) -> Any:
+    """The tokenizer as its tokenizer.json defines it, if its configuration names no special class.
+
+    AutoTokenizer would take the class of the model's family (Qwen2Tokenizer for "qwen2"), which
+    replaces the file's rule for cutting text into words by its own.
+    """
+    named = get_tokenizer_config(source, **options).get("tokenizer_class")
+    if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        return transformers.PreTrainedTokenizerFast.from_pretrained(source, **options)
+    return transformers.AutoTokenizer.from_pretrained(source, **options)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -7,8 +7,10 @@
 The report chooses two tiers of difficulty for each test on validation questions alone, then
 measures them on test questions:
 - easy: the highest level of at least 97.5% greedy accuracy with every lower level at 95% or more;
-- hard: the level whose greedy accuracy is nearest to 70%, of those (three are tried, the nearest
-  first) where some of 16 samples is right in at least 90% of the questions.
+- hard: of the levels with 50% to 85% greedy accuracy (three are tried, the nearest to 70% first)
+  the first where some of 16 samples is right in at least 92% of the questions, two points above
+  what the tier is meant to have; where none is, the one where it is most often. A test without a
+  level in that band has no hard tier: the model does all of it, or none.
 """
 
 import argparse
@@ -33,8 +35,9 @@ from .samples import prompt_text
 from .tokenizer import replace_text
 
 Model = tuple[Decoder, Tokenizer]
-GOAL = 0.70  # greedy accuracy of the hard tier
-REACH = 0.90  # of the hard tier: some sample is right
+GOAL = 0.70  # greedy accuracy of the hard tier,
+BAND = (0.50, 0.85)  # and where it may be
+REACH = 0.92  # of the hard tier: some sample is right
 
 
 @dataclass(frozen=True)
@@ -190,28 +193,35 @@ def easy_level(greedy: dict[int, float]) -> int:
 
 def hard_order(greedy: dict[int, float]) -> list[int]:
     """The levels in the order in which they are tried as the hard tier's."""
-    return sorted(greedy, key=lambda level: (abs(greedy[level] - GOAL), level))
+    inside = [level for level in greedy if BAND[0] <= greedy[level] <= BAND[1]]
+    return sorted(inside, key=lambda level: (abs(greedy[level] - GOAL), level))
 
 
 def choose_tiers(model: Model, test: str, args: argparse.Namespace) -> tuple[dict, dict]:
     """({tier: level}, what was measured on validation questions) of one test."""
-    rows = {}
+    rows, reached = {}, {}
+    asked = {level: take(test, level, "validation", args.validation, args.seed) for level in LEVELS}
     for level in LEVELS:
-        asked = take(test, level, "validation", args.validation, args.seed)
-        rows[level] = summary(outcomes(*model, asked))
+        rows[level] = summary(outcomes(*model, asked[level]))
         _print_row(test, level, rows[level])
     greedy = {level: row["greedy"]["share"] for level, row in rows.items()}
-    order = hard_order(greedy)
-    hard = order[0]
-    for level in order[:3]:
-        asked = take(test, level, "validation", args.validation // 2, args.seed)
-        made = outcomes(*model, asked, samples=args.samples, temperature=args.temperature)
+    for level in hard_order(greedy)[:3]:
+        made = outcomes(*model, asked[level], samples=args.samples, temperature=args.temperature)
         rows[level]["sampled"] = summary(made)
         _print_row(test, level, rows[level]["sampled"])
-        if rows[level]["sampled"]["any"]["share"] >= REACH:
-            hard = level
+        reached[level] = rows[level]["sampled"]["any"]["share"]
+        if reached[level] >= REACH:
             break
-    return {"easy": easy_level(greedy), "hard": hard}, rows
+    levels = {"easy": easy_level(greedy)}
+    if reached:
+        levels["hard"] = hard_tier(reached)
+    return levels, rows
+
+
+def hard_tier(reached: dict[int, float]) -> int:
+    """The first level that reaches far enough, else the one that reaches furthest."""
+    enough = [level for level in reached if reached[level] >= REACH]
+    return enough[0] if enough else max(reached, key=lambda level: reached[level])
 
 
 def measure(model: Model, test: str, args: argparse.Namespace) -> tuple[dict, dict]:
@@ -231,7 +241,10 @@ def report(model: Model, args: argparse.Namespace) -> dict:
     torch.set_num_threads(1)
     with ThreadPoolExecutor(args.threads, initializer=lambda: torch.set_num_threads(1)) as pool:
         measured = dict(zip(TESTS, pool.map(lambda t: measure(model, t, args), TESTS), strict=True))
-    tiers = {tier: {test: measured[test][0][tier] for test in TESTS} for tier in ("easy", "hard")}
+    tiers = {
+        tier: {test: made[tier] for test, (made, _) in measured.items() if tier in made}
+        for tier in ("easy", "hard")
+    }
     chosen_on = {test: measured[test][1] for test in TESTS}
     settings = {
         "temperature": args.temperature, "top_p": 0.95, "samples": args.samples,
