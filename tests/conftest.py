@@ -1,5 +1,7 @@
 """What all tests share: threads, hypothesis profiles, the Triton interpreter, instruction sets."""
 
+import dataclasses
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -10,6 +12,12 @@ from hypothesis import settings
 # Before triton is imported: without a GPU its kernels run in the interpreter, on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    from triton.runtime import interpreter
+
+    # Every int32 sum and product of a kernel is checked for overflow.
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, debug=True)
 # Each worker of pytest-xdist is one of several processes on the same cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
