@@ -107,7 +107,7 @@ def attention_inputs(
     q = torch.randn(len(tree.leaves), heads, dim, device=machine.device).to(dtype)
     plan = mf.plan_tree_attention(
         tree.parents, tree.lens, table, tree.leaves, num_heads=heads, num_kv_heads=kv_heads,
-        head_dim=dim, page_size=PAGE, device=machine.device,
+        head_dim=dim, page_size=PAGE, device=machine.device, room=4.0,
     )  # fmt: skip
     k_cache, v_cache = caches.to(dtype)
     return q, k_cache, v_cache, plan
@@ -152,6 +152,7 @@ def decode_step(machine: Machine) -> tuple[Callable[[], tuple], Callable[[], Non
     vocab, rows = (5000, 2) if machine.dry else (151936, 8)
     tree = prompt_and_branches(40, rows, 20)
     q, k_cache, v_cache, plan = attention_inputs(machine, "qwen2-7b", tree, torch.bfloat16)
+    table, _ = tables(tree)
     workspace = torch.empty(plan.workspace_numel, device=machine.device)
     out = torch.empty_like(q)
     logits = torch.empty(rows, vocab, device=machine.device, dtype=torch.bfloat16)
@@ -169,6 +170,9 @@ def decode_step(machine: Machine) -> tuple[Callable[[], tuple], Callable[[], Non
         return (out.clone(), *drawn, *scored)
 
     def change() -> None:
+        # Other lengths and another order of the queries, planned in place.
+        cut = [int(torch.randint(1, n + 1, ())) for n in tree.lens]
+        plan.update(tree.parents, cut, table, torch.randperm(rows) + 1)
         q.normal_(generator=rng)
         for cache in (k_cache, v_cache):
             cache.copy_(torch.where(cache.isnan(), cache, torch.randn_like(cache)))
@@ -199,7 +203,7 @@ def graphs(machine: Machine) -> list[dict]:
         machine.wait()
         for got, want in zip(results[-1], step(), strict=True):
             assert same_bits(got, want), "a replay differs from the step itself"
-    return [{"case": "graph replay, inputs changed in place", "replays": rounds}]
+    return [{"case": "graph replay, inputs and plan changed in place", "replays": rounds}]
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

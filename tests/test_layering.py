@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "models/*": ["marco_fast.models", "marco_fast.search"],
     "search/*": ["marco_fast.search"],
     "ops/cpu.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
-    "ops/tree_plan.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
+    "ops/native_plan.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
     "ops/tree_items.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
     "ops/*": ["marco_fast.ops", "marco_fast.errors"],
     "torch_library.py": ["marco_fast.ops", "marco_fast.errors"],

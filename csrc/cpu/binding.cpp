@@ -114,7 +114,7 @@ py::array_t<int32_t> make_tree_items(const TreePlan& plan, int64_t group, int64_
     sizes[i] = room ? (*room)[i] : needed;
     if (sizes[i] < needed)
       throw py::value_error("expected a plan of at most " + std::to_string(sizes[i]) +
-                            " words in section " + std::to_string(i) + ", got " +
+                            " words of " + kSectionNames[i] + ", its room, got " +
                             std::to_string(needed));
   }
   py::array_t<int32_t> packed(packed_words(sizes));

@@ -66,6 +66,8 @@ class Builder {
     items_.partial_begin.assign(plan_.query_order.size() + 1, 0);
     choose_limit();
     for (size_t a = 0; a < ends_.size(); ++a) segment(static_cast<int32_t>(a));
+    runs_.resize(num_runs_);
+    chunks_.resize(num_chunks_);
     number_partials();
     place_chunks();
     items_.tile_rows = options_.tile_rows ? options_.tile_rows : best_tile_rows();
@@ -87,14 +89,19 @@ class Builder {
 
   int64_t rows(int32_t begin, int32_t end) const { return (end - begin) * options_.group; }
 
-  // A run is as long as its group unless that leaves part of the device idle.
+  // A run is as long as its group unless that leaves part of the device idle. Makes room for chunks
+  // and runs too.
   void choose_limit() {
-    int64_t work = 0;  // tokens x tiles of 32 rows
-    for (size_t a = 0; a < ends_.size(); ++a)
-      work += capacity(static_cast<int32_t>(a)) *
-              ((rows(plan_.query_begin[a], plan_.query_end[a]) + 31) / 32);
+    int64_t tokens = 0, work = 0;  // work: tokens x tiles of 32 rows
+    for (size_t a = 0; a < ends_.size(); ++a) {
+      const int64_t more = capacity(static_cast<int32_t>(a));
+      tokens += more;
+      work += more * ((rows(plan_.query_begin[a], plan_.query_end[a]) + 31) / 32);
+    }
     const int64_t items = options_.enough_items > 0 ? options_.enough_items : 1;
     limit_ = std::min(options_.group_tokens, work * options_.kv_heads / items);
+    chunks_.resize(ends_.size() + tokens / options_.chunk_tokens);
+    runs_.resize(chunks_.size());
   }
 
   // The run of the parent that this segment's first chunk may join: of the same readers.
@@ -118,16 +125,18 @@ class Builder {
         items_.partial_begin[reader + 1] = end.runs;
       const auto count = static_cast<int32_t>(std::min(options_.chunk_tokens, tokens - begin));
       const bool joins = end.fill > 0;
-      if (!joins || end.open_run < 0 || runs_[end.open_run].tokens >= limit_) {
-        runs_.push_back({reader, plan_.query_end[a], 2 * end.runs++ + joins, 0, 0, 0});
-        end.open_run = joins ? -1 : static_cast<int32_t>(runs_.size()) - 1;
-        chunks_.push_back({static_cast<int32_t>(runs_.size()) - 1, a, static_cast<int32_t>(begin)});
-      } else {
-        chunks_.push_back({end.open_run, a, static_cast<int32_t>(begin)});
+      int32_t r = end.open_run;
+      if (!joins || r < 0 || runs_[r].tokens >= limit_) {
+        r = num_runs_++;
+        runs_[r].query_begin = reader;
+        runs_[r].query_end = plan_.query_end[a];
+        runs_[r].place = 2 * end.runs++ + joins;
+        end.open_run = joins ? -1 : r;
       }
-      Run& run = runs_[chunks_.back().run];
-      run.tokens += count;
-      ++run.chunks;
+      runs_[r].tokens += count;
+      ++runs_[r].chunks;
+      Chunk& chunk = chunks_[num_chunks_++];
+      chunk.run = r, chunk.segment = a, chunk.begin = static_cast<int32_t>(begin);
       end.fill += count;
       if (end.fill >= options_.group_tokens) end.fill = 0;
     }
@@ -160,19 +169,20 @@ class Builder {
     }
   }
 
+  // `tile` is a power of two.
+  int64_t tiles(const Run& run, int64_t tile) const {
+    return (rows(run.query_begin, run.query_end) + tile - 1) >> __builtin_ctzll(tile);
+  }
+
   // A tile costs its tokens' way into the processor, worth the arithmetic of about 32 rows, and its
   // own rows' arithmetic, padding included. Ties: fewer rows.
   int64_t best_tile_rows() const {
-    int64_t best = 16, least = 0;
-    for (int64_t tile : {16, 32}) {
-      int64_t cost = 0;
-      for (const Run& run : runs_) {
-        const int64_t tiles = (rows(run.query_begin, run.query_end) + tile - 1) / tile;
-        cost += tiles * run.tokens * (32 + tile);
-      }
-      if (tile == 16 || cost < least) best = tile, least = cost;
+    int64_t narrow = 0, wide = 0;
+    for (const Run& run : runs_) {
+      narrow += tiles(run, 16) * run.tokens;
+      wide += tiles(run, 32) * run.tokens;
     }
-    return best;
+    return wide * (32 + 32) < narrow * (32 + 16) ? 32 : 16;
   }
 
   // Longest first, so that the last ones to finish are short; the tiles of a run stay together and
@@ -190,21 +200,29 @@ class Builder {
   }
 
   void emit_items() {
+    const auto tile = static_cast<int32_t>(items_.tile_rows);
+    size_t count = 0;
+    for (const Run& run : runs_) count += tiles(run, tile);
+    items_.items.resize(TreeItems::kItemWords * count);
+    int32_t* to = items_.items.data();
     for (const int32_t r : longest_first()) {
       const Run& run = runs_[r];
-      const int64_t count = rows(run.query_begin, run.query_end);
-      for (int64_t row = 0; row < count; row += items_.tile_rows)
-        items_.items.insert(items_.items.end(),
-                            {run.chunk_begin, run.chunk_begin + run.chunks, run.query_begin,
-                             run.query_end, static_cast<int32_t>(row), run.place});
+      const auto end = static_cast<int32_t>(rows(run.query_begin, run.query_end));
+      for (int32_t row = 0; row < end; row += tile, to += TreeItems::kItemWords) {
+        to[0] = run.chunk_begin, to[1] = run.chunk_begin + run.chunks;
+        to[2] = run.query_begin, to[3] = run.query_end;
+        to[4] = row, to[5] = run.place;
+      }
     }
   }
 
   const TreePlan& plan_;
   const TreeItemsOptions& options_;
   TreeItems items_;
+  // Written field by field: copying a whole entry that was just put together would wait for it.
   std::vector<Run> runs_;
   std::vector<Chunk> chunks_;
+  int32_t num_runs_ = 0, num_chunks_ = 0;
   std::vector<PathEnd> ends_;
   int64_t limit_ = 0;
 };
@@ -214,6 +232,9 @@ class Builder {
 // The sections of a plan on a device, in the order in which they lie in one array; each starts at a
 // multiple of 4 words, after kHeaderWords that hold how many words each section has.
 inline constexpr int kSections = 10;
+inline constexpr const char* kSectionNames[kSections] = {
+    "items", "chunks", "partial_begin", "merges", "query_order", "query_lens", "own_end",
+    "segment_lens", "page_begin", "page_ids"};
 inline constexpr int kHeaderWords = 16;
 
 using SectionSizes = std::array<int64_t, kSections>;

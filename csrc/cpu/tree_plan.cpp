@@ -77,7 +77,12 @@ PlanError check_growth(const TreePlanInput& in, const Scratch& s) {
 void number_queries(const TreePlanInput& in, Scratch* s, TreePlan* plan) {
   s->next.resize(in.num_nodes);
   s->position.assign(in.num_nodes, -1);
-  int32_t next_root = 0;
+  int64_t active = 0;
+  for (const int32_t below : s->below) active += below > 0;
+  for (std::vector<int32_t>* each : {&plan->segment_ids, &plan->segment_parents,
+                                     &plan->query_begin, &plan->own_end, &plan->query_end})
+    each->resize(active);
+  int32_t next_root = 0, a = 0;
   for (int64_t n = 0; n < in.num_nodes; ++n) {
     if (s->below[n] == 0) continue;
     const int64_t parent = in.parents[n];
@@ -85,12 +90,12 @@ void number_queries(const TreePlanInput& in, Scratch* s, TreePlan* plan) {
     const int32_t begin = *from;
     *from += s->below[n];
     s->next[n] = begin + s->own[n];
-    s->position[n] = static_cast<int32_t>(plan->segment_ids.size());
-    plan->segment_ids.push_back(static_cast<int32_t>(n));
-    plan->segment_parents.push_back(parent < 0 ? -1 : s->position[parent]);
-    plan->query_begin.push_back(begin);
-    plan->own_end.push_back(begin + s->own[n]);
-    plan->query_end.push_back(begin + s->below[n]);
+    s->position[n] = a;
+    plan->segment_ids[a] = static_cast<int32_t>(n);
+    plan->segment_parents[a] = parent < 0 ? -1 : s->position[parent];
+    plan->query_begin[a] = begin;
+    plan->own_end[a] = begin + s->own[n];
+    plan->query_end[a++] = begin + s->below[n];
   }
 }
 
@@ -147,8 +152,7 @@ PlanError measure(const TreePlanInput& in, TreePlan* plan) {
 
 // Copies the ids of the pages that are, or may come to be, read.
 PlanError collect_pages(const TreePlanInput& in, TreePlan* plan) {
-  plan->page_begin.assign(1, 0);
-  plan->page_begin.reserve(plan->segment_ids.size() + 1);
+  plan->page_begin.assign(plan->segment_ids.size() + 1, 0);
   int32_t largest = -1;
   for (size_t a = 0; a < plan->segment_ids.size(); ++a) {
     const int64_t node = plan->segment_ids[a];
@@ -168,7 +172,7 @@ PlanError collect_pages(const TreePlanInput& in, TreePlan* plan) {
       return index_error("expected page ids >= 0 in block_table[%lld], got %lld", node,
                          smallest < 0 ? smallest : largest, 0);
     plan->page_ids.insert(plan->page_ids.end(), ids, ids + count);
-    plan->page_begin.push_back(static_cast<int32_t>(plan->page_ids.size()));
+    plan->page_begin[a + 1] = static_cast<int32_t>(plan->page_ids.size());
   }
   plan->num_pages_needed = largest + 1;
   return {};

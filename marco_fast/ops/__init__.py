@@ -13,7 +13,8 @@ from marco_fast.ops.confidence import (
     sample_confidence,
     topk_confidence,
 )
-from marco_fast.ops.tree_plan import TreeAttentionPlan, plan_tree_attention
+from marco_fast.ops.plan_tree_attention import plan_tree_attention
+from marco_fast.ops.tree_plan import TreeAttentionPlan
 
 __all__ = [
     "SampledTokens",
@@ -78,7 +79,9 @@ def tree_attention(
     queries below it. A query's bits depend on its path alone, not on what else is in the plan.
 
     Args:
-        q: [Q, num_heads, head_dim] float32, bfloat16 or float16, last dimension contiguous.
+        q: [Q, num_heads, head_dim] float32, bfloat16 or float16, last dimension contiguous. A plan
+            with room takes up to max_queries rows; those beyond its queries are not read, and of
+            a given `out` not written.
         k_cache: [num_pages, num_kv_heads, page_size, head_dim], of q's dtype, contiguous in its
             last two dimensions.
         v_cache: as k_cache.
@@ -93,7 +96,8 @@ def tree_attention(
 
     Returns:
         out [Q, num_heads, head_dim] of q's dtype; with return_lse also lse [Q, num_heads] float32,
-        natural log. A query whose whole path has no token: out 0, lse -inf.
+        natural log. A query whose whole path has no token, and a row beyond the queries: out 0,
+        lse -inf.
 
     Raises:
         ValueError: a shape, dtype, layout or device not as above or not as planned.
@@ -104,8 +108,9 @@ def tree_attention(
     tokens that leaf_lens hides from the query.
     """
     plan.check(q, k_cache, v_cache)
+    spare = q.shape[0] > plan.num_queries
     if out is None:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = (torch.zeros if spare else torch.empty)(q.shape, dtype=q.dtype, device=q.device)
     else:
         _check_out(out, q)
     if workspace is None:
@@ -115,6 +120,8 @@ def tree_attention(
     lse = None
     if return_lse or q.device.type == "cpu":  # the C++ kernel always writes it
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        if spare:
+            lse.fill_(-torch.inf)
     load_backend(backend, q.device, "tree_attention").tree_attention(
         q, k_cache, v_cache, plan, plan.scale if scale is None else scale, out, lse, workspace
     )

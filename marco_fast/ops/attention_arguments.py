@@ -1,11 +1,20 @@
-"""What the caches, the heads and a plan's inputs must be, for every operation on them."""
+"""What a plan's inputs and the tensors of its calls must be."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["Ints", "check_caches", "check_heads", "int_array", "page_table"]
+__all__ = [
+    "Ints",
+    "check_caches",
+    "check_heads",
+    "check_pages",
+    "check_planned",
+    "int_array",
+    "page_table",
+]
 
 Ints = torch.Tensor | np.ndarray | Sequence[int]
 
@@ -62,3 +71,44 @@ def page_table(block_table: torch.Tensor | np.ndarray) -> np.ndarray:
             f"expected block_table [N, max_pages] int32, got {table.dtype} {table.shape}"
         )
     return table
+
+
+def check_pages(needed: int, pages: int) -> None:
+    """`needed`: 1 + the largest page id of a plan; `pages` of a cache."""
+    if needed > pages:
+        raise IndexError(
+            f"expected page ids below {pages}, the pages of the cache, got {needed - 1} in "
+            "block_table"
+        )
+
+
+def check_planned(plan: Any, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    """Raises unless the tensors of a call are as its TreeAttentionPlan has them."""
+    heads = (plan.num_heads, plan.head_dim)
+    rows = q.shape[0] if q.ndim == 3 else -1
+    if (
+        not plan.num_queries <= rows <= max(plan.num_queries, plan.max_queries)
+        or tuple(q.shape[1:]) != heads
+        or q.stride(-1) != 1
+    ):
+        most = f"..{plan.max_queries}" if plan.max_queries > plan.num_queries else ""
+        raise ValueError(
+            f"expected q [{plan.num_queries}{most}, {heads[0]}, {heads[1]}] with a contiguous last "
+            f"dimension, got {list(q.shape)} with strides {q.stride()}"
+        )
+    check_caches(k_cache, v_cache, plan.num_kv_heads, plan.head_dim)
+    if k_cache.shape[2] != plan.page_size:
+        raise ValueError(f"expected pages of {plan.page_size}, got {k_cache.shape[2]}")
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"expected q as float32, bfloat16 or float16, got {q.dtype}")
+    if not q.dtype == k_cache.dtype == v_cache.dtype:
+        raise ValueError(
+            "expected q, k_cache and v_cache of one dtype, "
+            f"got {q.dtype}, {k_cache.dtype}, {v_cache.dtype}"
+        )
+    if not q.device == k_cache.device == v_cache.device:
+        raise ValueError(
+            "expected q, k_cache and v_cache on one device, "
+            f"got {q.device}, {k_cache.device}, {v_cache.device}"
+        )
+    check_pages(plan.native.num_pages_needed, k_cache.shape[0])

@@ -47,8 +47,8 @@ def tree_attention(
     strides = [n for each in (q, k_cache, v_cache, out, lse) for n in each.stride()[:2]]
     _C.tree_attention(
         q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), plan.native, scale, out.data_ptr(),
-        lse.data_ptr(), workspace.data_ptr(), workspace.numel(), strides, *q.shape[:2],
-        *k_cache.shape, DTYPE_CODES[q.dtype], _threads(),
+        lse.data_ptr(), workspace.data_ptr(), workspace.numel(), strides,
+        plan.num_queries, q.shape[1], *k_cache.shape, DTYPE_CODES[q.dtype], _threads(),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 It serves where the extension was not built, and gives the same array.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ import numpy as np
 __all__ = ["pack_tree_items"]
 
 HEADER_WORDS = 16
+SECTIONS = (
+    "items", "chunks", "partial_begin", "merges", "query_order", "query_lens", "own_end",
+    "segment_lens", "page_begin", "page_ids",
+)  # fmt: skip
 
 
 class Run:
@@ -29,9 +34,15 @@ def pack_tree_items(
     group_tokens: int,
     tile_rows: int,
     enough_items: int,
+    room: Sequence[int] | None = None,
 ) -> np.ndarray:
     """One int32 array: 10 section sizes and tile_rows in 16 words, then the sections, each padded
-    to a multiple of 4 words. Arguments as the members of TreeItemsOptions."""
+    to a multiple of 4 words, after `room` words each where given. The other arguments are the
+    members of TreeItemsOptions.
+
+    Raises:
+        ValueError: a section has more words than there is room.
+    """
     capacity = _capacities(plan)
     readers = (plan.query_end - plan.query_begin).tolist()
     work = sum(tokens * -(-n * group // 32) for tokens, n in zip(capacity, readers, strict=True))
@@ -55,7 +66,13 @@ def pack_tree_items(
         plan.page_ids,
     ]  # fmt: skip
     header = [*map(len, sections), tile_rows]
-    padded = [np.pad(section, (0, -len(section) % 4)) for section in sections]
+    padded = []
+    for name, section, size in zip(SECTIONS, sections, room or header, strict=False):
+        if len(section) > size:
+            raise ValueError(
+                f"expected a plan of at most {size} words of {name}, its room, got {len(section)}"
+            )
+        padded.append(np.pad(section, (0, size + -size % 4 - len(section))))
     padded.insert(0, np.pad(header, (0, HEADER_WORDS - len(header))))
     return np.concatenate(padded).astype(np.int32)
 

@@ -12,9 +12,10 @@ import torch
 from marco_fast.errors import BackendError
 from marco_fast.ops.attention_arguments import check_heads
 from marco_fast.ops.backends import interpreting
+from marco_fast.ops.native_plan import plan_of_arrays
 from marco_fast.ops.plain_plan_arrays import PLAN_ARRAYS
 from marco_fast.ops.tree_items import HEADER_WORDS, SECTIONS, TreeItems, chunk_tokens
-from marco_fast.ops.tree_plan import TreeAttentionPlan, plan_of_arrays
+from marco_fast.ops.tree_plan import TreeAttentionPlan
 
 __all__ = ["plan_arguments", "restore_plan"]
 
@@ -32,7 +33,8 @@ def plan_arguments(plan: TreeAttentionPlan) -> tuple[list[torch.Tensor], list[in
         For a CPU the arrays of PLAN_ARRAYS, and the plan's num_heads, num_kv_heads, head_dim and
         page_size; for a CUDA device the arrays of its TreeItems, and after those four numbers the
         pages that the cache must have and the sizes of a launch. All arrays are int32 and share the
-        plan's memory: `plan.advance` is seen through them.
+        plan's memory: `plan.advance` is seen through them, and on a CUDA device `plan.update` too
+        (the rows of out beyond its queries then hold nothing).
     """
     if plan.device.type == "cuda":
         return item_arguments(plan, plan.device)

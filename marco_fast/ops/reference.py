@@ -83,9 +83,9 @@ def tree_attention(
         result[i] = torch.einsum("hgt,thd->hgd", scores.softmax(-1), v).flatten(0, 1)
         sums[i] = scores.logsumexp(-1).flatten()
     if out is not None:
-        out.copy_(result)
+        out[: plan.num_queries].copy_(result[: plan.num_queries])
     if lse is not None:
-        lse.copy_(sums)
+        lse[: plan.num_queries].copy_(sums[: plan.num_queries])
     return result, sums
 
 

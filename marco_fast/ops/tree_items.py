@@ -4,33 +4,36 @@ csrc/cpu/tree_items.h says what items, runs, chunks, groups and partials are. Al
 array, brought to the device by one copy.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from marco_fast.ops.backends import built
+from marco_fast.ops.plain_tree_items import HEADER_WORDS, SECTIONS, pack_tree_items
 
-__all__ = ["GROUP_TOKENS", "TreeItems", "chunk_tokens", "tree_items"]
+__all__ = [
+    "GROUP_TOKENS",
+    "HEADER_WORDS",
+    "SECTIONS",
+    "TreeItems",
+    "chunk_tokens",
+    "pack_again",
+    "tree_items",
+]
 
 # Tokens of a full group of chunks. With chunk_tokens it defines a result's bits.
 GROUP_TOKENS = 512
 # Programs that fill a large GPU (132 processors) about four times.
 ENOUGH_ITEMS = 512
 
-SECTIONS = (
-    "items", "chunks", "partial_begin", "merges", "query_order", "query_lens", "own_end",
-    "segment_lens", "page_begin", "page_ids",
-)  # fmt: skip
-HEADER_WORDS = 16
-
 if built():
     from marco_fast import _C
 
     _pack: Any = _C.make_tree_items
 else:
-    from marco_fast.ops.plain_tree_items import pack_tree_items
-
     _pack = pack_tree_items
 
 
@@ -39,9 +42,12 @@ def chunk_tokens(head_dim: int) -> int:
     return 256 if head_dim <= 64 else 128
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TreeItems:
     """Views of one int32 array on the device, and the sizes of a launch.
+
+    With room for later plans the views and sizes are the most there may be, and `counts` says how
+    much of each is in use.
 
     Attributes:
         counts: [16] how many words each of the arrays below holds, in their order.
@@ -50,9 +56,10 @@ class TreeItems:
         partial_begin: [Q + 1] query i's partials are [partial_begin[i], partial_begin[i + 1]).
         merges: [M] the queries whose result the merge writes.
         query_order, query_lens, own_end, segment_lens, page_begin, page_ids: as in the plan.
-        num_items, num_merges, num_partials: I, M and partial_begin[Q], or the most there may be.
+        num_items, num_merges, num_partials: I, M and partial_begin[Q].
         tile_rows: rows of an item: 16 or 32.
         chunk_tokens: tokens of a chunk.
+        whole: the array; None where only the views are at hand.
     """
 
     counts: torch.Tensor
@@ -71,6 +78,13 @@ class TreeItems:
     num_partials: int
     tile_rows: int
     chunk_tokens: int
+    whole: torch.Tensor | None = None
+
+    def overwrite(self, packed: np.ndarray) -> None:
+        """Puts what `pack_again` returned in the place of what is there; does not wait."""
+        assert self.whole is not None
+        with torch.inference_mode():  # where the array may have been made
+            self.whole.copy_(_host(packed, self.whole.device), non_blocking=True)
 
 
 def tree_items(
@@ -82,10 +96,9 @@ def tree_items(
     device: torch.device,
     tile_rows: int = 0,
     enough_items: int = ENOUGH_ITEMS,
+    room: float = 1.0,
 ) -> TreeItems:
     """Makes the items of a plan and copies everything to the device.
-
-    On a CPU query_lens is the plan's own array, so that the plan's advance is seen through it.
 
     Args:
         native: the plan's native object.
@@ -94,27 +107,67 @@ def tree_items(
         tile_rows: rows of an item, 16 or 32; 0: what costs least. No result depends on it.
         enough_items: programs that fill the device; a plan with less work gets shorter runs. No
             result depends on it.
+        room: how many times as large as this plan a later one in its place may be.
     """
     step = chunk_tokens(head_dim)
-    packed = _pack(native, group, num_kv_heads, step, GROUP_TOKENS, tile_rows, enough_items)
-    sizes = packed[: len(SECTIONS) + 1].tolist()
-    host = torch.from_numpy(packed)
-    if device.type == "cuda":
-        host = host.pin_memory()
-    whole = host.to(device, non_blocking=True)
-    arrays, begin = {"counts": whole[:HEADER_WORDS]}, HEADER_WORDS
-    ends = {}
-    for name, size in zip(SECTIONS, sizes, strict=False):
-        arrays[name] = whole[begin : begin + size]
-        ends[name] = begin + size
-        begin += -(-size // 4) * 4
-    if device.type == "cpu":
-        arrays["query_lens"] = torch.from_numpy(native.query_lens)
+    options = (group, num_kv_heads, step, GROUP_TOKENS, tile_rows, enough_items)
+    packed = _pack(native, *options)
+    sizes = packed[: len(SECTIONS)].tolist()
+    partials = _num_partials(packed, sizes)
+    if room > 1:
+        sizes = with_room(sizes, room)
+        partials = math.ceil(room * max(partials, 2 * (sizes[2] - 1)))
+        packed = _pack(native, *options, sizes)
+    splits = [HEADER_WORDS]
+    for size in sizes:
+        splits += (size, -size % 4)
+    whole = _host(packed, device).to(device, non_blocking=True)
+    counts, *sections = whole.split_with_sizes(splits)
     return TreeItems(
-        **arrays,
+        counts=counts,
+        **dict(zip(SECTIONS, sections[::2], strict=True)),
         num_items=sizes[0] // 6,
         num_merges=sizes[3],
-        num_partials=int(packed[ends["partial_begin"] - 1]),
-        tile_rows=sizes[len(SECTIONS)],
+        num_partials=partials,
+        tile_rows=int(packed[len(SECTIONS)]),
         chunk_tokens=step,
+        whole=whole,
     )
+
+
+def with_room(sizes: list[int], room: float) -> list[int]:
+    """Words of each section with room for plans of `room` times as many segments, queries, pages,
+    chunks and items."""
+    items, chunks, _, _, queries, _, segments, _, _, pages = (math.ceil(room * n) for n in sizes)
+    return [
+        items + -items % 6, chunks + chunks % 2, queries + 1, queries, queries, queries, segments,
+        segments, segments + 1, pages,
+    ]  # fmt: skip
+
+
+def pack_again(native: Any, like: TreeItems, *, group: int, num_kv_heads: int) -> np.ndarray:
+    """The array of another plan, laid out as `like` is, for `like.overwrite`.
+
+    Raises:
+        ValueError: the plan does not fit.
+    """
+    sizes = [len(getattr(like, name)) for name in SECTIONS]
+    options = (group, num_kv_heads, like.chunk_tokens, GROUP_TOKENS, like.tile_rows, ENOUGH_ITEMS)
+    packed = _pack(native, *options, sizes)
+    partials = _num_partials(packed, sizes)
+    if partials > like.num_partials:
+        raise ValueError(
+            f"expected a plan of at most {like.num_partials} partials, its room, got {partials}"
+        )
+    return packed
+
+
+def _num_partials(packed: np.ndarray, sizes: list[int]) -> int:
+    """The last entry of partial_begin, the third section of an array with these sizes."""
+    begin = HEADER_WORDS + sum(size + -size % 4 for size in sizes[:2])
+    return int(packed[begin + packed[2] - 1])
+
+
+def _host(packed: np.ndarray, device: torch.device) -> torch.Tensor:
+    host = torch.from_numpy(packed)
+    return host.pin_memory() if device.type == "cuda" else host

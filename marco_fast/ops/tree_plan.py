@@ -3,37 +3,18 @@
 Built once for many calls: each layer of a step, and with `max_new_tokens` each step of a mini-step.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from marco_fast.ops.attention_arguments import (
-    Ints,
-    check_caches,
-    check_heads,
-    int_array,
-    page_table,
-)
-from marco_fast.ops.backends import built, interpreting, load_backend
-from marco_fast.ops.plain_plan_arrays import PlainPlanArrays
-from marco_fast.ops.plain_tree_plan import PlainTreePlan
-from marco_fast.ops.tree_items import TreeItems, tree_items
+from marco_fast.ops.attention_arguments import Ints, check_pages, check_planned, int_array
+from marco_fast.ops.backends import interpreting, load_backend
+from marco_fast.ops.native_plan import native_plan, thread_words
+from marco_fast.ops.tree_items import TreeItems, pack_again, tree_items
 
-__all__ = ["TreeAttentionPlan", "plan_tree_attention"]
-
-if built():
-    from marco_fast import _C
-
-    _make_plan: Any = _C.make_tree_plan
-    plan_of_arrays: Any = _C.tree_plan_of_arrays
-    _words: Any = _C.tree_attention_words
-else:
-    _make_plan = PlainTreePlan
-    plan_of_arrays = PlainPlanArrays
-
-    def _words(queries: int, group: int, head_dim: int) -> int:
-        return 0
+__all__ = ["TreeAttentionPlan"]
 
 
 def _array(name: str) -> Any:
@@ -63,11 +44,12 @@ class TreeAttentionPlan:
         page_begin [A + 1], page_ids: pages page_ids[page_begin[a]:page_begin[a + 1]] hold it,
             those for max_new_tokens included.
 
-    A plan belongs to one caller at a time: `advance` changes it in place.
+    A plan belongs to one caller at a time: `advance` and `update` change it in place.
 
     Attributes:
-        num_heads, num_kv_heads, head_dim, page_size, max_new_tokens, device: as planned.
+        num_heads, num_kv_heads, head_dim, page_size, max_new_tokens, device, room: as planned.
         num_queries: Q.
+        max_queries: the most that Q may become by `update`: room * Q as first planned, rounded up.
         scale: the default scale, 1 / sqrt(head_dim).
         native: the object that holds the arrays.
     """
@@ -77,16 +59,19 @@ class TreeAttentionPlan:
         "_checked",
         "_interpreting",
         "_items",
+        "_pages",
         "_steps",
         "_thread_words",
         "device",
         "head_dim",
         "max_new_tokens",
+        "max_queries",
         "native",
         "num_heads",
         "num_kv_heads",
         "num_queries",
         "page_size",
+        "room",
         "scale",
     )
 
@@ -101,9 +86,12 @@ class TreeAttentionPlan:
         page_size: int,
         max_new_tokens: int,
         device: torch.device,
+        room: float = 1.0,
     ) -> None:
         self.native = native
         self.num_queries = num_queries
+        self.max_queries = math.ceil(room * num_queries)
+        self.room = room
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
@@ -111,8 +99,9 @@ class TreeAttentionPlan:
         self.max_new_tokens = max_new_tokens
         self.device = device
         self.scale = head_dim**-0.5
-        self._thread_words = _words(num_queries, num_heads // num_kv_heads, head_dim)
-        self._checked: tuple[object, ...] | None = None
+        self._thread_words = thread_words(self.max_queries, num_heads // num_kv_heads, head_dim)
+        self._checked: tuple[object, ...] | None = None  # the tensors that check() last passed
+        self._pages = 2**31  # of the smallest cache that check() passed
         self._interpreting = interpreting()
         self._items: dict[torch.device, TreeItems] = {}
         self._steps = 0  # calls of advance
@@ -139,8 +128,10 @@ class TreeAttentionPlan:
             self._advance_on_device(active)
             return
         self.native.advance(active.numpy() if isinstance(active, torch.Tensor) else active)
-        # Copies elsewhere are old now; those on a CPU share the plan's lengths.
+        # Copies elsewhere are old now.
         self._items = {at: items for at, items in self._items.items() if at.type == "cpu"}
+        for items in self._items.values():
+            items.query_lens.numpy()[: self.num_queries] = self.native.query_lens
 
     def _advance_on_device(self, active: torch.Tensor | np.ndarray | None) -> None:
         if self._steps >= self.max_new_tokens:
@@ -157,11 +148,55 @@ class TreeAttentionPlan:
         else:
             self._behind = True
 
+    def update(
+        self,
+        parents: Ints,
+        segment_lens: Ints,
+        block_table: torch.Tensor | np.ndarray,
+        leaves: Ints,
+        *,
+        leaf_lens: Ints | None = None,
+    ) -> None:
+        """Plans another forest in the place of this one, with the same heads and max_new_tokens.
+
+        On a device the arrays keep their addresses: a CUDA graph that was captured with this plan
+        attends over the new forest at its next replay. Never waits. Arguments as those of
+        `plan_tree_attention`; tensors of later calls may keep their sizes, as long as q has
+        num_queries to max_queries rows. Rows beyond num_queries are neither read nor written.
+
+        Raises:
+            ValueError, IndexError: as plan_tree_attention; the new forest has no room; it names a
+                page that a cache of earlier calls does not have. The plan is as it was then.
+        """
+        leaf_array = int_array(leaves, "leaves")
+        if leaf_array.size > self.max_queries:
+            raise ValueError(
+                f"expected at most {self.max_queries} leaves, the plan's room, got "
+                f"{leaf_array.size}"
+            )
+        native = native_plan(
+            parents, segment_lens, block_table, leaf_array, leaf_lens, self.page_size,
+            self.max_new_tokens,
+        )  # fmt: skip
+        check_pages(native.num_pages_needed, self._pages)
+        packed = [
+            pack_again(native, items, group=self._group, num_kv_heads=self.num_kv_heads)
+            for items in self._items.values()
+        ]
+        self.native, self.num_queries = native, leaf_array.size
+        self._checked, self._steps, self._behind = None, 0, False
+        for items, array in zip(self._items.values(), packed, strict=True):
+            items.overwrite(array)
+
+    @property
+    def _group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
     def _caught_up(self) -> Any:
         """`native` with the lengths that the device has; waits for it where they differ."""
         if self._behind:
             self._behind = False
-            lens = next(iter(self._items.values())).query_lens.cpu().numpy()
+            lens = next(iter(self._items.values())).query_lens.cpu().numpy()[: self.num_queries]
             while (more := lens > self.native.query_lens).any():
                 active = np.empty(self.num_queries, bool)
                 active[self.native.query_order] = more
@@ -176,10 +211,11 @@ class TreeAttentionPlan:
         if items is None:
             items = self._items[device] = tree_items(
                 self._caught_up(),
-                group=self.num_heads // self.num_kv_heads,
+                group=self._group,
                 num_kv_heads=self.num_kv_heads,
                 head_dim=self.head_dim,
                 device=device,
+                room=self.room,
             )
         return items
 
@@ -202,36 +238,9 @@ class TreeAttentionPlan:
             k_cache.device, v_cache.shape, v_cache.stride(), v_cache.dtype, v_cache.device,
         )  # fmt: skip
         if key != self._checked:
-            self._check(q, k_cache, v_cache)
+            check_planned(self, q, k_cache, v_cache)
             self._checked = key
-
-    def _check(self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-        expected = (self.num_queries, self.num_heads, self.head_dim)
-        if tuple(q.shape) != expected or q.stride(-1) != 1:
-            raise ValueError(
-                f"expected q {list(expected)} with a contiguous last dimension, "
-                f"got {list(q.shape)} with strides {q.stride()}"
-            )
-        check_caches(k_cache, v_cache, self.num_kv_heads, self.head_dim)
-        if k_cache.shape[2] != self.page_size:
-            raise ValueError(f"expected pages of {self.page_size}, got {k_cache.shape[2]}")
-        if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"expected q as float32, bfloat16 or float16, got {q.dtype}")
-        if not q.dtype == k_cache.dtype == v_cache.dtype:
-            raise ValueError(
-                "expected q, k_cache and v_cache of one dtype, "
-                f"got {q.dtype}, {k_cache.dtype}, {v_cache.dtype}"
-            )
-        if not q.device == k_cache.device == v_cache.device:
-            raise ValueError(
-                "expected q, k_cache and v_cache on one device, "
-                f"got {q.device}, {k_cache.device}, {v_cache.device}"
-            )
-        if self.native.num_pages_needed > k_cache.shape[0]:
-            raise IndexError(
-                f"expected page ids below {k_cache.shape[0]}, the pages of the cache, got "
-                f"{self.native.num_pages_needed - 1} in block_table"
-            )
+            self._pages = min(self._pages, k_cache.shape[0])
 
     def __repr__(self) -> str:
         return (
@@ -251,67 +260,3 @@ class TreeAttentionPlan:
     query_end = _array("query_end")
     page_begin = _array("page_begin")
     page_ids = _array("page_ids")
-
-
-def plan_tree_attention(
-    parents: Ints,
-    segment_lens: Ints,
-    block_table: torch.Tensor | np.ndarray,
-    leaves: Ints,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    page_size: int,
-    leaf_lens: Ints | None = None,
-    max_new_tokens: int = 0,
-    device: torch.device | str = "cpu",
-) -> TreeAttentionPlan:
-    """Plans attention of Q queries, each over all tokens from a root to the segment it ends in.
-
-    Args:
-        parents: [N] int, the parent of each segment or -1; parents stand before their children.
-        segment_lens: [N] int >= 0, tokens of each segment.
-        block_table: [N, max_pages] int32, the pages of each segment in order; entries beyond the
-            tokens (and the reserve for max_new_tokens) are not read.
-        leaves: [Q] int, the segment each query ends in, in the order of q and out. Any segment may
-            be a leaf, and the same one may be several queries' leaf.
-        num_heads: query heads, a multiple of num_kv_heads.
-        num_kv_heads: KV heads.
-        head_dim: a multiple of 16 in 16..256.
-        page_size: tokens of a page.
-        leaf_lens: [Q] int, how many of its leaf's tokens each query sees; all by default.
-        max_new_tokens: tokens that each leaf may gain by `advance` without a new plan. If above 0,
-            leaves are distinct and without children, their pages already in block_table.
-        device: where the tensors of the calls will be.
-
-    Raises:
-        ValueError: a shape, dtype or length not as above; a parent after its child; too few pages
-            in a row of block_table.
-        IndexError: a parent, leaf or page id out of range.
-    """
-    check_heads(num_heads, num_kv_heads, head_dim)
-    if page_size < 1 or max_new_tokens < 0:
-        raise ValueError(
-            f"expected page_size >= 1 and max_new_tokens >= 0, got {page_size}, {max_new_tokens}"
-        )
-    leaf_array = int_array(leaves, "leaves")
-    native = _make_plan(
-        int_array(parents, "parents"),
-        int_array(segment_lens, "segment_lens"),
-        page_table(block_table),
-        leaf_array,
-        None if leaf_lens is None else int_array(leaf_lens, "leaf_lens"),
-        page_size,
-        max_new_tokens,
-    )
-    return TreeAttentionPlan(
-        native,
-        leaf_array.size,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        page_size=page_size,
-        max_new_tokens=max_new_tokens,
-        device=torch.device(device),
-    )
