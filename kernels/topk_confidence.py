@@ -54,7 +54,13 @@ def make_workspace(logits: torch.Tensor, block_k: int, splits: int, sample: bool
 
 
 def key_slots(top_k: int, sample: bool) -> int:
-    """BLOCK_K: the k largest, and what a draw looks at; few sizes, as each is compiled."""
+    """BLOCK_K: the k largest, and what a draw looks at; few sizes, as each is compiled.
+
+    Raises:
+        ValueError: more keys than fit in registers.
+    """
+    if top_k > MOST_KEYS:
+        raise ValueError(f'expected top_k <= {MOST_KEYS} for backend "triton", got {top_k}')
     if sample:
         return DRAW_CANDIDATES.value if top_k <= DRAW_CANDIDATES.value else MOST_KEYS
     return 8 if top_k <= 8 else MOST_KEYS
@@ -86,12 +92,6 @@ def processors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def check_top_k(top_k: int) -> None:
-    """Raises ValueError for more keys than fit in registers."""
-    if top_k > MOST_KEYS:
-        raise ValueError(f'expected top_k <= {MOST_KEYS} for backend "triton", got {top_k}')
-
-
 def topk_confidence(
     logits: torch.Tensor,
     token_ids: torch.Tensor,
@@ -112,11 +112,10 @@ def topk_confidence(
         ValueError: top_k above 32.
     """
     rows, vocab = logits.shape
-    top_k = outputs[3].shape[1]
-    check_top_k(top_k)
+    chunks, top_k = triton.cdiv(vocab, CHUNK.value), outputs[3].shape[1]
+    block_k = key_slots(top_k, sample=False)
     if rows == 0:
         return
-    chunks, block_k = triton.cdiv(vocab, CHUNK.value), key_slots(top_k, sample=False)
     splits = splits or split_of(rows, chunks, processors_of(logits.device))
     space = workspace or make_workspace(logits, block_k, splits[0], sample=False)
     topk_confidence_kernel[(rows * splits[0],)](
@@ -154,11 +153,10 @@ def sample_confidence(
         ValueError: top_k above 32.
     """
     rows, vocab = logits.shape
-    top_k = outputs[4].shape[1]
-    check_top_k(top_k)
+    chunks, top_k = triton.cdiv(vocab, CHUNK.value), outputs[4].shape[1]
+    block_k = key_slots(top_k, sample=True)
     if rows == 0:
         return
-    chunks, block_k = triton.cdiv(vocab, CHUNK.value), key_slots(top_k, sample=True)
     splits = splits or split_of(rows, chunks, processors_of(logits.device))
     space = workspace or make_workspace(logits, block_k, splits[0], sample=True)
     paths = (path_sums is not None) + 2 * (path_counts is not None) + 4 * (active is not None)

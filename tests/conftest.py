@@ -1,8 +1,9 @@
-"""What all tests share: threads, hypothesis profiles, the Triton interpreter, instruction sets."""
+"""What all tests share: threads, hypothesis profiles, Triton's interpreter, instruction sets."""
 
 import dataclasses
 import importlib.util
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -48,3 +49,67 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_isa(request.param)
     yield request.param
     _C.set_isa(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For hundreds of small tensors: PyTorch's team would only wait for itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """torch.compile has compiled nothing yet."""
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def in_interpreter() -> None:
+    """Triton is here and takes CPU tensors."""
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("a GPU is here: Triton does not interpret")
+
+
+@pytest.fixture
+def shuffled_programs(in_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs the programs of a grid of one dimension in any order."""
+    rng = random.Random(3)
+    place = builder.set_grid_idx
+    order: list[int] = []
+
+    def set_grid_idx(x: int, y: int, z: int) -> None:
+        if x == 0:
+            order[:] = rng.sample(range(builder.grid_dim[0]), builder.grid_dim[0])
+        place(order[x], y, z)
+
+    monkeypatch.setattr(builder, "set_grid_idx", set_grid_idx)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.empty allocates holds NaN, or integers near the largest."""
+    empty = torch.empty
+
+    def garbage(*sizes, **options) -> torch.Tensor:
+        memory = empty(*sizes, **options)
+        if memory.dtype.is_floating_point:
+            return memory.fill_(torch.nan)
+        return memory.fill_(torch.iinfo(memory.dtype).max - 7)
+
+    monkeypatch.setattr(torch, "empty", garbage)
+
+
+@pytest.fixture(params=[(8, 24), (16, 16), (0, 0)], ids=["chunks-of-8", "chunks-of-16", "chunks"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tree attention's chunks: small ones, so that short segments have several and groups span
+    segments, and the real ones."""
+    from marco_fast.ops import tree_items
+
+    tokens, group = request.param
+    if tokens:
+        monkeypatch.setattr(tree_items, "chunk_tokens", lambda head_dim: tokens)
+        monkeypatch.setattr(tree_items, "GROUP_TOKENS", group)

@@ -1,14 +1,12 @@
 """The Triton append_kv, in the interpreter, against the C++ kernel."""
 
-import os
-
 import pytest
 import torch
 from test_append_kv import make, same
 
 import marco_fast as mf
 
-pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("in_interpreter")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -17,8 +15,6 @@ pytest.importorskip("triton")
     [(0, 1, 16, 32), (1, 1, 16, 32), (5, 2, 8, 64), (7, 3, 24, 80), (4, 9, 1, 256)],
 )
 def test_interpreter_equals_the_cpu(tokens, heads, page_size, head_dim, dtype):
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("a GPU is here: Triton does not interpret")
     k, v, pool, slots = make(tokens, tokens, heads, page_size, head_dim, dtype, pages=8)
     slots[1:2] = -1
     want = pool.clone()
@@ -29,8 +25,6 @@ def test_interpreter_equals_the_cpu(tokens, heads, page_size, head_dim, dtype):
 
 @pytest.mark.parametrize("slot", [-2, 96, 2**40])
 def test_interpreter_refuses_a_slot_outside(slot):
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("a GPU is here: Triton does not interpret")
     k, v, pool, slots = make(1, 3, 2, 16, 32, torch.float32)
     slots[2] = slot
     with pytest.raises(IndexError, match=r"slot_mapping\[2\] in -1..95"):

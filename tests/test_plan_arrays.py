@@ -1,6 +1,5 @@
 """A plan as arrays and back: the same plan, or an error; never a read outside what is there."""
 
-import os
 import re
 
 import numpy as np
@@ -18,14 +17,7 @@ DERIVED = ("segment_ids", "path_lens")
 SIZES = [4, 2, 16, 4]
 INT32_MAX = 2**31 - 1
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Hundreds of small tensors: PyTorch's team would only wait for itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def forest_of(seed: int, **kwargs) -> Forest:
@@ -232,15 +224,9 @@ def test_corrupted_arrays_are_refused_or_are_a_plan(seed):
     assert ran >= 5
 
 
-def in_interpreter() -> None:
-    pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("a GPU is here: Triton does not interpret")
-
-
+@pytest.mark.usefixtures("in_interpreter")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_form_for_a_device_in_the_interpreter(seed):
-    in_interpreter()
     forest = forest_of(seed, nodes=4, queries=3, partial=seed == 1)
     plan = forest.plan()
     arrays, sizes = item_arguments(plan, torch.device("cpu"))
@@ -257,11 +243,11 @@ def test_the_form_for_a_device_in_the_interpreter(seed):
         mf.tree_attention(forest.q, *caches, restored, backend="torch")
 
 
+@pytest.mark.usefixtures("in_interpreter")
 @pytest.mark.parametrize(
     "name", ["counts", "items", "partial_begin", "merges", "query_order", "query_lens", "own_end"]
 )
 def test_arrays_for_a_device_that_are_too_short_are_refused(name):
-    in_interpreter()
     arrays, sizes = item_arguments(forest_of(1).plan(), torch.device("cpu"))
     place = ITEM_ARRAYS.index(name)
     arrays[place] = arrays[place][:-1]
@@ -269,11 +255,11 @@ def test_arrays_for_a_device_that_are_too_short_are_refused(name):
         restore_plan(arrays, sizes)
 
 
+@pytest.mark.usefixtures("in_interpreter")
 @pytest.mark.parametrize(
     ("place", "value"), [(5, -1), (5, 10**6), (6, -1), (6, 10**6), (7, -1), (8, 24), (9, 64)]
 )
 def test_sizes_of_a_launch_beyond_its_arrays_are_refused(place, value):
-    in_interpreter()
     arrays, sizes = item_arguments(forest_of(1).plan(), torch.device("cpu"))
     sizes[place] = value
     with pytest.raises(ValueError, match="expected the arrays of a plan on a device, got"):

@@ -1,6 +1,6 @@
 """The Triton sample_confidence in the interpreter: draws, filters, scores and path sums."""
 
-import os
+import math
 
 import numpy as np
 import pytest
@@ -14,17 +14,9 @@ from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, 
 from tests.test_sample_confidence import check
 from tests.test_sample_confidence_draws import assert_fits
 from tests.test_topk_confidence import assert_same_bits
-from tests.test_topk_confidence_triton import (  # noqa: F401  (fixtures)
-    poisoned_memory,
-    shuffled_programs,
-)
-
-pytest.importorskip("triton")
 
 pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: Triton does not interpret"
-    ),
+    pytest.mark.usefixtures("in_interpreter"),
     # NumPy warns of the infinities that a GPU computes with in silence.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
@@ -103,7 +95,8 @@ def test_a_chunk_of_nothing_else(name, value):
 
 @pytest.mark.parametrize("kind", ["normal", "nan", "few"])
 @pytest.mark.parametrize("name", ["cool", "wide top_p", "greedy"])
-def test_every_output_is_written(kind, name, poisoned_memory):  # noqa: F811
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_output_is_written(kind, name):
     logits, keys = logits_of(kind, 3, 4200), keyed(3)
     got = launch(logits, name, keys)
     check_draws(logits, got.token_ids, keys, options_of(name))
@@ -113,7 +106,8 @@ def test_every_output_is_written(kind, name, poisoned_memory):  # noqa: F811
 
 @pytest.mark.parametrize("name", ["plain", "hot", "greedy", "wide top_p", "top_k 300", "low min_p"])
 @pytest.mark.parametrize("kind", ["normal", "ties", "inf"])
-def test_splits_give_the_same_bits(kind, name, shuffled_programs):  # noqa: F811
+@pytest.mark.usefixtures("shuffled_programs")
+def test_splits_give_the_same_bits(kind, name):
     logits, keys = logits_of(kind, 2, 9001), keyed(2)
     want = launch(logits, name, keys, splits=(1, 3))
     for splits in ((3, 1), (2, 2)):
@@ -200,12 +194,36 @@ def test_the_last_kept_token(options, vocab):
     assert got.token_ids.tolist() == [0, kept - 1]
 
 
-def test_more_chunks_than_are_merged_at_once():
+@pytest.mark.parametrize(("kept", "vocab"), [(10, 40), (30, 40), (30, 5000)])
+@pytest.mark.parametrize("temperature", [0.8, 1.0, 2.0])
+@pytest.mark.parametrize("min_p", [0.05, 0.5, 0.98])
+def test_the_smallest_logit_that_min_p_keeps(min_p, temperature, kept, vocab):
+    """The float64 limit lies between two float32 logits: the upper is kept, the lower is not."""
+    top, values = 2.0, (np.float32(temperature), np.float32(1.0), np.float32(min_p), 0)
+    limit = top + math.log(min_p := float(values[2])) * float(values[0])
+    nearest = np.float32(limit)
+    upper = nearest if float(nearest) >= limit else np.nextafter(nearest, np.float32(top))
+    lower = np.nextafter(upper, np.float32(-np.inf))
+    logits = torch.full((2, vocab), -20.0)
+    logits[:, :kept] = torch.linspace(top, float(upper), kept)
+    logits[:, kept - 1 : kept + 1] = torch.from_numpy(np.array([upper, lower]))
+    mass = kept_masses(logits[0].double().numpy(), *map(float, values))
+    assert mass.nonzero()[0].max() == kept - 1
+    keys = {"seeds": torch.tensor([585825483, 454088803]), "positions": torch.tensor([0, 0])}
+    got = ops.sample_confidence(
+        logits, temperature=temperature, min_p=min_p, **keys, backend="triton"
+    )
+    assert got.token_ids.tolist() == [0, kept - 1]
+
+
+@pytest.mark.parametrize("chunk", [256, 257])
+def test_more_chunks_than_are_merged_at_once(chunk):
     vocab, seeds = 258 * 4096, torch.arange(2000)
-    u = philox_uniform(seeds, seeds * 0)
-    seed = seeds[(u > 0.994) & (u < 0.998)][:1]
-    got = sample(torch.zeros(1, vocab), "plain", {"seeds": seed, "positions": seed * 0}, top_k=1)
-    assert abs(got.token_ids.item() - int(u[seed] * vocab)) <= 1
+    tokens = philox_uniform(seeds, seeds * 0) * vocab
+    inside = (tokens / 4096 - chunk - 0.5).abs() < 0.4
+    keys = {"seeds": seeds[inside][:1], "positions": torch.tensor([0])}
+    got = sample(torch.zeros(1, vocab), "plain", keys, top_k=1)
+    assert abs(got.token_ids.item() - int(tokens[inside][0])) <= 1
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**31, 2**32, -(2**63), 2**63 - 1, 0x123456789ABCDEF])

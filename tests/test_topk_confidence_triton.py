@@ -1,7 +1,5 @@
 """The Triton topk_confidence in the interpreter, against the float64 reference."""
 
-import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +13,8 @@ from tests.compare import assert_scores
 from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
 from tests.test_topk_confidence import assert_same_bits, check, some_ids
 
-pytest.importorskip("triton")
-
 pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: Triton does not interpret"
-    ),
+    pytest.mark.usefixtures("in_interpreter"),
     # NumPy warns of the infinities that a GPU computes with in silence.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
@@ -35,38 +29,6 @@ def launch(logits, ids, *, top_k=5, temperature=1.0, union=False, **private):
     outputs = type(like)(*map(poisoned, like))
     topk_confidence.topk_confidence(logits, ids, temperature, union, *outputs, **private)
     return outputs
-
-
-@pytest.fixture
-def poisoned_memory(monkeypatch):
-    """What the launcher allocates holds the largest keys, NaN and ids that are not there."""
-    empty = torch.empty
-
-    def garbage(*sizes, **options):
-        memory = empty(*sizes, **options)
-        if memory.dtype.is_floating_point:
-            return memory.fill_(torch.nan)
-        return memory.fill_(torch.iinfo(memory.dtype).max - 7)
-
-    monkeypatch.setattr(torch, "empty", garbage)
-
-
-@pytest.fixture
-def shuffled_programs(monkeypatch):
-    """The interpreter runs the programs of a grid of one dimension in any order."""
-    from triton.runtime import interpreter
-
-    rng = random.Random(3)
-    builder = interpreter.interpreter_builder
-    place = builder.set_grid_idx
-    order: list[int] = []
-
-    def set_grid_idx(x, y, z):
-        if x == 0:
-            order[:] = rng.sample(range(builder.grid_dim[0]), builder.grid_dim[0])
-        place(order[x], y, z)
-
-    monkeypatch.setattr(builder, "set_grid_idx", set_grid_idx)
 
 
 @pytest.mark.parametrize("vocab", [1, 5, 17, 4097, 9001])
@@ -119,7 +81,8 @@ def test_a_chunk_of_nothing_else(chunk, value):
 
 
 @pytest.mark.parametrize("kind", LOGIT_KINDS)
-def test_every_output_is_written(kind, poisoned_memory):
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_output_is_written(kind):
     for vocab in (321, 4200):
         logits = logits_of(kind, 4, vocab)
         ids = some_ids(logits)
@@ -130,7 +93,8 @@ def test_every_output_is_written(kind, poisoned_memory):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", LOGIT_KINDS)
-def test_splits_give_the_same_bits(kind, dtype, shuffled_programs):
+@pytest.mark.usefixtures("shuffled_programs")
+def test_splits_give_the_same_bits(kind, dtype):
     logits = logits_of(kind, 2, 13001, dtype)
     ids = some_ids(logits)
     want = launch(logits, ids, top_k=6, splits=(1, 4))

@@ -1,7 +1,6 @@
 """The torch.library operators: the operations' own results, errors and arguments, and opcheck."""
 
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -35,14 +34,7 @@ from marco_fast.torch_library import plan_arguments
 ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
 
 
 @pytest.mark.parametrize("case", TOPK_CASES)
@@ -73,10 +65,8 @@ def test_opcheck_tree_attention_wants_grad():
     opcheck(OPS.tree_attention.default, (q.clone().requires_grad_(), *rest))
 
 
+@pytest.mark.usefixtures("in_interpreter")
 def test_opcheck_tree_attention_for_a_device_in_the_interpreter():
-    pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("a GPU is here: Triton does not interpret")
     forest = forest_of(6, 2, nodes=3, heads=2, kv_heads=1)
     q, k_cache, v_cache, *_ = attended(forest)
     plan = item_arguments(forest.plan(), torch.device("cpu"))

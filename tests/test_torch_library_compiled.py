@@ -13,14 +13,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 import marco_fast as mf
 from marco_fast.torch_library import plan_arguments
 
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
 
 
 def test_errors_leave_compiled_code_as_they_are():

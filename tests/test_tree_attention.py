@@ -5,8 +5,9 @@ import functools
 import numpy as np
 import pytest
 import torch
+from attention_properties import check_close, expectation
 from compare import assert_close, assert_lse_close
-from forests import Forest, plain_attention, random_forest
+from forests import Forest, random_forest
 
 import marco_fast as mf
 
@@ -15,14 +16,7 @@ HEAD_DIMS = [16, 32, 64, 80, 96, 128, 256]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PAGE_SIZES = [16, 8, 24, 32, 1, 64, 128]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Hundreds of small tensors: PyTorch's team would only wait for itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @functools.cache
@@ -37,24 +31,7 @@ def shaped(number: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.d
         page_size=PAGE_SIZES[number % len(PAGE_SIZES)],
         partial=number % 3 == 0,
     )
-    return forest, *expectation(forest)
-
-
-def expectation(forest: Forest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    want, want_lse = forest.want()
-    return want, want_lse, plain_attention(forest, want)
-
-
-def check(forest: Forest, **kwargs) -> None:
-    compare(forest, *expectation(forest), **kwargs)
-
-
-def compare(forest: Forest, want, want_lse, plain, **kwargs) -> None:
-    out, lse = forest.run(**kwargs)
-    assert_close(out, want, plain)
-    assert_lse_close(lse, want_lse)
-    assert out.dtype == forest.q.dtype
-    assert lse.dtype == torch.float32
+    return forest, expectation(forest)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -62,28 +39,28 @@ def compare(forest: Forest, want, want_lse, plain, **kwargs) -> None:
 @pytest.mark.parametrize(("heads", "kv_heads"), GROUPS)
 def test_every_shape_on_every_isa(heads, kv_heads, head_dim, dtype, isa):
     number = GROUPS.index((heads, kv_heads)) + HEAD_DIMS.index(head_dim) + DTYPES.index(dtype)
-    compare(*shaped(number, heads, kv_heads, head_dim, dtype))
+    forest, expected = shaped(number, heads, kv_heads, head_dim, dtype)
+    check_close(forest.run(), forest, expected)
 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_random_forests(seed):
     rng = np.random.default_rng(1000 + seed)
     group, kv_heads = rng.choice([1, 2, 3, 4, 7, 8]), rng.choice([1, 2, 4])
-    check(
-        random_forest(
-            seed,
-            nodes=int(rng.integers(1, 40)),
-            queries=int(rng.integers(1, 24)),
-            heads=int(group * kv_heads),
-            kv_heads=int(kv_heads),
-            head_dim=int(rng.choice(HEAD_DIMS[:6])),
-            page_size=int(rng.choice(PAGE_SIZES)),
-            dtype=DTYPES[seed % 3],
-            max_len=int(rng.choice([3, 17, 60])),
-            partial=bool(seed % 2),
-            roots=float(rng.choice([0.0, 0.2, 0.9])),
-        )
+    forest = random_forest(
+        seed,
+        nodes=int(rng.integers(1, 40)),
+        queries=int(rng.integers(1, 24)),
+        heads=int(group * kv_heads),
+        kv_heads=int(kv_heads),
+        head_dim=int(rng.choice(HEAD_DIMS[:6])),
+        page_size=int(rng.choice(PAGE_SIZES)),
+        dtype=DTYPES[seed % 3],
+        max_len=int(rng.choice([3, 17, 60])),
+        partial=bool(seed % 2),
+        roots=float(rng.choice([0.0, 0.2, 0.9])),
     )
+    check_close(forest.run(), forest)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,13 +72,13 @@ def test_long_segments_cross_chunks(length, dtype, isa):
         np.array([-1, 0, 1]), [k, *forest.k[1:]], [v, *forest.v[1:]], np.array([0, 1, 2, 0]),
         forest.q, 32, np.array([length - 1, len(forest.k[1]), len(forest.k[2]), length // 2]),
     )  # fmt: skip
-    check(long)
+    check_close(long.run(), long)
 
 
 def test_wide_unit_and_stripes(isa):
     # More rows than one unit holds (512): stripes cut the queries for any number of threads.
     forest = random_forest(5, nodes=12, queries=150, heads=8, kv_heads=1, head_dim=16)
-    check(forest)
+    check_close(forest.run(), forest)
 
 
 def test_causal_queries_of_one_segment(isa):
@@ -117,7 +94,7 @@ def test_causal_queries_of_one_segment(isa):
         16,
         seen,
     )
-    check(forest)
+    check_close(forest.run(), forest)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -216,7 +193,8 @@ def test_a_poisoned_key_on_the_path_shows(bad, dtype, isa):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_torch_backend_agrees(dtype):
-    check(random_forest(6, dtype=dtype, partial=True), backend="torch")
+    forest = random_forest(6, dtype=dtype, partial=True)
+    check_close(forest.run(backend="torch"), forest)
 
 
 def test_reference_is_the_gathered_softmax():

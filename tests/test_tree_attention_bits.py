@@ -1,10 +1,18 @@
 """What must not change a bit of tree attention: order, neighbours, pages, threads, plans."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from attention_properties import (
+    check_a_fresh_plan,
+    check_alone,
+    check_beside,
+    check_leak,
+    check_order,
+    check_pages,
+    check_scaled_values,
+    equal,
+)
 from compare import assert_close
 from forests import Forest, random_forest
 
@@ -21,61 +29,35 @@ def forest_of(seed: int, dtype: torch.dtype, **kwargs) -> Forest:
     return random_forest(seed, dtype=dtype, **{**options, **kwargs})
 
 
-def equal(left, right) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_permuted_queries(seed, dtype, isa):
-    forest = forest_of(seed, dtype)
     order = np.random.default_rng(seed).permutation(9)
-    out, lse = forest.run()
-    assert equal(forest.only(order).run(), (out[order], lse[order]))
+    check_order(forest_of(seed, dtype), order, Forest.run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_each_query_alone(seed, dtype, isa):
-    forest = forest_of(seed, dtype)
-    out, lse = forest.run()
-    for i in range(9):
-        assert equal(forest.only([i]).run(), (out[i : i + 1], lse[i : i + 1]))
+    check_alone(forest_of(seed, dtype), Forest.run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_node_twice(dtype, isa):
-    forest = forest_of(0, dtype)
-    out, lse = forest.run()
-    twice = forest.only([3, 3, 5, 3])
-    assert equal(twice.run(), (out[[3, 3, 5, 3]], lse[[3, 3, 5, 3]]))
+    check_order(forest_of(0, dtype), [3, 3, 5, 3], Forest.run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("page_size", [1, 8, 16, 24, 128])
 def test_renumbered_pages_and_page_size(page_size, dtype, isa):
-    forest = forest_of(1, dtype)
-    other = replace(forest, page_seed=99, spare_pages=40, page_size=page_size)
-    assert equal(other.run(), forest.run())
+    check_pages(forest_of(1, dtype), page_size, Forest.run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_an_unrelated_request(seed, dtype, isa):
-    forest, extra = (
-        forest_of(seed, dtype, partial=False),
-        forest_of(seed + 48, dtype, partial=False),
-    )
-    both = Forest(
-        np.concatenate([extra.parents, np.where(forest.parents < 0, -1, forest.parents + 14)]),
-        extra.k + forest.k,
-        extra.v + forest.v,
-        np.concatenate([forest.leaves + 14, extra.leaves]),
-        torch.cat([forest.q, extra.q]),
-        forest.page_size,
-    )
-    out, lse = both.run()
-    assert equal((out[:9], lse[:9]), forest.run())
+    forest, extra = (forest_of(seed + n, dtype, partial=False) for n in (0, 48))
+    check_beside(forest, extra, Forest.run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,13 +77,7 @@ def test_thread_counts(dtype, isa):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("power", [-3, 1, 4])
 def test_v_scaled_by_a_power_of_two(power, dtype, isa):
-    forest = forest_of(3, dtype)
-    out, lse = forest.run()
-    scaled = replace(forest, v=[v * 2.0**power for v in forest.v])
-    scaled_out, scaled_lse = scaled.run()
-    assert torch.equal(scaled_lse, lse)
-    normal = out.abs() > 1e-3  # subnormal halves round
-    assert torch.equal(scaled_out[normal], (out * 2.0**power)[normal])
+    check_scaled_values(forest_of(3, dtype), power, Forest.run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -121,56 +97,14 @@ def test_a_split_segment_stays_close(dtype, isa):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("node", range(6))
 def test_sibling_leak(node, dtype, isa):
-    # A segment's K and V moved by 1e3 change the queries below it and not a bit of any other.
-    forest = forest_of(4, dtype, roots=0.1)
-    below = []
-    for leaf in forest.leaves:
-        path = [int(leaf)]
-        while forest.parents[path[-1]] >= 0:
-            path.append(int(forest.parents[path[-1]]))
-        below.append(node in path)
-    k, v = list(forest.k), list(forest.v)
-    k[node], v[node] = k[node] + 1e3, v[node] - 1e3
-    (out, lse), (moved, moved_lse) = forest.run(), replace(forest, k=k, v=v).run()
-    others = ~torch.tensor(below)
-    assert equal((moved[others], moved_lse[others]), (out[others], lse[others]))
-    if len(k[node]) and any(below):
-        assert not torch.equal(moved, out)
+    check_leak(forest_of(4, dtype, roots=0.1), node, Forest.run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("start", [0, 9, 500])
 def test_advance_equals_a_fresh_plan(start, dtype, isa):
-    # From `start` tokens in the leaves, past page boundaries and (from 500) past a chunk of 512.
-    torch.manual_seed(start)
-    steps = 20
-    prompt = torch.randn(2, 37, 1, 32).to(dtype)
-    grown = [torch.randn(2, start + steps, 1, 32).to(dtype) for _ in range(3)]
-    q = torch.randn(3, 7, 32).to(dtype)
-    parents, leaves = np.array([-1, 0, 0, 0]), np.array([2, 1, 3])
-    active = np.array([True, False, True])
-
-    def at(lens: list[int], **options) -> Forest:
-        k = [prompt[0], *(rows[0][:n] for rows, n in zip(grown, lens, strict=True))]
-        v = [prompt[1], *(rows[1][:n] for rows, n in zip(grown, lens, strict=True))]
-        return Forest(parents, k, v, leaves, q, 16, **options)
-
-    first = at([start] * 3, reserve=steps)
-    table, _ = first.tables()
-    k_cache, v_cache = first.caches()
-    plan = first.plan(max_new_tokens=steps)
-    lens = [start] * 3
-    for step in range(steps):
-        grows = [True, True, True] if step % 3 else [bool(active[1]), bool(active[0]), True]
-        plan.advance(None if step % 3 else active)
-        nodes = [n for n in range(3) if grows[n]]
-        slots = [int(table[n + 1, lens[n] // 16]) * 16 + lens[n] % 16 for n in nodes]
-        rows = torch.stack([grown[n][:, lens[n]] for n in nodes], 1)
-        mf.append_kv(rows[0], rows[1], k_cache, v_cache, torch.tensor(slots))
-        lens = [n + grow for n, grow in zip(lens, grows, strict=True)]
-        if step % 4 == 0 or step > 11:
-            got = mf.tree_attention(q, k_cache, v_cache, plan, return_lse=True)
-            assert equal(got, at(lens).run())
+    # Past page boundaries, and from 500 past a chunk of 512.
+    check_a_fresh_plan("cpu", dtype, prompt=37, start=start, heads=7, every=1)
 
 
 def test_workspace_and_out_may_be_reused(isa):

@@ -1,16 +1,12 @@
 """In the interpreter an int32 that overflows in a kernel is an error, so no test passes by one."""
 
-import os
-
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: Triton does not interpret"
-)
+pytestmark = pytest.mark.usefixtures("in_interpreter")
 
 
 @triton.jit
