@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = ["topk_confidence", "tree_attention"]  # compiled once per instruction set
-PLAIN = ["tree_plan", "binding"]
+# Compiled once per instruction set.
+KERNELS = ["topk_confidence", "tree_attention", "decoder_kernels"]
+PLAIN = ["tree_plan", "binding", "binding_decoder"]
 ISAS = {"scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mavx2"]
@@ -52,8 +53,9 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
-def headers() -> list[str]:
-    return [f"csrc/cpu/{name}" for name in sorted(os.listdir("csrc/cpu")) if name.endswith(".h")]
+def all_sources() -> list[str]:
+    """After a change of any of these the extension is built again."""
+    return [f"csrc/cpu/{name}" for name in sorted(os.listdir("csrc/cpu"))]
 
 
 setup(
@@ -61,7 +63,7 @@ setup(
         Extension(
             "marco_fast._C",
             [f"csrc/cpu/{name}.cpp" for name in PLAIN],
-            depends=headers(),
+            depends=all_sources(),
             extra_link_args=["-ldl", "-pthread"] if sys.platform == "linux" else [],
             language="c++",
             optional=True,

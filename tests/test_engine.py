@@ -10,6 +10,8 @@ import transformers
 
 from marco_fast import Engine, ModelError, SearchConfig, solve
 from marco_fast.engine import engine as engine_module
+from marco_fast.engine import scheduler as scheduler_module
+from marco_fast.engine.decoder import Decoder
 from tests.tiny_models import PlainForward, save_model
 
 SLIDING = ["sliding_attention"] * 2
@@ -149,9 +151,13 @@ def test_without_a_chat_template_there_is_a_warning(folder):
         assert engine.tokenizer.decode(ids) == "Why?\n"
 
 
+@pytest.mark.parametrize("decoder", [True, False])
 @pytest.mark.parametrize("chunk", [1, 7, 16, 512])
-def test_a_prompt_in_chunks_is_the_same_prompt(qwen2, monkeypatch, chunk):
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", chunk)
+def test_a_prompt_in_chunks_is_the_same_prompt(qwen2, monkeypatch, chunk, decoder):
+    for module in (engine_module, scheduler_module):
+        monkeypatch.setattr(module, "PREFILL_CHUNK", chunk)
+    if not decoder:
+        monkeypatch.setattr(Decoder, "of", lambda model, cache: None)
     config = SearchConfig(expansions=3, step_tokens=8, rollout_tokens=0)
     with Engine.from_pretrained(qwen2) as engine:
         result = solve("a question of some length, longer than a page or two", engine, config)
@@ -168,7 +174,8 @@ def test_a_prompt_of_one_token(qwen2):
     assert PlainForward(qwen2).check(result, 2e-4) > 40
 
 
-def test_the_attention_alone_says_what_it_needs(qwen2):
+def test_the_attention_alone_says_what_it_needs(qwen2, monkeypatch):
+    monkeypatch.setattr(Decoder, "of", lambda model, cache: None)
     with Engine.from_pretrained(qwen2) as engine, pytest.raises(ModelError, match="marco_batch"):
         engine.model(input_ids=torch.tensor([[1, 2]]), use_cache=False)
 

@@ -1,6 +1,6 @@
 // The Python module marco_fast._C: checks buffers, releases the GIL, dispatches by instruction set.
 //
-// The only file that knows Python. Tensors arrive as addresses, with the sizes and strides that are not
+// With binding_decoder.cpp the only file that knows Python. Tensors arrive as addresses, with the sizes and strides that are not
 // fixed: at a few rows a call is short enough that views of them would take longer than the work.
 // marco_fast/ops checks every tensor before. Only the planner takes NumPy arrays.
 #include <pybind11/numpy.h>
@@ -29,9 +29,12 @@
 namespace py = pybind11;
 
 namespace marco_fast {
-namespace {
 
 int g_isa = best_isa();  // set_isa() changes it, for tests and for comparing instruction sets
+
+void bind_decoder(pybind11::module_& m);  // binding_decoder.cpp
+
+namespace {
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
@@ -152,11 +155,7 @@ void run_tree_attention_py(Address q, Address k_cache, Address v_cache, const Tr
   a.lse_stride_query = strides[8], a.lse_stride_head = strides[9];
   a.dtype = static_cast<Dtype>(dtype), a.scale = scale;
   a.group = heads / kv_heads, a.page_size = page_size, a.head_dim = head_dim;
-  a.num_segments = static_cast<int>(plan.segment_ids.size());
-  a.query_order = plan.query_order.data(), a.query_lens = plan.query_lens.data();
-  a.segment_lens = plan.segment_lens.data(), a.query_begin = plan.query_begin.data();
-  a.own_end = plan.own_end.data(), a.query_end = plan.query_end.data();
-  a.page_begin = plan.page_begin.data(), a.page_ids = plan.page_ids.data();
+  set_plan(plan, &a);
   // What may have changed since the plan was made: its pages, by advance(), and the threads.
   const int64_t words = threads * thread_words(queries, a.group, head_dim);
   if (queries != int64_t(plan.query_order.size()) || workspace_numel < words ||
@@ -293,6 +292,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(isas()[g_isa].name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set (for tests).");
   bind_attention(m);
+  bind_decoder(m);
   m.def("philox_uniform", [](int64_t seed, int64_t position) {
     return philox_uniform(seed, position, Purpose::token);
   }, py::arg("seed"), py::arg("position"), "The draw of a token, in [0, 1).");

@@ -49,6 +49,14 @@ inline std::vector<int> cut_stripes(const TreePlan& plan, int stripes, int group
   return bounds;
 }
 
+inline void set_plan(const TreePlan& plan, TreeAttentionArgs* a) {
+  a->num_segments = static_cast<int>(plan.segment_ids.size());
+  a->query_order = plan.query_order.data(), a->query_lens = plan.query_lens.data();
+  a->segment_lens = plan.segment_lens.data(), a->query_begin = plan.query_begin.data();
+  a->own_end = plan.own_end.data(), a->query_end = plan.query_end.data();
+  a->page_begin = plan.page_begin.data(), a->page_ids = plan.page_ids.data();
+}
+
 inline void run_tree_attention(TreeAttentionKernel kernel, const TreeAttentionArgs& args,
                                const TreePlan& plan, int kv_heads, int threads, float* workspace) {
   double tokens = 0;

@@ -13,11 +13,12 @@ import transformers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from marco_fast.engine.attention import ATTENTION_NAME, PromptBatch, TreeBatch
+from marco_fast.engine.decoder import Decoder
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.errors import ModelError
 
-__all__ = ["BUNDLED", "Engine"]
+__all__ = ["BUNDLED", "PREFILL_CHUNK", "Engine"]
 
 BUNDLED = ("nano-marco",)
 PREFILL_CHUNK = 512  # prompt tokens of one forward pass: bounds the activations' memory
@@ -27,11 +28,14 @@ MEMORY_SHARE = 0.25  # of the machine's memory, for the KV cache when kv_tokens 
 class Engine:
     """Decodes many branches of many trees with one model.
 
-    Use `Engine.from_pretrained`. The model's attention is swapped for tree attention by name; no
-    model code is copied. An engine serves one search at a time; further ones wait.
+    Use `Engine.from_pretrained`. On a CPU a Decoder runs the models it knows; elsewhere the model's
+    attention is swapped for tree attention by name. An engine serves one search at a time; further
+    ones wait.
 
     Attributes:
         name: how the model was named. model, tokenizer: the transformers objects.
+        decoder: the Decoder that has taken over the model's layers (on a CPU, for the models that
+            it knows), or None: transformers runs the model.
         context: longest sequence in tokens.
         max_branches: branches decoded in one batch.
         cache: the PagedKVCache.
@@ -60,7 +64,6 @@ class Engine:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.device, self.dtype = model.device, model.dtype
         self.context = _context(config, kv_tokens)
-        model.set_attn_implementation(ATTENTION_NAME)
         layers = config.num_hidden_layers
         token_size = 2 * layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
         if kv_tokens is None:
@@ -75,6 +78,9 @@ class Engine:
             dtype=self.dtype,
             device=self.device,
         )
+        self.decoder = Decoder.of(model, self.cache)
+        if self.decoder is None:
+            model.set_attn_implementation(ATTENTION_NAME)
         self.token_bytes = token_bytes(tokenizer)
         self.eos_ids = _eos_ids(model, tokenizer)
         self.lock = threading.Lock()
@@ -151,12 +157,19 @@ class Engine:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @torch.inference_mode()
-    def forward(self, token_ids: list[int], positions: list[int], batch: TreeBatch) -> torch.Tensor:
-        """One token of every query: logits [Q, V] in the model's dtype."""
+    def forward(
+        self, token_ids: list[int], positions: list[int], batch: TreeBatch, *, logits: bool = True
+    ) -> torch.Tensor:
+        """One token of every query: logits [Q, V]; where they are not wanted [0, V]."""
+        ids = torch.tensor(token_ids, device=self.device)
+        places = torch.tensor(positions, device=self.device)
+        if self.decoder is not None:
+            return self.decoder.step(ids, places, batch.slots, batch.plan, logits=logits)
         output = self.model(
-            input_ids=torch.tensor([token_ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
+            input_ids=ids[None],
+            position_ids=places[None],
             use_cache=False,
+            logits_to_keep=slice(None) if logits else slice(0, 0),
             marco_batch=batch,
         )
         return output.logits[0]
@@ -165,7 +178,7 @@ class Engine:
     def prefill(
         self, token_ids: list[int], slots: torch.Tensor, before: torch.Tensor, start: int
     ) -> None:
-        """Compute the KV of a prompt, in chunks.
+        """Compute the KV of a prompt with PyTorch's attention, in chunks; without a decoder only.
 
         Args:
             token_ids: n consecutive tokens.
@@ -186,7 +199,7 @@ class Engine:
 
     def close(self) -> None:
         """Give the model's and the cache's memory back; the engine cannot be used any more."""
-        del self.model, self.cache
+        del self.model, self.cache, self.decoder
 
     def __enter__(self) -> "Engine":
         return self

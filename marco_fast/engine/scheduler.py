@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from marco_fast.engine.attention import TreeBatch
-from marco_fast.engine.engine import Engine
+from marco_fast.engine.engine import PREFILL_CHUNK, Engine
 from marco_fast.errors import KVCacheFull, ModelError
 from marco_fast.ops import plan_tree_attention, sample_confidence
 
@@ -42,7 +42,7 @@ class Segment:
         parent: the segment in front, None for a root.
         start: position of the first token that has its KV here.
         tokens: the tokens whose KV is here, enough to compute it again.
-        prompt: computed by prefill (by PyTorch's attention), not by decoding.
+        prompt: part of a prompt.
         kv: the node in the cache. users: branches that read it now.
         rank: visits of the tree node; what has fewest loses its KV first.
     """
@@ -271,22 +271,24 @@ class Scheduler:
         else:
             slots = self.cache.restore(segment.kv)
         path = segment.path()
-        if segment.prompt:
+        decoder = self.engine.decoder
+        if segment.prompt and decoder is None:
             before = [self.cache.slot_mapping(each.kv) for each in path[:-1]]
             empty = torch.empty(0, dtype=torch.int64, device=self.engine.device)
             self.engine.prefill(segment.tokens, slots, torch.cat([empty, *before]), segment.start)
             return
-        # No more rows at a time than a decode batch: with one branch at a time the matrix products
-        # are then those of decoding, and the recomputed KV has the same bits.
-        for begin in range(0, len(segment.tokens), self.max_branches):
-            end = min(begin + self.max_branches, len(segment.tokens))
+        # A decoder's rows have the same bits in any batch. Without one no more rows at a time than
+        # a decode batch: with one branch at a time the products are then those of decoding.
+        rows = self.max_branches if decoder is None else PREFILL_CHUNK
+        for begin in range(0, len(segment.tokens), rows):
+            end = min(begin + rows, len(segment.tokens))
             leaf_lens = np.arange(begin + 1, end + 1)
             leaves = np.full(end - begin, len(path) - 1)
             batch = TreeBatch(
                 self.cache, self._plan(path, leaves, leaf_lens=leaf_lens), slots[begin:end]
             )
             positions = list(range(segment.start + begin, segment.start + end))
-            self.engine.forward(segment.tokens[begin:end], positions, batch)
+            self.engine.forward(segment.tokens[begin:end], positions, batch, logits=False)
 
     def _full(self, branch: Branch) -> KVCacheFull:
         missing = [each for each in branch.segment.path() if not self._resident(each)]

@@ -1,0 +1,168 @@
+// A decoder of the Llama family, one call a step: RMSNorm, attention with RoPE over a paged tree, gated MLP.
+//
+// Holds addresses only: Python keeps the weights (engine/decoder.py), packed as decoder_kernels.h says.
+// Activations between the products are float32; what is multiplied is rounded to the type of the weights.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "decoder_kernels.h"
+#include "parallel.h"
+#include "tree_schedule.h"
+
+namespace marco_fast {
+
+struct Weights {
+  const void* panels;
+  const float* bias;
+  int64_t in, out;
+};
+
+struct DecoderLayer {
+  Weights qkv, attention_out, gate_up, down;
+  const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
+  float scale;
+  void *k_cache, *v_cache;
+};
+
+struct Decoder {
+  Dtype dtype;  // of weights, caches and the embedding
+  int64_t hidden, intermediate, vocabulary;
+  int heads, kv_heads, head_dim;
+  float eps;
+  const void* embedding;  // [vocabulary, hidden]
+  const float* norm;
+  Weights head;
+  int64_t pages, page_size, stride_page, stride_head;  // of every cache
+  std::vector<DecoderLayer> layers;
+};
+
+struct DecoderStep {
+  const int64_t *token_ids, *positions, *slots;  // [rows]
+  int64_t rows;
+  const float *cos, *sin;  // [positions, head_dim]
+  const TreePlan* plan;    // row i is its query i
+  float* logits;           // [rows, vocabulary], or null: only K and V are wanted
+};
+
+struct DecoderKernels {
+  void (*linear)(const LinearArgs&, int64_t panel_begin, int64_t panel_end);
+  void (*norm_rows)(const NormArgs&, int64_t row_begin, int64_t row_end);
+  void (*rope_rows)(const RopeArgs&, int64_t row_begin, int64_t row_end);
+  void (*embed_row)(const void* table, Dtype dtype, int64_t row, int64_t size, float* out);
+  TreeAttentionKernel tree_attention;
+};
+
+class DecoderRun {
+ public:
+  DecoderRun(const Decoder& model, const DecoderKernels& kernels, const DecoderStep& step, int threads)
+      : model_(model), kernels_(kernels), step_(step), threads_(threads) {
+    const int64_t item = model.dtype == Dtype::bf16 ? 2 : 4, rows = step.rows;
+    const int64_t queries = model.heads * model.head_dim;
+    const int64_t widest = std::max(model.hidden, queries);
+    const int64_t words = threads * thread_words(rows, model.heads / model.kv_heads, model.head_dim);
+    const auto room = [&](int64_t bytes) {
+      const int64_t at = size_;
+      size_ += (bytes + 63) / 64 * 64;
+      return at;
+    };
+    const int64_t x = room(4 * rows * model.hidden), a = room(item * rows * widest),
+                  qkv = room(4 * rows * (model.heads + 2 * model.kv_heads) * model.head_dim),
+                  q = room(item * rows * queries), lse = room(4 * rows * model.heads),
+                  gated = room(item * rows * model.intermediate), scratch = room(4 * words);
+    memory_.reset(new char[size_ + 64]);
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63};
+    const auto at = [begin](int64_t offset) { return reinterpret_cast<float*>(begin + offset); };
+    x_ = at(x), a_ = at(a), qkv_ = at(qkv), q_ = at(q), lse_ = at(lse);
+    gated_ = at(gated), scratch_ = at(scratch);
+  }
+
+  void run() {
+    for (int64_t row = 0; row < step_.rows; ++row)
+      kernels_.embed_row(model_.embedding, model_.dtype, step_.token_ids[row], model_.hidden,
+                         x_ + row * model_.hidden);
+    for (const DecoderLayer& layer : model_.layers) {
+      norm(layer.attention_norm);
+      linear(a_, layer.qkv, qkv_, false);
+      rope(layer);
+      attend(layer);
+      linear(a_, layer.attention_out, x_, true);
+      norm(layer.mlp_norm);
+      linear(a_, layer.gate_up, nullptr, false, gated_);
+      linear(gated_, layer.down, x_, true);
+    }
+    if (step_.logits == nullptr) return;
+    norm(model_.norm);
+    linear(a_, model_.head, step_.logits, false);
+  }
+
+ private:
+  // So many of `threads_` as have at least `least` of `work` to do each.
+  template <class F>
+  void share(int64_t parts, double work, double least, F&& f) {
+    const double useful = std::min(work / least, double(parts));
+    const int team = useful < threads_ ? std::max(1, static_cast<int>(useful)) : threads_;
+    parallel(team, [&](int thread, int size) {
+      f(parts * thread / size, parts * (thread + 1) / size);
+    });
+  }
+
+  void linear(const void* a, const Weights& w, float* result, bool accumulate,
+              void* gated = nullptr) {
+    const LinearArgs args{a,           w.panels, w.bias,     step_.rows, w.in, w.out,
+                          model_.dtype, result,   accumulate, gated};
+    share((w.out + kPanel - 1) / kPanel, double(step_.rows) * w.in * w.out, 100e3,
+          [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end); });
+  }
+
+  void norm(const float* weight) {
+    const NormArgs args{x_, weight, model_.eps, model_.hidden, model_.dtype, a_};
+    share(step_.rows, double(step_.rows) * model_.hidden, 50e3,
+          [&](int64_t begin, int64_t end) { kernels_.norm_rows(args, begin, end); });
+  }
+
+  void rope(const DecoderLayer& layer) {
+    RopeArgs args{};
+    args.qkv = qkv_;
+    args.heads = model_.heads, args.kv_heads = model_.kv_heads, args.head_dim = model_.head_dim;
+    args.cos = step_.cos, args.sin = step_.sin, args.positions = step_.positions;
+    args.q_norm = layer.q_norm, args.k_norm = layer.k_norm, args.eps = model_.eps;
+    args.dtype = model_.dtype, args.q = q_;
+    args.k_cache = layer.k_cache, args.v_cache = layer.v_cache;
+    args.k_stride_page = args.v_stride_page = model_.stride_page;
+    args.k_stride_head = args.v_stride_head = model_.stride_head;
+    args.page_size = model_.page_size, args.slots = step_.slots;
+    share(step_.rows, double(step_.rows) * model_.heads * model_.head_dim, 20e3,
+          [&](int64_t begin, int64_t end) { kernels_.rope_rows(args, begin, end); });
+  }
+
+  void attend(const DecoderLayer& layer) {
+    const TreePlan& plan = *step_.plan;
+    TreeAttentionArgs a{};
+    a.q = q_, a.k = layer.k_cache, a.v = layer.v_cache, a.out = a_, a.lse = lse_;
+    a.q_stride_query = a.out_stride_query = int64_t(model_.heads) * model_.head_dim;
+    a.q_stride_head = a.out_stride_head = model_.head_dim;
+    a.k_stride_page = a.v_stride_page = model_.stride_page;
+    a.k_stride_head = a.v_stride_head = model_.stride_head;
+    a.lse_stride_query = model_.heads, a.lse_stride_head = 1;
+    a.dtype = model_.dtype, a.scale = layer.scale;
+    a.group = model_.heads / model_.kv_heads, a.head_dim = model_.head_dim;
+    a.page_size = static_cast<int>(model_.page_size);
+    set_plan(plan, &a);
+    run_tree_attention(kernels_.tree_attention, a, plan, model_.kv_heads, threads_, scratch_);
+  }
+
+  const Decoder& model_;
+  const DecoderKernels& kernels_;
+  const DecoderStep& step_;
+  const int threads_;
+  int64_t size_ = 0;
+  std::unique_ptr<char[]> memory_;
+  // x and qkv are float32; a, q and gated have the model's type.
+  float *x_, *a_, *qkv_, *q_, *lse_, *gated_, *scratch_;
+};
+
+}  // namespace marco_fast

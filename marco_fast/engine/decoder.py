@@ -1,0 +1,214 @@
+"""Decoder: a transformers model of the Llama family as one C++ call a step, on a CPU.
+
+transformers runs a layer as some forty operations, each a few microseconds of Python and dispatch,
+and multiplies by weights as they lie in the file. Here the weights are packed once for the products
+of few rows, neighbouring operations are one, and a step crosses into C++ once. Each row's bits
+depend on its own path alone: not on the other rows, the number of threads, or how a prompt is cut
+into pieces.
+"""
+
+from typing import Any
+
+import torch
+
+from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.ops import TreeAttentionPlan
+from marco_fast.ops.backends import built
+
+__all__ = ["PANEL", "Decoder", "pack_gated", "pack_linear"]
+
+# Model classes whose layers are what csrc/cpu/decoder.h computes; Qwen3's also norm each head.
+KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/decoder_kernels.h)
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def pack_linear(weight: torch.Tensor) -> torch.Tensor:
+    """[out, in] as panels of 32 outputs, the last one filled up with zeros.
+
+    Returns:
+        [panels, in, 32] float32, or [panels, in / 2, 32, 2] bfloat16.
+    """
+    outputs, inputs = weight.shape
+    if outputs % PANEL:
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, -outputs % PANEL))
+    if weight.dtype == torch.bfloat16:
+        return weight.view(-1, PANEL, inputs // 2, 2).transpose(1, 2).contiguous()
+    return weight.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+
+
+def pack_gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Panels of 16 gates and their 16 values, from two [intermediate, in]."""
+    pieces = [each.view(-1, PANEL // 2, each.shape[1]) for each in (gate, up)]
+    return pack_linear(torch.cat(pieces, dim=1).flatten(0, 1))
+
+
+class Decoder:
+    """The packed weights of a model, and the step over them.
+
+    Use `Decoder.of`. The model's own layers lose their weights to it; its embedding, its RoPE and
+    its configuration stay.
+    """
+
+    def __init__(self, model: Any, cache: PagedKVCache) -> None:
+        from marco_fast import _C
+
+        config, base = model.config, model.model
+        self.rotary, self.vocabulary = base.rotary_emb, config.vocab_size
+        self.context = config.max_position_embeddings
+        self.embedding = base.embed_tokens.weight.detach()
+        self.tensors: list[torch.Tensor] = []  # whatever C++ has the address of
+        attention = base.layers[0].self_attn
+        pages, kv_heads, page_size, _ = cache.k[0].shape
+        sizes = [
+            DTYPE_CODES[cache.k[0].dtype],
+            config.hidden_size,
+            config.intermediate_size,
+            self.vocabulary,
+            config.num_attention_heads,
+            kv_heads,
+            attention.head_dim,
+        ]
+        strides = cache.k[0].stride()
+        tied = model.lm_head.weight is base.embed_tokens.weight
+        head = self._matrix(model.lm_head.weight, model.lm_head.bias)
+        self.native = _C.Decoder(
+            sizes,
+            [pages, page_size, strides[0], strides[1]],
+            config.rms_norm_eps,
+            self._keep(self.embedding),
+            self._vector(base.norm.weight),
+            head,
+        )
+        for index, layer in enumerate(base.layers):
+            self._add_layer(layer, cache.k[index], cache.v[index])
+        if not tied:
+            _forget(model.lm_head)
+        self.cos = self.sin = torch.empty(0, attention.head_dim)
+
+    @classmethod
+    def of(cls, model: Any, cache: PagedKVCache) -> "Decoder | None":
+        """A decoder for `model`, or None where C++ does not know its like: transformers runs it."""
+        config = model.config
+        if not built() or type(model).__name__ not in KNOWN or cache.k[0].dtype not in DTYPE_CODES:
+            return None
+        if model.device.type != "cpu" or getattr(config, "hidden_act", "") != "silu":
+            return None
+        rotary = model.model.rotary_emb
+        turned = rotary(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
+        layers = model.model.layers
+        whole = all(turned == each.self_attn.head_dim for each in layers)
+        if not whole or config.hidden_size % 16 or config.intermediate_size % 16:
+            return None
+        return cls(model, cache)
+
+    def step(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        plan: TreeAttentionPlan,
+        *,
+        logits: bool = True,
+    ) -> torch.Tensor:
+        """One token of every query of the plan.
+
+        Args:
+            token_ids, positions: [Q] int64.
+            slots: [Q] int64, where the token's own K and V go; -1: nowhere.
+            plan: of Q queries, which read the slots as well.
+            logits: whether they are wanted, or K and V alone.
+
+        Returns:
+            [Q, vocabulary] float32; where not wanted [0, vocabulary].
+
+        Raises:
+            IndexError: a token, position or slot out of range; nothing was written.
+            ValueError: the plan has another number of queries.
+        """
+        rows = len(token_ids)
+        last = int(positions.max()) if rows else -1
+        if last >= self.context:
+            raise IndexError(f"expected positions below {self.context}, the context, got {last}")
+        self._rotate_up_to(last + 1)
+        out = torch.empty(rows if logits else 0, self.vocabulary)
+        self.native.step(
+            token_ids.data_ptr(),
+            positions.data_ptr(),
+            slots.data_ptr(),
+            rows,
+            self.cos.data_ptr(),
+            self.sin.data_ptr(),
+            len(self.cos),
+            plan.native,
+            out.data_ptr() if logits else 0,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def _rotate_up_to(self, length: int) -> None:
+        """Cosines and sines of RoPE for positions below `length`, as the model computes them."""
+        if length > len(self.cos):
+            positions = torch.arange(min(self.context, max(256, 2 * length)))[None]
+            with torch.inference_mode():
+                cos, sin = self.rotary(torch.zeros(1), positions)
+            self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
+
+    def _add_layer(self, layer: Any, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
+        biases = [each.bias for each in inputs]
+        qkv = self._matrix(
+            torch.cat([each.weight for each in inputs]),
+            None if biases[0] is None else torch.cat(biases),
+        )
+        gate, up = mlp.gate_proj, mlp.up_proj
+        both = None if gate.bias is None else pack_bias(gate.bias, up.bias)
+        panels = self._keep(pack_gated(gate.weight.detach(), up.weight.detach()))
+        gated = [panels, self._bias(both), gate.in_features, 2 * gate.out_features]
+        matrices = [
+            qkv,
+            self._matrix(attention.o_proj.weight, attention.o_proj.bias),
+            gated,
+            self._matrix(mlp.down_proj.weight, mlp.down_proj.bias),
+        ]
+        norms = [
+            self._vector(layer.input_layernorm.weight),
+            self._vector(layer.post_attention_layernorm.weight),
+            *(self._vector(each.weight) if each else 0 for each in _head_norms(attention)),
+        ]
+        caches = [self._keep(k_cache), self._keep(v_cache)]
+        self.native.add_layer(matrices, norms, caches, attention.scaling)
+        for linear in (*inputs, attention.o_proj, gate, up, mlp.down_proj):
+            _forget(linear)
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        self.tensors.append(tensor)
+        return tensor.data_ptr()
+
+    def _vector(self, weight: torch.Tensor) -> int:
+        return self._keep(weight.detach().float().contiguous())
+
+    def _bias(self, bias: torch.Tensor | None) -> int:
+        if bias is None:
+            return 0
+        return self._vector(torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL)))
+
+    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
+        """Addresses of the packed weights and the bias, and the sizes."""
+        outputs, inputs = weight.shape
+        return [self._keep(pack_linear(weight.detach())), self._bias(bias), inputs, outputs]
+
+
+def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The bias of `pack_gated`'s outputs, in their order."""
+    return torch.cat([gate.view(-1, PANEL // 2), up.view(-1, PANEL // 2)], dim=1).flatten()
+
+
+def _head_norms(attention: Any) -> tuple[Any, Any]:
+    return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+
+
+def _forget(linear: torch.nn.Linear) -> None:
+    """Gives a layer's weights up: they are packed elsewhere."""
+    linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
