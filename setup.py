@@ -64,7 +64,7 @@ setup(
             "marco_fast._C",
             [f"csrc/cpu/{name}.cpp" for name in PLAIN],
             depends=all_sources(),
-            extra_link_args=["-ldl", "-pthread"] if sys.platform == "linux" else [],
+            extra_link_args=["-pthread"] if sys.platform == "linux" else [],
             language="c++",
             optional=True,
         )

@@ -100,13 +100,13 @@ class DecoderRun {
   }
 
  private:
-  // So many of `threads_` as have at least `least` of `work` to do each.
+  // `count` panels or rows in parts of at least `least` of the `work`, up to four a thread.
   template <class F>
-  void share(int64_t parts, double work, double least, F&& f) {
-    const double useful = std::min(work / least, double(parts));
-    const int team = useful < threads_ ? std::max(1, static_cast<int>(useful)) : threads_;
-    parallel(team, [&](int thread, int size) {
-      f(parts * thread / size, parts * (thread + 1) / size);
+  void share(int64_t count, double work, double least, F&& f) {
+    const double most = threads_ == 1 ? 1 : 4 * threads_;
+    const double parts = std::min({work / least, double(count), most});
+    parallel(threads_, std::max(1, static_cast<int>(parts)), [&](int part, int all) {
+      f(count * part / all, count * (part + 1) / all);
     });
   }
 

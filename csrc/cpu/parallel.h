@@ -1,70 +1,146 @@
-// parallel(threads, f): run f(thread, threads) on a team, and wait for it.
+// parallel(threads, parts, f): run f(part, parts) for every part, by this thread and free helpers.
 //
-// PyTorch ships its own OpenMP runtime, and its workers spin for a while after every operation. A
-// second pool would fight them for the same cores, so the team is borrowed: GOMP_parallel is looked
-// up in the process at run time and nothing is linked. Without it (no libgomp in the process) the
-// team is made of std::thread, slower to start and otherwise the same.
+// A decode step is some hundred short calls. An OpenMP team ends each with a barrier, so one thread that
+// the machine has put aside (another process runs there) holds up all: a step then takes a hundred
+// times as long. Here nobody waits for a helper that has not begun: whoever is awake takes the next
+// part, and a call ends when every part is done. Helpers look for work for a while, then sleep.
 #pragma once
 
-#include <dlfcn.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
 #include <system_error>
 #include <thread>
-#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace marco_fast {
 
-struct OpenMP {
-  void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
-  int (*thread_num)() = nullptr;
-  int (*num_threads)() = nullptr;
+class Team {
+ public:
+  using Function = void (*)(const void* context, int part, int parts);
 
-  static const OpenMP& get() {
-    static const OpenMP found = [] {
-      OpenMP omp;
-      void* scope = dlsym(RTLD_DEFAULT, "GOMP_parallel") ? RTLD_DEFAULT
-                                                         : dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
-      if (scope == nullptr && dlsym(RTLD_DEFAULT, "GOMP_parallel") == nullptr) return omp;
-      omp.thread_num = reinterpret_cast<int (*)()>(dlsym(scope, "omp_get_thread_num"));
-      omp.num_threads = reinterpret_cast<int (*)()>(dlsym(scope, "omp_get_num_threads"));
-      if (omp.thread_num && omp.num_threads)
-        omp.parallel = reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(
-            dlsym(scope, "GOMP_parallel"));
-      return omp;
-    }();
-    return found;
+  // The one team of this process. Never destroyed: its threads may outlive everything.
+  static Team& get() {
+    static std::mutex guard;
+    static Team* team = nullptr;
+    static pid_t owner = 0;
+    const std::lock_guard<std::mutex> lock(guard);
+    if (owner != getpid()) team = new Team, owner = getpid();  // after a fork no helper is left
+    return *team;
   }
+
+  // Calls from several threads at once: the first gets the helpers, the others work alone.
+  void run(int threads, int parts, Function function, const void* context) {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock() || parts > kMost) {
+      for (int part = 0; part < parts; ++part) function(context, part, parts);
+      return;
+    }
+    start_helpers(threads - 1);
+    wanted_.store(threads - 1, std::memory_order_relaxed);
+    function_ = function;
+    context_ = context;
+    done_.store(0, std::memory_order_relaxed);
+    const uint64_t call = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+    state_.store(call << 32 | uint64_t(parts) << 16, std::memory_order_seq_cst);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) {
+      const std::lock_guard<std::mutex> lock(sleep_);
+      wake_.notify_all();
+    }
+    work();
+    while (done_.load(std::memory_order_acquire) < parts) pause();
+  }
+
+ private:
+  static constexpr int kMost = 0xffff;
+  static constexpr int kLooks = 4000;  // about 0.1 ms
+
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#else
+    std::this_thread::yield();
+#endif
+  }
+
+  // Takes parts until none is left. A part is taken by counting up `state_`, which also names the call
+  // and its parts: what belongs to the call stays in place until every part that was taken is done.
+  void work() {
+    uint64_t state = state_.load(std::memory_order_acquire);
+    while (open(state)) {
+      if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) continue;
+      function_(context_, int(state & kMost), int(state >> 16 & kMost));
+      done_.fetch_add(1, std::memory_order_release);
+      state = state_.load(std::memory_order_acquire);
+    }
+  }
+
+  static bool open(uint64_t state) { return (state & kMost) < (state >> 16 & kMost); }
+
+  void start_helpers(int wanted) {
+    for (; helpers_ < wanted; ++helpers_) {
+      try {
+        std::thread([this, number = helpers_] { help(number); }).detach();
+      } catch (const std::system_error&) {
+        return;  // no more threads to be had: the others do the work
+      }
+    }
+  }
+
+  void help(int number) {
+    const auto needed = [this, number] {
+      return open(state_.load(std::memory_order_seq_cst)) &&
+             number < wanted_.load(std::memory_order_relaxed);
+    };
+    for (;;) {
+      for (int look = 0; look < kLooks; ++look) {
+        if (needed()) {
+          work();
+          look = 0;
+        }
+        pause();
+      }
+      std::unique_lock<std::mutex> lock(sleep_);
+      sleeping_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, needed);
+      sleeping_.fetch_sub(1, std::memory_order_relaxed);
+    }
+  }
+
+  std::mutex turn_;  // held by the thread whose call it is
+  int helpers_ = 0;
+  std::atomic<int> wanted_{0};  // helpers of the present call: those numbered below
+  Function function_ = nullptr;
+  const void* context_ = nullptr;
+  std::atomic<uint64_t> state_{0};  // 32 bits of the call's number, 16 its parts, 16 those taken
+  std::atomic<int> done_{0};
+  std::mutex sleep_;
+  std::condition_variable wake_;
+  std::atomic<int> sleeping_{0};
 };
 
-// f must not throw, nor wait for another thread of its team (call parallel twice instead). The team
-// may be smaller than asked for; f is told its real size.
+// By at most `threads` threads. f must not throw, nor wait for another part (call parallel twice).
 template <class F>
-void parallel(int threads, F&& f) {
-  if (threads <= 1) {
-    f(0, 1);
+void parallel(int threads, int parts, const F& f) {
+  if (threads <= 1 || parts <= 1) {
+    for (int part = 0; part < parts; ++part) f(part, parts);
     return;
   }
-  const OpenMP& omp = OpenMP::get();
-  if (omp.parallel) {
-    omp.parallel(
-        [](void* context) {
-          const OpenMP& team = OpenMP::get();
-          (*static_cast<F*>(context))(team.thread_num(), team.num_threads());
-        },
-        &f, static_cast<unsigned>(threads), 0);
-    return;
-  }
-  std::vector<std::thread> team;
-  int started = 1;
-  try {
-    for (; started < threads; ++started)
-      team.emplace_back([&f, started, threads] { f(started, threads); });
-  } catch (const std::system_error&) {
-    // No more threads to be had: this one does their share, below.
-  }
-  f(0, threads);
-  for (int i = started; i < threads; ++i) f(i, threads);
-  for (std::thread& worker : team) worker.join();
+  const auto call = [](const void* context, int part, int all) {
+    (*static_cast<const F*>(context))(part, all);
+  };
+  Team::get().run(threads, parts, call, &f);
+}
+
+template <class F>
+void parallel(int threads, const F& f) {
+  parallel(threads, threads, f);
 }
 
 }  // namespace marco_fast

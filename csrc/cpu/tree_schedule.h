@@ -2,8 +2,7 @@
 //
 // A unit is one KV head and one stripe of the depth-first queries. Stripes are cut where the tokens
 // that their queries see are about equal, as few of them as keep every thread busy, since segments
-// above a cut are read once on either side of it. Threads take units from a shared counter; no result
-// depends on who took which.
+// above a cut are read once on either side of it. No result depends on who takes which unit.
 #pragma once
 
 #include <atomic>
