@@ -14,7 +14,7 @@ BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 help:
 	@echo "make demo    search with the bundled model: QUESTION='...' to ask your own"
 	@echo "make test    the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
-	@echo "make bench   the CPU benchmarks"
+	@echo "make bench   the CPU benchmarks: tables here and in README.md, bench/results/cpu"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   removes the virtual environment and all that was built"
 	@echo "PYTHON=...   the interpreter to make .venv from, 3.10 or newer"
@@ -27,7 +27,9 @@ test: .venv/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: .venv/.dev
-	$(BIN)/python -m pytest bench --benchmark-only
+	@raw=$$(mktemp) && trap 'rm -f "$$raw"' EXIT && \
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json="$$raw" && \
+	$(BIN)/python -m bench.report "$$raw"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -8,13 +8,12 @@ here, and the group folded into the query rows, its fastest form.
 
 import os
 import statistics
-from functools import lru_cache
 
 import pytest
 import torch
 
 import marco_fast as mf
-from bench.roofline import interleaved, read_bandwidth
+from bench.roofline import interleaved, peak, read_bandwidth
 from bench.trees import (
     HEADS,
     PAGE,
@@ -47,14 +46,6 @@ CASES = [
     for name in ("prompt-1024-x16x64", "nothing-shared-16x1088", "search-4x8-depth-6-steps-32")
     for dtype in (torch.float32, torch.bfloat16)
 ]
-
-
-@lru_cache
-def peak(dtype: torch.dtype, threads: int) -> float:
-    """FLOP per second of a large matrix product, the best of 5."""
-    a, b = torch.randn(2, 1536, 1536).to(dtype)
-    times = interleaved(lambda: a @ b, rounds=5)[0]
-    return 2 * 1536**3 / min(times)
 
 
 @pytest.mark.parametrize(("model", "name", "dtype"), CASES, ids=str)

@@ -1,4 +1,4 @@
-"""Floors measured in the same run as the kernels: how fast this machine reads."""
+"""Floors measured in the same run as the kernels: how fast this machine reads and multiplies."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["LARGE", "interleaved", "read_bandwidth", "rotating"]
+__all__ = ["LARGE", "interleaved", "peak", "read_bandwidth", "rotating"]
 
 TURN = 1e-3  # seconds of a turn, at least
 LARGE = 256 * 2**20  # bytes: several times the last-level cache of the machines we know
@@ -23,6 +23,18 @@ def read_bandwidth(threads: int) -> float:
     finally:
         torch.set_num_threads(before)
     return LARGE / seconds
+
+
+@lru_cache
+def peak(dtype: torch.dtype, threads: int) -> float:
+    """FLOP per second of a large matrix product, the best of 5."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2, 1536, 1536).to(dtype)
+    try:
+        return 2 * 1536**3 / min(interleaved(lambda: a @ b, rounds=5)[0])
+    finally:
+        torch.set_num_threads(before)
 
 
 def _seconds(f: Callable[[], object], calls: int = 1) -> float:

@@ -11,7 +11,7 @@ from inputs import against_guard
 import marco_fast as mf
 from marco_fast import Engine, SearchConfig, solve
 from marco_fast.engine.attention import TreeBatch
-from marco_fast.engine.decoder import PANEL, pack_bias, pack_gated, pack_linear
+from marco_fast.engine.decoder import PANEL, Decoder, pack_bias, pack_gated, pack_linear
 from tests.tiny_models import CONFIGS, PlainForward, save_model
 
 _C = pytest.importorskip("marco_fast._C")
@@ -168,6 +168,21 @@ def test_what_the_decoder_does_not_know_transformers_runs(tmp_path, change, monk
         assert engine.decoder is None
         result = solve(QUESTION, engine, SearchConfig(expansions=4, step_tokens=8))
     assert PlainForward(folder).check(result, 2e-4) > 50
+
+
+@pytest.mark.parametrize("part", ["lm_head", "down_proj"])
+def test_a_layer_that_was_replaced_is_not_taken_for_the_plain_one(folders, part):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders["qwen3"])
+    cache = mf.PagedKVCache(
+        2, 4, num_kv_heads=2, head_dim=48, dtype=torch.float32, device=torch.device("cpu")
+    )
+    assert Decoder.of(model, cache) is not None
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders["qwen3"])
+    if part == "lm_head":
+        model.lm_head = torch.nn.Linear(64, model.config.vocab_size + 1, bias=False)
+    else:
+        model.model.layers[1].mlp.down_proj = torch.nn.Sequential(torch.nn.Linear(96, 64))
+    assert Decoder.of(model, cache) is None
 
 
 def test_float16_is_left_to_transformers(folders):

@@ -94,11 +94,7 @@ class Decoder:
             return None
         if model.device.type != "cpu" or getattr(config, "hidden_act", "") != "silu":
             return None
-        rotary = model.model.rotary_emb
-        turned = rotary(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
-        layers = model.model.layers
-        whole = all(turned == each.self_attn.head_dim for each in layers)
-        if not whole or config.hidden_size % 16 or config.intermediate_size % 16:
+        if config.hidden_size % 16 or config.intermediate_size % 16 or not _is_plain(model):
             return None
         return cls(model, cache)
 
@@ -179,7 +175,7 @@ class Decoder:
         ]
         caches = [self._keep(k_cache), self._keep(v_cache)]
         self.native.add_layer(matrices, norms, caches, attention.scaling)
-        for linear in (*inputs, attention.o_proj, gate, up, mlp.down_proj):
+        for linear in _linears(layer):
             _forget(linear)
 
     def _keep(self, tensor: torch.Tensor) -> int:
@@ -203,6 +199,27 @@ class Decoder:
 def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """The bias of `pack_gated`'s outputs, in their order."""
     return torch.cat([gate.view(-1, PANEL // 2), up.view(-1, PANEL // 2)], dim=1).flatten()
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether nothing was put in the place of a layer's matrices, and RoPE turns whole heads."""
+    base, shape = model.model, (model.config.vocab_size, model.config.hidden_size)
+    if base.embed_tokens.weight.shape != shape or model.lm_head.weight.shape != shape:
+        return False
+    turned = base.rotary_emb(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
+    return all(
+        turned == layer.self_attn.head_dim
+        and all(type(each) is torch.nn.Linear for each in _linears(layer))
+        for layer in base.layers
+    )
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+        mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+    ]  # fmt: skip
 
 
 def _head_norms(attention: Any) -> tuple[Any, Any]:
