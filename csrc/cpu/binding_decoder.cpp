@@ -90,8 +90,9 @@ void run_step(const Decoder& d, Address token_ids, Address positions, Address sl
 void run_linear(Address a, int64_t rows, const Matrix& matrix, int dtype, Address result,
                 bool accumulate, Address gated, int threads) {
   const Weights w = weights(matrix);
-  const LinearArgs args{at<void>(a), w.panels, w.bias, rows, w.in, w.out, static_cast<Dtype>(dtype),
-                        reinterpret_cast<float*>(result), accumulate, reinterpret_cast<void*>(gated)};
+  const LinearArgs args{at<void>(a), w.in, w.panels, w.bias, rows, w.in, w.out,
+                        static_cast<Dtype>(dtype), reinterpret_cast<float*>(result), accumulate,
+                        reinterpret_cast<void*>(gated), w.out / 2};
   const int64_t panels = (w.out + kPanel - 1) / kPanel;
   py::gil_scoped_release release;
   parallel(threads, [&](int thread, int size) {

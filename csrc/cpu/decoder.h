@@ -62,17 +62,19 @@ class DecoderRun {
       : model_(model), kernels_(kernels), step_(step), threads_(threads) {
     const int64_t item = model.dtype == Dtype::bf16 ? 2 : 4, rows = step.rows;
     const int64_t queries = model.heads * model.head_dim;
-    const int64_t widest = std::max(model.hidden, queries);
+    // One cache line more than a row: rows 4 KiB apart would fall into the same few lines of the cache.
+    wide_ = std::max(model.hidden, queries) + 64 / item;
+    gated_wide_ = model.intermediate + 64 / item;
     const int64_t words = threads * thread_words(rows, model.heads / model.kv_heads, model.head_dim);
     const auto room = [&](int64_t bytes) {
       const int64_t at = size_;
       size_ += (bytes + 63) / 64 * 64;
       return at;
     };
-    const int64_t x = room(4 * rows * model.hidden), a = room(item * rows * widest),
+    const int64_t x = room(4 * rows * model.hidden), a = room(item * rows * wide_),
                   qkv = room(4 * rows * (model.heads + 2 * model.kv_heads) * model.head_dim),
                   q = room(item * rows * queries), lse = room(4 * rows * model.heads),
-                  gated = room(item * rows * model.intermediate), scratch = room(4 * words);
+                  gated = room(item * rows * gated_wide_), scratch = room(4 * words);
     memory_.reset(new char[size_ + 64]);
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63};
     const auto at = [begin](int64_t offset) { return reinterpret_cast<float*>(begin + offset); };
@@ -86,17 +88,17 @@ class DecoderRun {
                          x_ + row * model_.hidden);
     for (const DecoderLayer& layer : model_.layers) {
       norm(layer.attention_norm);
-      linear(a_, layer.qkv, qkv_, false);
+      linear(a_, wide_, layer.qkv, qkv_, false);
       rope(layer);
       attend(layer);
-      linear(a_, layer.attention_out, x_, true);
+      linear(a_, wide_, layer.attention_out, x_, true);
       norm(layer.mlp_norm);
-      linear(a_, layer.gate_up, nullptr, false, gated_);
-      linear(gated_, layer.down, x_, true);
+      linear(a_, wide_, layer.gate_up, nullptr, false, gated_);
+      linear(gated_, gated_wide_, layer.down, x_, true);
     }
     if (step_.logits == nullptr) return;
     norm(model_.norm);
-    linear(a_, model_.head, step_.logits, false);
+    linear(a_, wide_, model_.head, step_.logits, false);
   }
 
  private:
@@ -110,16 +112,16 @@ class DecoderRun {
     });
   }
 
-  void linear(const void* a, const Weights& w, float* result, bool accumulate,
+  void linear(const void* a, int64_t stride, const Weights& w, float* result, bool accumulate,
               void* gated = nullptr) {
-    const LinearArgs args{a,           w.panels, w.bias,     step_.rows, w.in, w.out,
-                          model_.dtype, result,   accumulate, gated};
+    const LinearArgs args{a,    stride, w.panels,     w.bias, step_.rows, w.in,
+                          w.out, model_.dtype, result, accumulate, gated,      gated_wide_};
     share((w.out + kPanel - 1) / kPanel, double(step_.rows) * w.in * w.out, 100e3,
           [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end); });
   }
 
   void norm(const float* weight) {
-    const NormArgs args{x_, weight, model_.eps, model_.hidden, model_.dtype, a_};
+    const NormArgs args{x_, weight, model_.eps, model_.hidden, model_.dtype, a_, wide_};
     share(step_.rows, double(step_.rows) * model_.hidden, 50e3,
           [&](int64_t begin, int64_t end) { kernels_.norm_rows(args, begin, end); });
   }
@@ -143,7 +145,7 @@ class DecoderRun {
     const TreePlan& plan = *step_.plan;
     TreeAttentionArgs a{};
     a.q = q_, a.k = layer.k_cache, a.v = layer.v_cache, a.out = a_, a.lse = lse_;
-    a.q_stride_query = a.out_stride_query = int64_t(model_.heads) * model_.head_dim;
+    a.q_stride_query = int64_t(model_.heads) * model_.head_dim, a.out_stride_query = wide_;
     a.q_stride_head = a.out_stride_head = model_.head_dim;
     a.k_stride_page = a.v_stride_page = model_.stride_page;
     a.k_stride_head = a.v_stride_head = model_.stride_head;
@@ -159,7 +161,7 @@ class DecoderRun {
   const DecoderKernels& kernels_;
   const DecoderStep& step_;
   const int threads_;
-  int64_t size_ = 0;
+  int64_t size_ = 0, wide_, gated_wide_;
   std::unique_ptr<char[]> memory_;
   // x and qkv are float32; a, q and gated have the model's type.
   float *x_, *a_, *qkv_, *q_, *lse_, *gated_, *scratch_;

@@ -116,7 +116,7 @@ inline void store_some(float* to, const float* from, int64_t count, bool accumul
 
 template <class T>
 inline void store_gated(const LinearArgs& args, int64_t row, int64_t panel, const Vec* acc) {
-  T* to = static_cast<T*>(args.gated) + row * (args.out / 2) + panel * (kPanel / 2);
+  T* to = static_cast<T*>(args.gated) + row * args.gated_stride + panel * (kPanel / 2);
   for (int j = 0; j < kHalf; ++j) store(to + j * kLanes, mul(silu(acc[j]), acc[kHalf + j]));
 }
 
@@ -149,7 +149,8 @@ void tile(const LinearArgs& args, int64_t row, int64_t panel, int64_t words, int
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < kVecs; ++j)
       acc[r][j] = begin ? load(waiting + r * kPanel + j * kLanes) : set1(0.0f);
-  multiply<kPairs, R>(static_cast<const float*>(args.a) + row * words + begin, words,
+  const int64_t stride = kPairs ? args.a_stride / 2 : args.a_stride;
+  multiply<kPairs, R>(static_cast<const float*>(args.a) + row * stride + begin, stride,
                       static_cast<const float*>(args.panels) + (panel * words + begin) * kPanel,
                       end - begin, acc);
   for (int r = 0; r < R; ++r) {
@@ -198,7 +199,7 @@ void rope_head(const RopeArgs& args, const float* x, const float* norm, int64_t 
   float normed[256], turned[256];
   const int size = args.head_dim, half = size / 2;
   if (norm) {
-    norm_row(NormArgs{nullptr, norm, args.eps, size, Dtype::f32, nullptr}, x, normed);
+    norm_row(NormArgs{nullptr, norm, args.eps, size, Dtype::f32, nullptr, 0}, x, normed);
     x = normed;
   }
   const float* cos = args.cos + position * size;
@@ -244,9 +245,9 @@ void norm_rows(const NormArgs& args, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const float* x = args.x + row * args.size;
     if (args.dtype == Dtype::bf16) {
-      norm_row(args, x, static_cast<bf16*>(args.out) + row * args.size);
+      norm_row(args, x, static_cast<bf16*>(args.out) + row * args.out_stride);
     } else {
-      norm_row(args, x, static_cast<float*>(args.out) + row * args.size);
+      norm_row(args, x, static_cast<float*>(args.out) + row * args.out_stride);
     }
   }
 }

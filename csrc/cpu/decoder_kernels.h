@@ -16,7 +16,8 @@ namespace marco_fast {
 inline constexpr int kPanel = 32;
 
 struct LinearArgs {
-  const void* a;  // [rows, in] of `dtype`, contiguous
+  const void* a;  // [rows, in] of `dtype`
+  int64_t a_stride;  // elements from row to row, as all strides here
   const void* panels;
   const float* bias;  // a multiple of kPanel, or null
   int64_t rows, in, out;
@@ -26,6 +27,7 @@ struct LinearArgs {
   float* result;  // [rows, out]
   bool accumulate;
   void* gated;
+  int64_t gated_stride;
 };
 
 struct NormArgs {
@@ -35,6 +37,7 @@ struct NormArgs {
   int64_t size;  // a multiple of 16
   Dtype dtype;
   void* out;  // [rows, size]
+  int64_t out_stride;
 };
 
 struct RopeArgs {
