@@ -173,6 +173,7 @@ def test_ctrl_c_on_a_terminal_prints_the_best_so_far_and_exits_130(tmp_path):
         stdout=subprocess.PIPE,
         stderr=side,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(side)
     live = read_until(terminal, b"tokens/s")  # the live view is up

@@ -335,7 +335,15 @@ def test_a_tree_whose_paths_all_end_is_exhausted(nano):
     assert result.stats.expansions == 2
 
 
-def test_ctrl_c_returns_the_best_so_far_and_the_handler_is_put_back(nano, plain):
+@pytest.fixture
+def listening():
+    """Ctrl-C as at a terminal: a process that a script put into the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_returns_the_best_so_far_and_the_handler_is_put_back(nano, plain, listening):
     sent = []
 
     def interrupt(progress: Progress) -> None:
