@@ -183,6 +183,18 @@ def test_branches_are_preempted_when_nothing_can_be_evicted(folders, plain, monk
     assert plain("qwen2").check(result, ATOL) == 8 * 64
 
 
+def test_a_full_cache_is_not_searched_for_every_page(monkeypatch):
+    """The segments are looked through once for many evictions, not once for each."""
+    with Engine.from_pretrained("nano-marco", kv_tokens=8192) as engine:
+        looked = count_calls(engine.cache, "is_resident")
+        config = SearchConfig(expansions=400, step_tokens=4, rollout_tokens=64, seed=2)
+        result = solve(QUESTION, engine, config)
+    segments = len(result.tree)
+    evictions = segments - 512  # each node has a page at least
+    assert evictions > 500
+    assert len(looked) < 300 * segments
+
+
 def test_too_few_pages_for_one_branch_is_kv_cache_full(folders):
     with Engine.from_pretrained(folders["qwen2"], kv_tokens=32) as engine:
         engine.context = 512

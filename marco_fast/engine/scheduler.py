@@ -22,6 +22,7 @@ from marco_fast.ops import plan_tree_attention, sample_confidence
 
 __all__ = ["Branch", "Sampling", "Scheduler", "Segment", "Source", "Verdict"]
 
+EVICTED_SHARE = 16  # of the cache's pages, one in so many is freed when none is left
 RESERVE_PAGES = 2  # pages an open segment asks for at a time: a mini-step of 32 tokens
 
 
@@ -250,16 +251,21 @@ class Scheduler:
         return -(-tokens // self.cache.page_size)
 
     def _make_room(self, pages: int) -> bool:
-        """Evict what no branch reads, least visited first, until `pages` are free."""
+        """Evict what no branch reads, least visited first, until `pages` are free.
+
+        Looking at every segment takes as long as a step once there are thousands: where it must
+        be done, a part of the cache is freed at once.
+        """
         if self.cache.free_pages >= pages:
             return True
+        goal = max(pages, self.cache.num_pages // EVICTED_SHARE)
         unused = [each for each in self.segments if not each.users and self._resident(each)]
         unused.sort(key=lambda each: (each.rank, each.kv))
         for each in unused:
             self.cache.evict(each.kv)
-            if self.cache.free_pages >= pages:
-                return True
-        return False
+            if self.cache.free_pages >= goal:
+                break
+        return self.cache.free_pages >= pages
 
     def _compute(self, segment: Segment) -> None:
         """Compute a segment's KV from its tokens: a new prompt, or one that was evicted."""
