@@ -12,22 +12,20 @@ faster, and long paths are slower.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import cpuinfo
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 import marco_fast as mf
+from bench.machine import describe
 from bench.peers.models import make_model
 from bench.roofline import interleaved, peak, read_bandwidth
 from bench.trees import Tree, prompt_and_branches
@@ -277,15 +275,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = {
         "command": "python -m bench.bench_scaling" + " --quick" * options.quick,
-        "commit": git.stdout.strip(),
-        "cpu": cpuinfo.get_cpu_info().get("brand_raw"),
-        "cores": os.cpu_count(),
+        **describe(),
         "threads": options.threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "models": [
             run_model(name, QUICK if options.quick else FULL)
             for name in (MODELS[:1] if options.quick else MODELS)

@@ -8,57 +8,14 @@ import statistics
 import pytest
 import torch
 
+from bench import by_hand
 from bench.roofline import LARGE, interleaved, read_bandwidth, rotating
 from marco_fast import ops
 from marco_fast.ops import reference
 from tests.compare import assert_close
 
-TOP_K = 5
 THREADS = 1  # one thread each: no team to start, the same for both sides
 VOCAB = 151936
-
-
-def peer_topk(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What is written by hand: float32 logprobs of the whole row, then top-k and gather.
-
-    For bf16 and f16 the conversion is fused into log_softmax (dtype=float32) or made before it;
-    both give float32 results, and the faster one is timed.
-    """
-    logprobs = torch.log_softmax(logits, -1, dtype=torch.float32)
-    return scores_of(logprobs, token_ids)
-
-
-def peer_float(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return scores_of(torch.log_softmax(logits.float(), -1), token_ids)
-
-
-def scores_of(logprobs: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    topk_logprobs, topk_ids = logprobs.topk(TOP_K)
-    token_logprobs = logprobs.gather(1, token_ids[:, None])[:, 0]
-    confidence = token_logprobs.exp() / topk_logprobs.exp().sum(-1)
-    return confidence, token_logprobs, topk_logprobs, topk_ids
-
-
-def peer_topk_first(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Top-k on the logits, then one logsumexp: no [B, V] logprobs are stored."""
-    wide = logits.float()
-    values, ids = wide.topk(TOP_K)
-    lse = wide.logsumexp(-1)
-    token_logprobs = wide.gather(1, token_ids[:, None])[:, 0] - lse
-    topk_logprobs = values - lse[:, None]
-    return token_logprobs.exp() / topk_logprobs.exp().sum(-1), token_logprobs, topk_logprobs, ids
-
-
-def peer_sample(logits: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, ...]:
-    """Sampling by hand: top-p by a sort where it is on, multinomial, then the scores."""
-    probs = (logits.float() / temperature).softmax(-1)
-    if top_p < 1:
-        ranked, ids = probs.sort(-1, descending=True)
-        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0.0)
-        tokens = ids.gather(1, ranked.multinomial(1))[:, 0]
-    else:
-        tokens = probs.multinomial(1)[:, 0]
-    return peer_topk(logits, tokens)
 
 
 def checked(logits: torch.Tensor, got) -> None:
@@ -101,6 +58,10 @@ def run(benchmark, ours, peers: dict, nbytes: int) -> None:
     )
 
 
+def sampled(logits: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, ...]:
+    return by_hand.scores(logits, by_hand.sample(logits, temperature, top_p))
+
+
 def logits_in_turn(rows: int, dtype: torch.dtype):
     """The next logits to score; small ones in one buffer, as the LM head has just written them.
 
@@ -120,9 +81,15 @@ def logits_in_turn(rows: int, dtype: torch.dtype):
 def test_topk_confidence(benchmark, rows, dtype):
     logits, ids = logits_in_turn(rows, dtype), torch.zeros(rows, dtype=torch.int64)
     checked(x := logits(), ops.topk_confidence(x, ids))
-    peers = {"torch log_softmax + topk + gather": peer_topk, "torch topk first": peer_topk_first}
-    if dtype != torch.float32:
-        peers["torch float, log_softmax + topk + gather"] = peer_float
+    peers = {
+        "torch log_softmax + topk + gather": by_hand.scores,
+        "torch topk first": by_hand.scores_topk_first,
+    }
+    if dtype != torch.float32:  # converted before instead of within: the faster one counts
+        peers |= {
+            "torch float, log_softmax + topk + gather": lambda x, t: by_hand.scores(x.float(), t),
+            "torch float, topk first": lambda x, t: by_hand.scores_topk_first(x.float(), t),
+        }
     calls = {name: lambda f=f: f(logits(), ids) for name, f in peers.items()}
     run(
         benchmark,
@@ -143,7 +110,7 @@ def test_sample_confidence(benchmark, temperature, top_p, rows, dtype):
         return ops.sample_confidence(logits(), temperature=temperature, top_p=top_p, **keys)
 
     checked(x := logits(), ops.sample_confidence(x, temperature=temperature, top_p=top_p, **keys))
-    peers = {"torch softmax + multinomial": lambda: peer_sample(logits(), temperature, top_p)}
+    peers = {"torch softmax + multinomial": lambda: sampled(logits(), temperature, top_p)}
     run(benchmark, ours, peers, rows * VOCAB * dtype.itemsize)
 
 
@@ -157,5 +124,5 @@ def test_decode_step_of_a_small_model(benchmark, rows):
         return ops.sample_confidence(logits, temperature=0.7, **keys)
 
     checked(logits, ours())
-    peers = {"torch softmax + multinomial": lambda: peer_sample(logits, 0.7, 1.0)}
+    peers = {"torch softmax + multinomial": lambda: sampled(logits, 0.7, 1.0)}
     run(benchmark, ours, peers, logits.nbytes)

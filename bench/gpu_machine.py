@@ -4,16 +4,14 @@ With `dry` the same code runs on a CPU with Triton's interpreter, on tiny shapes
 times means anything, but every line has run once.
 """
 
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
+
+from bench.machine import describe, output_of
 
 __all__ = ["Machine", "Timing"]
 
@@ -167,16 +165,13 @@ class Machine:
         row: dict[str, object] = {
             "case": "environment",
             "gpu": "none (dry run)" if self.dry else torch.cuda.get_device_name(0),
-            "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "triton": triton.__version__,
-            "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-            "commit": _output("git", "rev-parse", "HEAD"),
+            **describe(),
         }
         if not self.dry:
             properties = torch.cuda.get_device_properties(0)
-            row["driver"] = _output(
+            row["driver"] = output_of(
                 "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
             )
             row["capability"] = f"sm_{properties.major}{properties.minor}"
@@ -184,13 +179,3 @@ class Machine:
             row["memory_bytes"] = properties.total_memory
             row["l2_bytes"] = properties.L2_cache_size
         return [row]
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parents[1]
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

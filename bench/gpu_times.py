@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import marco_fast as mf
+from bench import by_hand
 from bench.gpu_checks import BACKEND, attention_inputs
 from bench.gpu_machine import Machine
 from bench.trees import (
@@ -54,23 +55,6 @@ def measure(
     return row
 
 
-def score_by_hand(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """log_softmax, top-k, gather: every logprob is stored."""
-    logprobs = torch.log_softmax(logits, -1, dtype=torch.float32)
-    values, ids = logprobs.topk(5)
-    token = logprobs.gather(1, token_ids[:, None])[:, 0]
-    return token.exp() / values.exp().sum(-1), token, values, ids
-
-
-def score_topk_first(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Top-k of the logits and one logsumexp: no [B, V] logprobs are stored."""
-    values, ids = logits.topk(5)
-    lse = logits.float().logsumexp(-1)
-    token = logits.gather(1, token_ids[:, None])[:, 0].float() - lse
-    values = values.float() - lse[:, None]
-    return token.exp() / values.exp().sum(-1), token, values, ids
-
-
 def confidence_shapes(machine: Machine) -> list[tuple[int, int, torch.dtype]]:
     if machine.dry:
         return [(2, 5000, torch.bfloat16)]
@@ -94,11 +78,13 @@ def confidence(machine: Machine) -> list[dict]:
 
         ours = each(lambda x, t: mf.topk_confidence(x, t, backend=BACKEND))
         peers: Makers = {
-            "by hand": lambda: each(score_by_hand),
-            "top-k first": lambda: each(score_topk_first),
+            "by hand": lambda: each(by_hand.scores),
+            "top-k first": lambda: each(by_hand.scores_topk_first),
         }
         if not machine.dry:
-            peers["compiled"] = lambda: each(torch.compile(score_topk_first, dynamic=False))
+            peers["compiled"] = lambda: each(
+                torch.compile(by_hand.scores_topk_first, dynamic=False)
+            )
         case = f"topk_confidence {batch} x {vocab} {str(dtype)[6:]}"
         rows.append(measure(machine, case, ours, peers, nbytes))
     return rows
@@ -109,15 +95,7 @@ def random_logits(machine: Machine, batch: int, vocab: int, dtype: torch.dtype) 
 
 
 def sample_by_hand(logits: torch.Tensor, temperature: float, top_p: float) -> tuple:
-    """Softmax, top-p by a sort, multinomial, then the scores."""
-    probs = (logits.float() / temperature).softmax(-1)
-    if top_p < 1:
-        ranked, ids = probs.sort(-1, descending=True)
-        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0.0)
-        tokens = ids.gather(1, ranked.multinomial(1))[:, 0]
-    else:
-        tokens = probs.multinomial(1)[:, 0]
-    return score_topk_first(logits, tokens)
+    return by_hand.scores_topk_first(logits, by_hand.sample(logits, temperature, top_p))
 
 
 def sample_with_flashinfer(logits: torch.Tensor, temperature: float, top_p: float) -> tuple:
@@ -129,7 +107,7 @@ def sample_with_flashinfer(logits: torch.Tensor, temperature: float, top_p: floa
         tokens = sampling.top_p_sampling_from_probs(probs, top_p)
     else:
         tokens = sampling.sampling_from_probs(probs)
-    return score_topk_first(logits, tokens.long())
+    return by_hand.scores_topk_first(logits, tokens.long())
 
 
 def sampling(machine: Machine) -> list[dict]:

@@ -11,7 +11,6 @@ machine.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+from bench.machine import describe
 from bench.peers.install import ENVIRONMENTS, installed, python_of
 from bench.peers.models import make_model
 from bench.peers.schedule import make_schedule
@@ -55,7 +55,7 @@ class Engine:
     """One peer's process."""
 
     def __init__(self, name: str, arguments: list[str]) -> None:
-        self.name, self.seconds = name, []
+        self.name = name
         environment = {**os.environ, "PYTHONPATH": str(ROOT)} if name == "ours" else None
         script = ROOT / "bench" / "peers" / f"{name}.py"
         self.process = subprocess.Popen(
@@ -240,30 +240,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/cpu/search.json")
     options = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     known = json.loads(options.out.read_text())["cases"] if options.out.is_file() else []
     cases = {tuple(each[key] for key in ("model", "precision", "branches")): each for each in known}
     for name in options.cases:
         case = run_case(name, options.engines, options.threads)
-        cases[case["model"], case["precision"], case["branches"]] = {**case, "commit": commit}
-        result = {
-            "command": "python -m bench.search_peers",
-            "cpu": _processor(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "cases": list(cases.values()),
-        }
+        engines = " ".join(options.engines)
+        command = f"python -m bench.search_peers --cases {name} --engines {engines}"
+        case |= {"command": command, "machine": describe()}
+        cases[case["model"], case["precision"], case["branches"]] = case
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+        options.out.write_text(json.dumps({"cases": list(cases.values())}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

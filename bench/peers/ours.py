@@ -1,7 +1,5 @@
 """marco_fast itself as one of the peers: its scheduler, fed by a schedule instead of a search."""
 
-from itertools import pairwise
-
 import torch
 from protocol import Expansion, Options, Peer, Ready, Replay, Schedule, serve
 
@@ -19,7 +17,7 @@ class Rounds:
         self.following: Expansion | None = next(self.waiting, None)
         self.running = 0
         self.confidences: list[float] = []
-        self.starts = {b[0].node for _, b in pairwise(schedule.rounds)}
+        self.starts = {each[0].node for each in schedule.rounds[1:]}
 
     def next_branch(self) -> object | None:
         each = self.following
