@@ -176,14 +176,18 @@ def test_ctrl_c_on_a_terminal_prints_the_best_so_far_and_exits_130(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(side)
-    live = read_until(terminal, b"tokens/s")  # the live view is up
-    assert b"KV sharing" in live + read_until(terminal, b"KV sharing")
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    err = read_until(terminal, b"interrupted").decode()
-    out = process.stdout.read().decode()
-    assert process.wait(60) == 130
-    os.close(terminal)
+    try:
+        live = read_until(terminal, b"tokens/s")  # the live view is up
+        assert b"KV sharing" in live + read_until(terminal, b"KV sharing")
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        err = read_until(terminal, b"interrupted").decode()
+        out = process.stdout.read().decode()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
     assert "Traceback" not in err
     assert out.strip()
     saved = json.loads((tmp_path / "t.json").read_text())
