@@ -12,7 +12,16 @@ namespace MF_NS {
 
 inline constexpr int kLanes = Vec::kLanes;
 inline constexpr int kWide = 3;  // registers of a row in a block of products
-inline constexpr int kTokenBlock = 64;  // rows of V that stay in L1 while every column strip passes
+// Rows of such a block: 24 accumulators of 32 registers, or 12 of 16.
+inline constexpr int kRows = MF_ISA >= MF_ISA_AVX512 ? 8 : 4;
+// Rows of V that stay in L1 while every column strip passes.
+inline constexpr int kTokenBlock = MF_ISA == MF_ISA_AVX2 ? 32 : 64;
+// Whether K is transposed first, so that tokens lie in lanes. With eight lanes, adding them up takes less
+// than that for all but small heads, however few the rows: K is then multiplied where it lies.
+inline bool packs_keys(int head_dim) { return MF_ISA != MF_ISA_AVX2 || head_dim <= 32; }
+// Tokens from the one that is multiplied to the one that is asked for from memory, where that is done.
+inline constexpr int kAhead = 32;
+inline constexpr int kDots = 8;  // products of a row and a token that are summed at once, without packing
 
 template <bool kPairs>
 inline Vec dot_step(Vec x, Vec y, Vec acc) {
@@ -24,6 +33,24 @@ template <int N>
 struct Int {
   static constexpr int value = N;
 };
+template <int N = kRows, class F>
+inline void with_rows(int rows, F&& f) {
+  if constexpr (N == 1) {
+    f(Int<1>{});
+  } else {
+    if (rows == N) return f(Int<N>{});
+    with_rows<N - 1>(rows, f);
+  }
+}
+// Calls f(first, Int<n>) for `count` rows in blocks of about the same size.
+template <class F>
+inline void in_row_blocks(int count, F&& f) {
+  const int blocks = (count + kRows - 1) / kRows;
+  for (int i = 0; i < blocks; ++i) {
+    const int begin = count * i / blocks;
+    with_rows(count * (i + 1) / blocks - begin, [&](auto n) { f(begin, n); });
+  }
+}
 template <class F>
 inline void in_groups(int count, F&& f) {
   int j = 0;
@@ -65,11 +92,11 @@ void pack_keys(const T* const* k, const T* const* v, int tokens, int head_dim, f
   }
 }
 
-// V in float32, a row a token.
+// Rows of a head one after the other, in float32.
 template <class T>
-void widen_values(const T* const* v, int tokens, int head_dim, float* values) {
+void widen_rows(const T* const* rows, int tokens, int head_dim, float* to) {
   for (int t = 0; t < tokens; ++t)
-    for (int i = 0; i < head_dim; i += kLanes) store(values + t * head_dim + i, load(v[t] + i));
+    for (int i = 0; i < head_dim; i += kLanes) store(to + t * head_dim + i, load(rows[t] + i));
 }
 
 // V in pairs of tokens, a row of words a pair; a token without a partner is paired with zero.
@@ -113,22 +140,92 @@ inline void score_tiles(const float* q, int64_t q_stride, const float* keys, int
   }
 }
 
-template <bool kPairs, int R>
-void score_block(const float* q, int head_dim, const float* keys, int tokens,
-                 float* scores, int64_t scores_stride) {
+template <bool kPairs>
+void score_packed(int rows, const float* q, int head_dim, const float* keys, int tokens,
+                  float* scores, int64_t scores_stride) {
   const int words = kPairs ? head_dim / 2 : head_dim;
-  in_groups((tokens + kLanes - 1) / kLanes, [&](int tile, auto n) {
-    score_tiles<kPairs, R, decltype(n)::value>(q, head_dim, keys + tile * words * kLanes, words,
-                                               scores + tile * kLanes, scores_stride);
+  in_row_blocks(rows, [&](int r, auto count) {
+    in_groups((tokens + kLanes - 1) / kLanes, [&](int tile, auto n) {
+      score_tiles<kPairs, decltype(count)::value, decltype(n)::value>(
+          q + r * head_dim, head_dim, keys + tile * words * kLanes, words,
+          scores + r * scores_stride + tile * kLanes, scores_stride);
+    });
   });
 }
 
-// Scores of one row to weights e^(scale * (score - m)), 0 from `visible` to the end of its register; as words:
-// with kPairs they are rounded to bfloat16 in place, `sum` is of the unrounded ones.
-// A score that is NaN or +inf makes the sum NaN and m +inf, which every later merge keeps: a poisoned
+#if MF_ISA == MF_ISA_AVX2
+// Sums lane by lane of q[r] * k[t], for R rows and N tokens, at sums[r * kDots + t]. Of the tokens kAhead
+// on, every `share`-th beginning with `first` is asked for; none where the share is 0.
+template <class T, int R, int N>
+inline __attribute__((always_inline)) void dot_lanes(const float* q, const T* const* k,
+                                                     int head_dim, int first, int share,
+                                                     Vec* sums) {
+  constexpr int kLine = 64 / sizeof(T);
+  Vec acc[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int t = 0; t < N; ++t) acc[r][t] = set1(0.0f);
+  for (int i = 0; i < head_dim; i += kLanes) {
+    if (share && i % kLine == 0)
+      for (int t = first; t < N; t += share) prefetch(k[t + kAhead] + i);
+    Vec x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] = load(q + r * head_dim + i);
+#pragma GCC unroll 8
+    for (int t = 0; t < N; ++t) {
+      const Vec key = load(k[t] + i);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][t] = fma(x[r], key, acc[r][t]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int t = 0; t < N; ++t) sums[r * kDots + t] = acc[r][t];
+}
+
+// scores[r][t] = q[r] . k[t], dimensions in lanes. k goes on for kDots + kAhead tokens after the last; scores
+// of up to kDots - 1 of them are written too. Where kAsk, tokens are asked for ahead, a few lines at a
+// time: many at once would hold up what is multiplied meanwhile.
+template <bool kAsk, class T>
+void score_rows(int rows, const float* q, int head_dim, const T* const* k, int tokens, float* scores,
+                int64_t stride) {
+  const int blocks = (rows + 2) / 3, share = kAsk ? blocks : 0;
+  for (int begin = 0; begin < tokens; begin += kDots) {
+    for (int i = 0; i < blocks; ++i) {
+      const int row = rows * i / blocks;
+      with_rows<3>(rows * (i + 1) / blocks - row, [&](auto count) {
+        constexpr int R = decltype(count)::value;
+        constexpr int N = R == 1 ? kDots : kDots / 2;  // with 8 to 12 sums under way no product waits
+        Vec sums[R * kDots];
+        for (int t = 0; t < kDots; t += N)
+          dot_lanes<T, R, N>(q + row * head_dim, k + begin + t, head_dim, i, share, sums + t);
+        for (int r = 0; r < R; ++r)
+          store(scores + (row + r) * stride + begin, reduce_add_each(sums + r * kDots));
+      });
+    }
+  }
+}
+#else  // never run: packs_keys() is true
+template <bool kAsk, class T>
+void score_rows(int, const float*, int, const T* const*, int, float*, int64_t) {}
+#endif
+
+// A row's running state: maximum (not scaled), sum of exponentials, weighted sums [head_dim].
+struct State {
+  float* m;
+  float* s;
+  float* acc;
+};
+
+// Scores of a row to weights e^(scale * (score - m)), 0 from `visible` to the end of its register, where m is
+// the largest so far: what is in the state is scaled down to it where it grows. As words: with kPairs they
+// are rounded to bfloat16 in place, the sum is of the unrounded ones.
+// A score that is NaN or +inf makes the sum NaN and m +inf, which every later chunk keeps: a poisoned
 // key is never dropped silently.
 template <bool kPairs>
-inline void exponentiate(float* x, int visible, float scale, float* m, float* sum) {
+inline void exponentiate(float* x, int visible, float scale, const State& row, int head_dim) {
   const int padded = (visible + kLanes - 1) / kLanes * kLanes;
   for (int t = visible; t < padded; ++t) x[t] = -kInf;
   Vec largest = set1(-kInf);
@@ -138,9 +235,17 @@ inline void exponentiate(float* x, int visible, float scale, float* m, float* su
     largest = max(v, largest);
     nan |= nan_mask(v);
   }
-  *m = reduce_max(largest);
-  if (nan || *m == kInf) *m = kInf;
-  const Vec shift = set1(*m);
+  float m = reduce_max(largest);
+  if (nan || m == kInf) m = kInf;
+  if (m > *row.m) {
+    float factor[kLanes];  // 0 for the first chunk
+    store(factor, exp_scaled_nonpositive(set1(*row.m - m), scale));
+    *row.s *= factor[0];
+    for (int i = 0; i < head_dim; i += kLanes)
+      store(row.acc + i, mul(load(row.acc + i), set1(factor[0])));
+    *row.m = m;
+  }
+  const Vec shift = set1(*row.m);
   Vec total = set1(0.0f);
   for (int t = 0; t < padded; t += kLanes) {
     const Vec p = exp_scaled_nonpositive(sub(load(x + t), shift), scale);
@@ -150,20 +255,28 @@ inline void exponentiate(float* x, int visible, float scale, float* m, float* su
       store(x + t, p);
     total = add(total, p);
   }
-  *sum = *m == kInf ? std::numeric_limits<float>::quiet_NaN() : reduce_add(total);
+  *row.s = m == kInf ? std::numeric_limits<float>::quiet_NaN() : *row.s + reduce_add(total);
 }
 
-// sums[r][column..] (+)= sum over steps [begin, end) of p[r][i] * v[i][column..], R rows, N registers
-template <bool kPairs, class T, int R, int N>
+// sums[r][column..] += sum over steps [begin, end) of p[r][i] * v[i][column..], R rows, N registers.
+// Where kAsk, the steps kAhead on are asked for.
+template <bool kPairs, bool kAsk, class T, int R, int N>
 inline void weigh_tiles(const float* p, int64_t p_stride, const T* const* v, int begin, int end,
-                        int column, bool resume, float* sums, int head_dim) {
+                        int column, float* sums, int head_dim) {
+  // Lines that begin in these columns; where there is but one it is asked for twice.
+  constexpr int kLine = 64 / sizeof(T);
+  const int line = (column + kLine - 1) / kLine * kLine;
+  const int next = line + kLine < column + N * kLanes ? line + kLine : line;
   Vec acc[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j)
-      acc[r][j] = resume ? load(sums + r * head_dim + column + j * kLanes) : set1(0.0f);
+    for (int j = 0; j < N; ++j) acc[r][j] = load(sums + r * head_dim + column + j * kLanes);
   for (int i = begin; i < end; ++i) {
+    if (kAsk) {
+      prefetch(v[i + kAhead] + line);
+      if (sizeof(T) == 4) prefetch(v[i + kAhead] + next);
+    }
     Vec x[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) x[j] = load(v[i] + column + j * kLanes);
@@ -180,15 +293,19 @@ inline void weigh_tiles(const float* p, int64_t p_stride, const T* const* v, int
     for (int j = 0; j < N; ++j) store(sums + r * head_dim + column + j * kLanes, acc[r][j]);
 }
 
-// Adds steps [from, to) to the sums; without `resume` the sums start at zero.
-template <bool kPairs, class T, int R>
-void weigh_block(const float* p, int64_t p_stride, const T* const* v, int from, int to, bool resume,
+// Adds steps [from, to) to the sums [rows][head_dim]. v goes on for kAhead steps.
+template <bool kPairs, bool kAsk, class T>
+void weigh_block(int rows, const float* p, int64_t p_stride, const T* const* v, int from, int to,
                  float* sums, int head_dim) {
-  for (int begin = from; begin < to || !resume; begin += kTokenBlock, resume = true) {
+  for (int begin = from; begin < to; begin += kTokenBlock) {
     const int end = begin + kTokenBlock < to ? begin + kTokenBlock : to;
     in_groups(head_dim / kLanes, [&](int j, auto n) {
-      weigh_tiles<kPairs, T, R, decltype(n)::value>(p, p_stride, v, begin, end, j * kLanes, resume,
-                                                    sums, head_dim);
+      in_row_blocks(rows, [&](int r, auto count) {
+        constexpr int R = decltype(count)::value, N = decltype(n)::value;
+        const auto tiles = kAsk && r == 0 ? weigh_tiles<kPairs, true, T, R, N>
+                                          : weigh_tiles<kPairs, false, T, R, N>;
+        tiles(p + r * p_stride, p_stride, v, begin, end, j * kLanes, sums + r * head_dim, head_dim);
+      });
     });
   }
 }
@@ -197,38 +314,6 @@ void weigh_block(const float* p, int64_t p_stride, const T* const* v, int from, 
 inline void weigh_half_pair(const float* p, const float* pair, float* sums, int head_dim) {
   for (int i = 0; i < head_dim; i += kLanes)
     store(sums + i, dot_step_pair(lower_half(set1(*p)), lower_half(load(pair + i)), load(sums + i)));
-}
-
-// A row's running state, or several rows': maximum (not scaled), sum of exponentials, weighted sums [rows][dim].
-struct States {
-  float* m;
-  float* s;
-  float* acc;
-};
-
-// Joins a chunk's (m, s, sums) to each row's state. An empty side leaves the other's bits.
-inline void merge_block(int rows, const float* m, const float* s, const float* sums, float scale,
-                        const States& to, int head_dim) {
-  alignas(64) float factor[16] = {};
-  for (int r = 0; r < rows; ++r) factor[r] = -std::fabs(to.m[r] - m[r]);
-  for (int r = 0; r < rows; r += kLanes) store(factor + r, exp_scaled_nonpositive(load(factor + r), scale));
-  for (int r = 0; r < rows; ++r, sums += head_dim) {
-    if (m[r] == -kInf) continue;
-    float* acc = to.acc + static_cast<int64_t>(r) * head_dim;
-    if (to.m[r] == -kInf) {
-      to.m[r] = m[r];
-      to.s[r] = s[r];
-      std::memcpy(acc, sums, sizeof(float) * head_dim);
-      continue;
-    }
-    const bool grows = m[r] > to.m[r];
-    const float old_factor = grows ? factor[r] : 1.0f, new_factor = grows ? 1.0f : factor[r];
-    if (grows) to.m[r] = m[r];
-    to.s[r] = to.s[r] * old_factor + s[r] * new_factor;
-    const Vec a = set1(old_factor), b = set1(new_factor);
-    for (int i = 0; i < head_dim; i += kLanes)
-      store(acc + i, fma(load(acc + i), a, mul(load(sums + i), b)));
-  }
 }
 
 }  // namespace MF_NS

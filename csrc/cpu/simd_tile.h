@@ -75,6 +75,19 @@ inline void transpose(Vec (&x)[8]) {
   }
 }
 
+// Lane i is the sum of x[i]'s lanes, added in one order whatever i; of x[8].
+inline Vec reduce_add_each(const Vec* x) {
+  __m256 halves[4];  // lanes i and i + 4 of x[j] added, beside those of x[j + 4]
+  for (int j = 0; j < 4; ++j)
+    halves[j] = _mm256_add_ps(_mm256_permute2f128_ps(x[j].v, x[j + 4].v, 0x20),
+                              _mm256_permute2f128_ps(x[j].v, x[j + 4].v, 0x31));
+  const __m256 a = _mm256_add_ps(_mm256_unpacklo_ps(halves[0], halves[1]),
+                                 _mm256_unpackhi_ps(halves[0], halves[1]));
+  const __m256 b = _mm256_add_ps(_mm256_unpacklo_ps(halves[2], halves[3]),
+                                 _mm256_unpackhi_ps(halves[2], halves[3]));
+  return {_mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee))};
+}
+
 #else
 
 // x[i] lane j <-> x[j] lane i

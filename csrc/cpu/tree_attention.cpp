@@ -6,32 +6,13 @@ namespace marco_fast {
 namespace MF_NS {
 namespace {
 
-// Rows of a block: with kWide registers each, 24 accumulators of 32 registers, or 12 of 16.
-constexpr int kRows = MF_ISA >= MF_ISA_AVX512 ? kRowBlock : 4;
 constexpr int kMaxChunk = chunk_tokens(16);
-
-template <class F>
-inline void with_rows(int rows, F&& f) {
-  switch (rows) {
-    case 1: return f(Int<1>{});
-    case 2: return f(Int<2>{});
-    case 3: return f(Int<3>{});
-    case 4: return f(Int<4>{});
-#if MF_ISA >= MF_ISA_AVX512
-    case 5: return f(Int<5>{});
-    case 6: return f(Int<6>{});
-    case 7: return f(Int<7>{});
-    default: return f(Int<8>{});
-#endif
-  }
-}
-
 struct Scratch {
-  float* keys;    // [tiles][words][kLanes]: K of a chunk, tokens in lanes
-  float* values;  // V of a chunk: [tokens][head_dim] float32 or [pairs][head_dim] words
+  float* keys;    // [tiles][words][kLanes]: K of a chunk, tokens in lanes, where it is packed
+  float* values;  // [pairs][head_dim]: words of V of a chunk, where it is paired
   float* scores;  // [kRowBlock][scores_stride]
   float* sums;    // [kRowBlock][head_dim]: a block's weighted sums of V
-  States states;  // [rows]
+  float *m, *s, *acc;  // [rows] states; acc [rows][head_dim]
   float* q;       // [rows][head_dim] float32, or pairs of bfloat16
   int64_t scores_stride;
 };
@@ -51,27 +32,34 @@ Scratch carve(float* words, int64_t rows, int head_dim) {
   s.values = take(chunk * head_dim);
   s.scores = take(kRowBlock * s.scores_stride);
   s.sums = take(static_cast<int64_t>(kRowBlock) * head_dim);
-  s.states.m = take(padded);
-  s.states.s = take(padded);
-  s.states.acc = take(padded * head_dim);
+  s.m = take(padded);
+  s.s = take(padded);
+  s.acc = take(padded * head_dim);
   s.q = take(padded * head_dim);
   return s;
 }
 
-// The tokens of one chunk: where K and V of each begin.
+// The tokens of one chunk and those after it: where K and V of each begin.
 template <class T>
 struct Chunk {
-  const T* k[kMaxChunk];
-  const T* v[kMaxChunk];
+  const T* k[kMaxChunk + kDots + kAhead];
+  const T* v[kMaxChunk + kDots + kAhead];
 };
 
+// `tokens` of them; after the segment's last token its address stands again.
 template <class T>
 void locate(const TreeAttentionArgs& a, int head, int segment, int64_t begin, int tokens, Chunk<T>* c) {
   const int32_t* pages = a.page_ids + a.page_begin[segment];
   const T* k = static_cast<const T*>(a.k) + head * a.k_stride_head;
   const T* v = static_cast<const T*>(a.v) + head * a.v_stride_head;
+  const int64_t left = a.segment_lens[segment] - begin;
   int64_t page = begin / a.page_size, offset = begin % a.page_size;
   for (int t = 0; t < tokens; ++t) {
+    if (t >= left) {
+      c->k[t] = c->k[t - 1];
+      c->v[t] = c->v[t - 1];
+      continue;
+    }
     c->k[t] = k + pages[page] * a.k_stride_page + offset * a.head_dim;
     c->v[t] = v + pages[page] * a.v_stride_page + offset * a.head_dim;
     if (++offset == a.page_size) {
@@ -101,6 +89,7 @@ struct Walk {
   const TreeAttentionArgs& args;
   const TreeAttentionUnit& unit;
   Scratch s;
+  const bool packs = packs_keys(args.head_dim);
   // A negative scale is |scale| and a negated q, so that the largest score has the largest weight.
   const float scale = std::fabs(args.scale), sign = args.scale < 0 ? -1.0f : 1.0f;
 
@@ -109,8 +98,10 @@ struct Walk {
 
   void begin() {
     for (int row = 0; row < rows(); ++row) {
-      s.states.m[row] = -kInf;
-      s.states.s[row] = 0.0f;
+      s.m[row] = -kInf;
+      s.s[row] = 0.0f;
+      float* acc = s.acc + static_cast<int64_t>(row) * args.head_dim;
+      for (int i = 0; i < args.head_dim; i += kLanes) store(acc + i, set1(0.0f));
       const T* q = static_cast<const T*>(args.q) +
                    args.query_order[query_of(row)] * args.q_stride_query +
                    (unit.kv_head * args.group + row % args.group) * args.q_stride_head;
@@ -130,46 +121,44 @@ struct Walk {
     return visible == tokens ? (tokens + 1) / 2 : visible / 2;
   }
 
-  template <class V, int R>
-  void block(const Readers& readers, int first, int tokens, const V* const* values) {
-    int visible[R], fewest = tokens, most = 0;
-    for (int r = 0; r < R; ++r) {
+  State state(int row) const {
+    return {s.m + row, s.s + row, s.acc + static_cast<int64_t>(row) * args.head_dim};
+  }
+
+  // One chunk's share in `rows` rows, at most kRowBlock.
+  template <bool kAsk, class K, class V>
+  void block(const Readers& readers, int first, int rows, int tokens, const K* const* keys,
+             const V* const* values) {
+    int visible[kRowBlock], fewest = tokens, most = 0;
+    for (int r = 0; r < rows; ++r) {
       visible[r] = readers.visible(query_of(first + r));
       fewest = visible[r] < fewest ? visible[r] : fewest;
       most = visible[r] > most ? visible[r] : most;
     }
-    const int64_t offset = static_cast<int64_t>(first) * args.head_dim;
-    score_block<kPairs, R>(s.q + offset, args.head_dim, s.keys, most, s.scores,
-                           s.scores_stride);
-    float m[R], sum[R];
-    for (int r = 0; r < R; ++r)
-      exponentiate<kPairs>(s.scores + r * s.scores_stride, visible[r], scale, m + r, sum + r);
+    const float* q = s.q + static_cast<int64_t>(first) * args.head_dim;
+    if (packs)
+      score_packed<kPairs>(rows, q, args.head_dim, s.keys, most, s.scores, s.scores_stride);
+    else
+      score_rows<kAsk>(rows, q, args.head_dim, keys, most, s.scores, s.scores_stride);
+    for (int r = 0; r < rows; ++r)
+      exponentiate<kPairs>(s.scores + r * s.scores_stride, visible[r], scale, state(first + r),
+                           args.head_dim);
+    // The chunk's weighted sums by themselves, then to the state: one chain of sums over a long path would
+    // err more than PyTorch's.
+    std::memset(s.sums, 0, sizeof(float) * rows * args.head_dim);
     const int joint = whole_steps(fewest, tokens);
-    weigh_block<kPairs, V, R>(s.scores, s.scores_stride, values, 0, joint, false, s.sums,
+    weigh_block<kPairs, kAsk>(rows, s.scores, s.scores_stride, values, 0, joint, s.sums,
                               args.head_dim);
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < rows; ++r) {
       const float* p = s.scores + r * s.scores_stride;
-      float* sums = s.sums + r * args.head_dim;
+      float *sums = s.sums + r * args.head_dim, *acc = state(first + r).acc;
       const int whole = whole_steps(visible[r], tokens);
-      if (whole > joint)
-        weigh_block<kPairs, V, 1>(p, 0, values, joint, whole, true, sums, args.head_dim);
+      weigh_block<kPairs, false>(1, p, 0, values, joint, whole, sums, args.head_dim);
       if (kPairs && 2 * whole < visible[r])
         weigh_half_pair(p + whole, reinterpret_cast<const float*>(values[whole]), sums,
                         args.head_dim);
-    }
-    merge_block(R, m, sum, s.sums, scale,
-                {s.states.m + first, s.states.s + first, s.states.acc + offset}, args.head_dim);
-  }
-
-  template <class V>
-  void blocks(const Readers& readers, int first, int count, int tokens, const V* const* values) {
-    const int number = (count + kRows - 1) / kRows;
-    for (int i = 0; i < number; ++i) {
-      const int begin = static_cast<int>(static_cast<int64_t>(count) * i / number);
-      const int end = static_cast<int>(static_cast<int64_t>(count) * (i + 1) / number);
-      with_rows(end - begin, [&](auto r) {
-        this->template block<V, decltype(r)::value>(readers, first + begin, tokens, values);
-      });
+      for (int i = 0; i < args.head_dim; i += kLanes)
+        store(acc + i, add(load(acc + i), load(sums + i)));
     }
   }
 
@@ -182,18 +171,38 @@ struct Walk {
     }
     if (most == 0) return;
     Chunk<T> c;
-    locate(args, unit.kv_head, readers.segment, readers.chunk_begin, most, &c);
-    pack_keys<kPairs>(c.k, c.v, most, args.head_dim, s.keys);
+    locate(args, unit.kv_head, readers.segment, readers.chunk_begin, most + kDots + kAhead, &c);
     const int first = (begin - unit.query_begin) * args.group, count = (end - begin) * args.group;
+    if (packs) pack_keys<kPairs>(c.k, c.v, most, args.head_dim, s.keys);
     if constexpr (kPairs) {
       pair_values(c.v, most, args.head_dim, s.values);
     } else {
-      if (sizeof(T) == 4 || count <= kRows) return blocks<T>(readers, first, count, most, c.v);
-      widen_values(c.v, most, args.head_dim, s.values);
+      if (count <= kRowBlock) return blocks(readers, first, count, most, c.k, c.v);
+      widen_rows(c.v, most, args.head_dim, s.values);
+      if (!packs) widen_rows(c.k, most, args.head_dim, s.keys);
     }
-    const float* values[kMaxChunk];
-    for (int t = 0; t < most; ++t) values[t] = s.values + t * args.head_dim;
-    blocks<float>(readers, first, count, most, values);
+    const float *keys[kMaxChunk + kDots + kAhead], *values[kMaxChunk + kAhead];
+    for (int t = 0; t < most + kDots + kAhead; ++t) {
+      const int64_t offset = static_cast<int64_t>(t < most ? t : most - 1) * args.head_dim;
+      keys[t] = s.keys + offset;
+      values[t] = s.values + offset;
+    }
+    blocks(readers, first, count, most, keys, values);
+  }
+
+  // Rows [first, first + count) in blocks of about the same size.
+  template <class K, class V>
+  void blocks(const Readers& readers, int first, int count, int tokens, const K* const* keys,
+              const V* const* values) {
+    const int64_t number = (count + kRowBlock - 1) / kRowBlock;
+    for (int64_t i = 0; i < number; ++i) {
+      const int from = static_cast<int>(count * i / number);
+      const int rows = static_cast<int>(count * (i + 1) / number) - from;
+      if (number == 1 && !packs)
+        block<true>(readers, first + from, rows, tokens, keys, values);
+      else
+        block<false>(readers, first + from, rows, tokens, keys, values);
+    }
   }
 
   void segment(int index) {
@@ -214,13 +223,13 @@ struct Walk {
       const int64_t query = args.query_order[query_of(row)];
       const int head = unit.kv_head * args.group + row % args.group;
       T* out = static_cast<T*>(args.out) + query * args.out_stride_query + head * args.out_stride_head;
-      const float* acc = s.states.acc + static_cast<int64_t>(row) * args.head_dim;
-      const bool empty = s.states.m[row] == -kInf;
-      const Vec inverse = set1(1.0f / s.states.s[row]);
+      const float* acc = s.acc + static_cast<int64_t>(row) * args.head_dim;
+      const bool empty = s.m[row] == -kInf;
+      const Vec inverse = set1(1.0f / s.s[row]);
       for (int i = 0; i < args.head_dim; i += kLanes)
         store(out + i, empty ? set1(0.0f) : mul(load(acc + i), inverse));
       args.lse[query * args.lse_stride_query + head * args.lse_stride_head] =
-          empty ? -kInf : s.states.m[row] * scale + std::log(s.states.s[row]);
+          empty ? -kInf : s.m[row] * scale + std::log(s.s[row]);
     }
   }
 };

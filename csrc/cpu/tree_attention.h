@@ -2,8 +2,8 @@
 //
 // Work is cut into units: one KV head and an interval of depth-first queries, whose rows (query, head
 // in group) keep a running state (m, s, acc). A unit walks the segments from the roots down; a segment
-// is cut into chunks at fixed token positions, and each chunk's own (m, s, acc) joins the state of
-// every row that sees it by one formula. So a row's bits depend on its path alone.
+// is cut into chunks at fixed token positions, and each chunk joins the state of every row that sees it
+// by one formula. So a row's bits depend on its path alone.
 #pragma once
 
 #include <cstdint>
