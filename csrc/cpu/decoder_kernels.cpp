@@ -12,7 +12,9 @@ constexpr int kHalf = kVecs / 2;
 // Rows that share one load of the weights: with kVecs registers each, 24 accumulators of 32, 12 of 16.
 constexpr int kRows = MF_ISA >= MF_ISA_AVX512 ? 12 : MF_ISA == MF_ISA_AVX2 ? 3 : 2;
 constexpr int kGroupRows = 8 * kRows;  // rows that pass over a piece of a panel while it is in the cache
-constexpr int64_t kPieceWords = 2048;  // 256 KiB of a panel
+// Words of a piece of a panel, of 128 bytes each. Few rows at a time want it in L1, many in L2.
+constexpr int64_t kPieceWords = MF_ISA == MF_ISA_AVX2 ? 128 : 2048;
+constexpr int64_t kAhead = MF_ISA == MF_ISA_AVX2 ? 48 : 16;  // words from the one multiplied to the one asked for
 
 template <int N>
 struct Int {
@@ -45,9 +47,9 @@ inline Vec high(Vec words) {
 inline Vec low(Vec words) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(words.v), 16))};
 }
-inline Vec high(Vec words) {
-  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(words.v), upper))};
+inline Vec high(Vec words) {  // by shifts: a mask would take the register that multiply() lacks
+  const __m256i bits = _mm256_srli_epi32(_mm256_castps_si256(words.v), 16);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))};
 }
 #else
 inline Vec low(Vec words) {
@@ -70,31 +72,68 @@ inline Vec broadcast(const float* word) {
 #endif
 }
 
-// acc += a [R rows, words] * panel [words, kPanel]
-template <bool kPairs, int R>
-inline void multiply(const float* a, int64_t stride, const float* panel, int64_t words,
-                     Vec (&acc)[R][kVecs]) {
-  for (int64_t k = 0; k < words; ++k) {
-    Vec w[kVecs];
-    for (int j = 0; j < kVecs; ++j) w[j] = load(panel + k * kPanel + j * kLanes);
-    prefetch(panel + k * kPanel + 16 * kPanel);
-    prefetch(panel + k * kPanel + 16 * kPanel + 16);
-    if constexpr (!kPairs || kPairDot) {
-      for (int r = 0; r < R; ++r) {
-        const Vec x = broadcast(a + r * stride + k);
-        for (int j = 0; j < kVecs; ++j)
-          acc[r][j] = kPairs ? dot_step_pair(x, w[j], acc[r][j]) : fma(x, w[j], acc[r][j]);
-      }
-    } else {
+// acc[r][j] += x[r] * w(j)
+template <int R, class W>
+inline __attribute__((always_inline)) void multiply_add(const Vec (&x)[R], W&& w,
+                                                        Vec (&acc)[R][kVecs]) {
+#pragma GCC unroll 4
+  for (int j = 0; j < kVecs; ++j) {
+    const Vec each = w(j);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) acc[r][j] = fma(x[r], each, acc[r][j]);
+  }
+}
+
+// sums [R, kPanel] += a [R rows, words] * panel [words, kPanel]. Where bfloat16 is not multiplied in pairs, a is
+// float32, two of them a word. kAsk: the words kAhead on are asked for.
+template <bool kPairs, bool kAsk, int R>
+inline void multiply(const float* a, int64_t stride, const float* panel, int64_t words, float* sums) {
+  // A local array that is nowhere passed on: GCC keeps it in registers alone.
+  Vec acc[R][kVecs];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) acc[r][j] = load(sums + r * kPanel + j * kLanes);
+  for (int64_t k = 0; k < words; ++k, panel += kPanel) {
+    if (kAsk) {
+      prefetch(panel + kAhead * kPanel);
+      prefetch(panel + kAhead * kPanel + 16);
+    }
+    const auto word = [panel](int j) { return load(panel + j * kLanes); };
+    Vec x[R];
+    if constexpr (kPairs && kPairDot) {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + k);
+#pragma GCC unroll 4
       for (int j = 0; j < kVecs; ++j) {
-        const Vec even = low(w[j]), odd = high(w[j]);
-        for (int r = 0; r < R; ++r) {
-          const Vec x = broadcast(a + r * stride + k);
-          acc[r][j] = fma(high(x), odd, fma(low(x), even, acc[r][j]));
-        }
+        const Vec w = word(j);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) acc[r][j] = dot_step_pair(x[r], w, acc[r][j]);
       }
+    } else if constexpr (kPairs) {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + 2 * k);
+      multiply_add(x, [&](int j) { return low(word(j)); }, acc);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + 2 * k + 1);
+      multiply_add(x, [&](int j) { return high(word(j)); }, acc);
+    } else {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + k);
+      multiply_add(x, word, acc);
     }
   }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) store(sums + r * kPanel + j * kLanes, acc[r][j]);
+}
+
+// bfloat16 to float32; size is even
+inline void widen(const bf16* from, int64_t size, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(to + i, load(from + i));
+  for (; i < size; ++i) to[i] = to_float(from[i]);
 }
 
 // e^x for |x| <= 88
@@ -120,11 +159,13 @@ inline void store_gated(const LinearArgs& args, int64_t row, int64_t panel, cons
   for (int j = 0; j < kHalf; ++j) store(to + j * kLanes, mul(silu(acc[j]), acc[kHalf + j]));
 }
 
-inline void finish_row(const LinearArgs& args, int64_t row, int64_t panel, Vec* acc) {
+inline void finish_row(const LinearArgs& args, int64_t row, int64_t panel, const float* sums) {
   const int64_t column = panel * kPanel;
-  if (args.bias)
-    for (int j = 0; j < kVecs; ++j)
-      acc[j] = add(acc[j], load(args.bias + column + j * kLanes));
+  Vec acc[kVecs];
+  for (int j = 0; j < kVecs; ++j) {
+    acc[j] = load(sums + j * kLanes);
+    if (args.bias) acc[j] = add(acc[j], load(args.bias + column + j * kLanes));
+  }
   if (args.gated) {
     if (args.dtype == Dtype::bf16) return store_gated<bf16>(args, row, panel, acc);
     return store_gated<float>(args, row, panel, acc);
@@ -141,30 +182,31 @@ inline void finish_row(const LinearArgs& args, int64_t row, int64_t panel, Vec* 
   }
 }
 
-// Rows [row, row + R) over words [begin, end) of a panel; sums so far wait in `waiting`.
-template <bool kPairs, int R>
+// Rows [row, row + R) over words [begin, end) of a panel; sums [R, kPanel] are begun, added to, and at the end
+// of the panel put where they belong.
+template <bool kPairs, bool kAsk, int R>
 void tile(const LinearArgs& args, int64_t row, int64_t panel, int64_t words, int64_t begin,
-          int64_t end, float* waiting) {
-  Vec acc[R][kVecs];
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < kVecs; ++j)
-      acc[r][j] = begin ? load(waiting + r * kPanel + j * kLanes) : set1(0.0f);
-  const int64_t stride = kPairs ? args.a_stride / 2 : args.a_stride;
-  multiply<kPairs, R>(static_cast<const float*>(args.a) + row * stride + begin, stride,
-                      static_cast<const float*>(args.panels) + (panel * words + begin) * kPanel,
-                      end - begin, acc);
-  for (int r = 0; r < R; ++r) {
-    if (end == words) {
-      finish_row(args, row + r, panel, acc[r]);
-    } else {
-      for (int j = 0; j < kVecs; ++j) store(waiting + r * kPanel + j * kLanes, acc[r][j]);
-    }
+          int64_t end, float* sums) {
+  if (begin == 0) std::memset(sums, 0, sizeof(float) * R * kPanel);
+  const float* at = static_cast<const float*>(args.panels) + (panel * words + begin) * kPanel;
+  if constexpr (kPairs && !kPairDot) {
+    float wide[R][2 * kPieceWords];
+    for (int r = 0; r < R; ++r)
+      widen(static_cast<const bf16*>(args.a) + (row + r) * args.a_stride + 2 * begin,
+            2 * (end - begin), wide[r]);
+    multiply<kPairs, kAsk, R>(wide[0], 2 * kPieceWords, at, end - begin, sums);
+  } else {
+    const int64_t stride = kPairs ? args.a_stride / 2 : args.a_stride;
+    multiply<kPairs, kAsk, R>(static_cast<const float*>(args.a) + row * stride + begin, stride, at,
+                              end - begin, sums);
   }
+  if (end < words) return;
+  for (int r = 0; r < R; ++r) finish_row(args, row + r, panel, sums + r * kPanel);
 }
 
 template <bool kPairs>
 void panel_rows(const LinearArgs& args, int64_t panel, int64_t first, int count) {
-  float waiting[kGroupRows * kPanel];
+  alignas(64) float sums[kGroupRows * kPanel];
   const int64_t words = kPairs ? args.in / 2 : args.in;
   const int tiles = (count + kRows - 1) / kRows;
   for (int64_t begin = 0; begin < words; begin += kPieceWords) {
@@ -172,8 +214,9 @@ void panel_rows(const LinearArgs& args, int64_t panel, int64_t first, int count)
     for (int t = 0; t < tiles; ++t) {
       const int from = count * t / tiles, to = count * (t + 1) / tiles;
       with_rows_up_to<kRows>(to - from, [&](auto rows) {
-        tile<kPairs, decltype(rows)::value>(args, first + from, panel, words, begin, end,
-                                            waiting + from * kPanel);
+        constexpr int R = decltype(rows)::value;
+        const auto run = t == 0 ? tile<kPairs, true, R> : tile<kPairs, false, R>;
+        run(args, first + from, panel, words, begin, end, sums + from * kPanel);
       });
     }
   }
