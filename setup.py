@@ -13,8 +13,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # Compiled once per instruction set.
-KERNELS = ["topk_confidence", "tree_attention", "decoder_kernels"]
-PLAIN = ["tree_plan", "binding", "binding_decoder"]
+KERNELS = ["topk_confidence", "lm_head_confidence", "tree_attention", "decoder_kernels"]
+PLAIN = ["tree_plan", "binding", "binding_confidence", "binding_decoder"]
 ISAS = {"scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mavx2"]

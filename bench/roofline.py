@@ -29,7 +29,7 @@ def read_bandwidth(threads: int) -> float:
 def peak(dtype: torch.dtype, threads: int) -> float:
     """FLOP per second of a large matrix product, the best of 5.
 
-    Where a machine has no products of `dtype`, PyTorch's are slower than float32's: then those count.
+    Where a machine has no products of `dtype`, float32's are faster in PyTorch: then those count.
     """
     if dtype != torch.float32:
         return max(_product(dtype, threads), peak(torch.float32, threads))

@@ -17,6 +17,7 @@ _MODULES = {
         "TopKConfidence",
         "TreeAttentionPlan",
         "append_kv",
+        "lm_head_confidence",
         "plan_tree_attention",
         "sample_confidence",
         "topk_confidence",

@@ -287,7 +287,7 @@ def test_a_point_is_measured_both_ways_and_leaves_nothing(engine):
 def test_paths_that_differ_are_not_taken_for_equal(engine, monkeypatch):
     slots = bench_scaling.Placed.path_slots
     monkeypatch.setattr(bench_scaling.Placed, "path_slots", lambda *args: slots(*args)[1:])
-    with pytest.raises(AssertionError, match="equal logits"):
+    with pytest.raises(AssertionError, match="equal lse"):
         bench_scaling.check(engine, bench_scaling.prompt_and_branches(40, 2, 17))
 
 

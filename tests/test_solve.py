@@ -376,16 +376,16 @@ def test_ctrl_c_returns_the_best_so_far_and_the_handler_is_put_back(nano, plain,
 
 @pytest.mark.parametrize("step", [0, 1, 7, 40])
 def test_an_exception_in_the_model_ends_the_search_with_the_tree_intact(tiny, plain, step):
-    calls, forward = 0, tiny.forward
+    calls, sample = 0, tiny.sample
 
     def failing(*args, **options):
         nonlocal calls
-        calls += options.get("logits", True)  # a step; a prompt gives no logits
+        calls += 1
         if calls > step:
             raise RuntimeError("the matrix is on fire")
-        return forward(*args, **options)
+        return sample(*args, **options)
 
-    tiny.forward = failing
+    tiny.sample = failing
     if step == 0:
         with pytest.raises(RuntimeError, match="on fire"):
             solve("q", tiny, SMALL)
@@ -401,17 +401,17 @@ def test_an_exception_in_the_model_ends_the_search_with_the_tree_intact(tiny, pl
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_an_error_not_a_token(tiny, plain, value):
-    forward, calls = tiny.forward, []
+    step, calls = tiny.decoder.step, []
 
     def spoiled(*args, **options):
-        logits = forward(*args, **options).clone()
-        if len(logits):
+        hidden = step(*args, **options)
+        if len(hidden):
             calls.append(args)
         if len(calls) == 5:
-            logits[0, 7] = value
-        return logits
+            hidden[0, 7] = value
+        return hidden
 
-    tiny.forward = spoiled
+    tiny.decoder.step = spoiled
     result = solve("q", tiny, SMALL)
     assert result.stop_reason == "error"
     assert isinstance(result.error, ModelError)

@@ -1,8 +1,8 @@
 // The Python module marco_fast._C: checks buffers, releases the GIL, dispatches by instruction set.
 //
-// With binding_decoder.cpp the only file that knows Python. Tensors arrive as addresses, with the sizes and strides that are not
-// fixed: at a few rows a call is short enough that views of them would take longer than the work.
-// marco_fast/ops checks every tensor before. Only the planner takes NumPy arrays.
+// With the other binding_*.cpp the only file that knows Python. Tensors arrive as addresses, with the sizes
+// and strides that are not fixed: at a few rows a call is short enough that views of them would take
+// longer than the work. marco_fast/ops checks every tensor before. Only the planner takes NumPy arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,8 +19,6 @@
 #include "array.h"
 #include "isa.h"
 #include "parallel.h"
-#include "philox.h"
-#include "topk_confidence.h"
 #include "tree_items.h"
 #include "tree_plan.h"
 #include "tree_plan_arrays.h"
@@ -32,7 +30,8 @@ namespace marco_fast {
 
 int g_isa = best_isa();  // set_isa() changes it, for tests and for comparing instruction sets
 
-void bind_decoder(pybind11::module_& m);  // binding_decoder.cpp
+void bind_confidence(pybind11::module_& m);  // binding_confidence.cpp
+void bind_decoder(pybind11::module_& m);     // binding_decoder.cpp
 
 namespace {
 
@@ -207,82 +206,6 @@ void bind_attention(py::module_& m) {
   m.def("append_kv", &append_kv_py);
 }
 
-// Below this many logits a thread more costs more than it saves.
-constexpr int64_t kLogitsPerThread = 16384;
-
-void run_confidence(const ConfidenceArgs& args, int32_t capacity, int threads) {
-  using Step = void (*)(const ConfidenceArgs&, const Workspace&, int, int);
-#define MF_ENTRY(isa) {&isa::confidence_scan, &isa::confidence_finish_split},
-  static constexpr Step kSteps[kNumIsas][2] = {MF_FOR_EACH_ISA(MF_ENTRY)};
-#undef MF_ENTRY
-  const RowsView& logits = args.logits;
-  if (logits.rows == 0) return;
-  const int64_t most = 1 + logits.rows * logits.cols / kLogitsPerThread;
-  const int team = threads < most ? threads : static_cast<int>(most);
-  const std::unique_ptr<uint64_t[]> memory(
-      new uint64_t[workspace_bytes(logits.rows, logits.cols, capacity, team) / 8 + 1]);
-  const Workspace space = carve_workspace(memory.get(), logits.rows, logits.cols, capacity, team);
-  const Step* steps = kSteps[g_isa];
-  parallel(team, [&](int thread, int size) { steps[0](args, space, thread, size); });
-  if (*space.team == 1) return;
-  parallel(team, [&](int thread, int size) { steps[1](args, space, thread, size); });
-}
-
-using Outputs = std::array<Address, 6>;  // the fields of TopKConfidence
-
-ConfidenceArgs confidence_args(Address logits, int dtype, int64_t rows, int64_t cols,
-                               int64_t stride, int32_t top_k, bool include_token,
-                               const Outputs& out) {
-  ConfidenceArgs args{};
-  args.logits = {at<void>(logits), static_cast<Dtype>(dtype), rows, cols, stride};
-  args.top_k = top_k;
-  args.temperature = 1.0f;
-  args.include_token = include_token;
-  args.out = {at<float>(out[0]), at<float>(out[1]),   at<float>(out[2]),
-              at<float>(out[3]), at<int32_t>(out[4]), at<int32_t>(out[5])};
-  return args;
-}
-
-void topk_confidence(Address logits, int dtype, int64_t rows, int64_t cols, int64_t stride,
-                     int32_t top_k, bool include_token, const Outputs& out, Address token_ids,
-                     bool wide_ids, float temperature, int threads) {
-  ConfidenceArgs args =
-      confidence_args(logits, dtype, rows, cols, stride, top_k, include_token, out);
-  args.token_ids = at<void>(token_ids);
-  args.wide_ids = wide_ids;
-  args.temperature = temperature;
-  py::gil_scoped_release release;
-  run_confidence(args, top_k, threads);
-}
-
-// options: temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active.
-void sample_confidence(Address logits, int dtype, int64_t rows, int64_t cols, int64_t stride,
-                       int32_t top_k, bool include_token, const Outputs& out,
-                       const std::array<Address, 9>& options, Address token_ids, Address entropy,
-                       bool tempered, int threads) {
-  SampleOptions sample{};
-  sample.temperature = at<float>(options[0]);
-  sample.top_p = at<float>(options[1]);
-  sample.min_p = at<float>(options[2]);
-  sample.top_k = at<int32_t>(options[3]);
-  sample.seeds = at<int64_t>(options[4]);
-  sample.positions = at<int64_t>(options[5]);
-  sample.path_sums = at<int64_t>(options[6]);
-  sample.path_counts = at<int32_t>(options[7]);
-  sample.active = at<uint8_t>(options[8]);
-  sample.token_ids = at<int32_t>(token_ids);
-  sample.entropy = at<float>(entropy);
-  sample.tempered = tempered;
-  ConfidenceArgs args =
-      confidence_args(logits, dtype, rows, cols, stride, top_k, include_token, out);
-  args.sample = &sample;
-  py::gil_scoped_release release;
-  int32_t capacity = top_k;
-  for (int64_t b = 0; b < rows; ++b)
-    capacity = std::max(capacity, draw_candidates(sample, b, cols));
-  run_confidence(args, capacity, threads);
-}
-
 }  // namespace
 }  // namespace marco_fast
 
@@ -292,10 +215,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(isas()[g_isa].name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa, py::arg("name"), "Use another instruction set (for tests).");
   bind_attention(m);
+  bind_confidence(m);
   bind_decoder(m);
-  m.def("philox_uniform", [](int64_t seed, int64_t position) {
-    return philox_uniform(seed, position, Purpose::token);
-  }, py::arg("seed"), py::arg("position"), "The draw of a token, in [0, 1).");
-  m.def("topk_confidence", &topk_confidence);
-  m.def("sample_confidence", &sample_confidence);
 }

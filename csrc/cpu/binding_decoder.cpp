@@ -1,4 +1,4 @@
-// The decoder of marco_fast._C: addresses of weights and caches in, logits out.
+// The decoder of marco_fast._C: addresses of weights and caches in, hidden states out.
 //
 // Python keeps every tensor alive and has checked types and shapes (engine/decoder.py); what may differ
 // from step to step is checked here, before anything is written.
@@ -41,14 +41,14 @@ Weights weights(const Matrix& m) {
 // sizes: dtype, hidden, intermediate, vocabulary, heads, kv_heads, head_dim; cache: pages, page_size and
 // strides of a page and a head in elements.
 Decoder make_decoder(const std::array<int64_t, 7>& sizes, const std::array<int64_t, 4>& cache,
-                     float eps, Address embedding, Address norm, const Matrix& head) {
+                     float eps, Address embedding, Address norm) {
   Decoder d{};
   d.dtype = static_cast<Dtype>(sizes[0]);
   d.hidden = sizes[1], d.intermediate = sizes[2], d.vocabulary = sizes[3];
   d.heads = int(sizes[4]), d.kv_heads = int(sizes[5]), d.head_dim = int(sizes[6]);
   d.pages = cache[0], d.page_size = cache[1], d.stride_page = cache[2], d.stride_head = cache[3];
   d.eps = eps;
-  d.embedding = at<void>(embedding), d.norm = at<float>(norm), d.head = weights(head);
+  d.embedding = at<void>(embedding), d.norm = at<float>(norm);
   return d;
 }
 
@@ -72,10 +72,10 @@ void check_range(const char* name, const int64_t* values, int64_t rows, int64_t 
 }
 
 void run_step(const Decoder& d, Address token_ids, Address positions, Address slots, int64_t rows,
-              Address cos, Address sin, int64_t num_positions, const TreePlan& plan, Address logits,
+              Address cos, Address sin, int64_t num_positions, const TreePlan& plan, Address hidden,
               int threads) {
   const DecoderStep step{at<int64_t>(token_ids), at<int64_t>(positions), at<int64_t>(slots), rows,
-                         at<float>(cos), at<float>(sin), &plan, reinterpret_cast<float*>(logits)};
+                         at<float>(cos), at<float>(sin), &plan, reinterpret_cast<void*>(hidden)};
   if (rows != int64_t(plan.query_order.size()) || plan.num_pages_needed > d.pages)
     throw py::value_error("expected as many rows as the plan has queries, and its pages");
   check_range("token_ids", step.token_ids, rows, 0, d.vocabulary);

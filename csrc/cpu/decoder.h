@@ -1,4 +1,5 @@
-// A decoder of the Llama family, one call a step: RMSNorm, attention with RoPE over a paged tree, gated MLP.
+// A decoder of the Llama family up to its LM head, one call a step: RMSNorm, attention with RoPE over a paged
+// tree, gated MLP.
 //
 // Holds addresses only: Python keeps the weights (engine/decoder.py), packed as decoder_kernels.h says.
 // Activations between the products are float32; what is multiplied is rounded to the type of the weights.
@@ -35,7 +36,6 @@ struct Decoder {
   float eps;
   const void* embedding;  // [vocabulary, hidden]
   const float* norm;
-  Weights head;
   int64_t pages, page_size, stride_page, stride_head;  // of every cache
   std::vector<DecoderLayer> layers;
 };
@@ -45,7 +45,7 @@ struct DecoderStep {
   int64_t rows;
   const float *cos, *sin;  // [positions, head_dim]
   const TreePlan* plan;    // row i is its query i
-  float* logits;           // [rows, vocabulary], or null: only K and V are wanted
+  void* hidden;            // [rows, hidden] of the model's type, or null: only K and V are wanted
 };
 
 struct DecoderKernels {
@@ -87,18 +87,16 @@ class DecoderRun {
       kernels_.embed_row(model_.embedding, model_.dtype, step_.token_ids[row], model_.hidden,
                          x_ + row * model_.hidden);
     for (const DecoderLayer& layer : model_.layers) {
-      norm(layer.attention_norm);
+      norm(layer.attention_norm, a_, wide_);
       linear(a_, wide_, layer.qkv, qkv_, false);
       rope(layer);
       attend(layer);
       linear(a_, wide_, layer.attention_out, x_, true);
-      norm(layer.mlp_norm);
+      norm(layer.mlp_norm, a_, wide_);
       linear(a_, wide_, layer.gate_up, nullptr, false, gated_);
       linear(gated_, gated_wide_, layer.down, x_, true);
     }
-    if (step_.logits == nullptr) return;
-    norm(model_.norm);
-    linear(a_, wide_, model_.head, step_.logits, false);
+    if (step_.hidden != nullptr) norm(model_.norm, step_.hidden, model_.hidden);
   }
 
  private:
@@ -120,8 +118,8 @@ class DecoderRun {
           [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end); });
   }
 
-  void norm(const float* weight) {
-    const NormArgs args{x_, weight, model_.eps, model_.hidden, model_.dtype, a_, wide_};
+  void norm(const float* weight, void* out, int64_t stride) {
+    const NormArgs args{x_, weight, model_.eps, model_.hidden, model_.dtype, out, stride};
     share(step_.rows, double(step_.rows) * model_.hidden, 50e3,
           [&](int64_t begin, int64_t end) { kernels_.norm_rows(args, begin, end); });
   }

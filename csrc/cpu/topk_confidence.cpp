@@ -2,95 +2,11 @@
 #include "topk_confidence.h"
 
 #include "philox.h"
-#include "row_draw.h"
-#include "row_scan.h"
+#include "row_finish.h"
 
 namespace marco_fast {
 namespace MF_NS {
 namespace {
-
-bool is_greedy(float temperature) { return !(temperature >= kGreedyTemperature); }
-
-float score_temperature(const ConfidenceArgs& args, int64_t b) {
-  return args.sample && args.sample->tempered ? args.sample->temperature[b] : args.temperature;
-}
-
-// A sampling distribution that is not the scored one needs sums of its own where the draw reads its
-// total: unfiltered, or cut by mass. Filters by rank or by value look at the largest logit alone.
-bool needs_sampling_sums(const ConfidenceArgs& args, int64_t b) {
-  const SampleOptions* sample = args.sample;
-  if (!sample || is_greedy(sample->temperature[b])) return false;
-  if (sample->temperature[b] == score_temperature(args, b)) return false;
-  return sample->top_p[b] < 1.0f || !is_filtered(*sample, b, args.logits.cols);
-}
-
-Rates rates_of_row(const ConfidenceArgs& args, int64_t b) {
-  Rates rates;
-  rates.score = rate_of(score_temperature(args, b));
-  rates.sampling = needs_sampling_sums(args, b) ? rate_of(args.sample->temperature[b]) : 0.0f;
-  rates.weighted = args.sample != nullptr;
-  return rates;
-}
-
-int32_t row_capacity(const ConfidenceArgs& args, int64_t b) {
-  if (!args.sample) return args.top_k;
-  const int32_t drawn = draw_candidates(*args.sample, b, args.logits.cols);
-  return drawn > args.top_k ? drawn : args.top_k;
-}
-
-// Everything that is known of a row once its chunks have been read.
-struct ScannedRow {
-  int64_t b;
-  ChunkRecord* records;
-  const uint64_t* keys;  // best first
-  int32_t count;
-};
-
-// ln of the probability of a logit: (z - max) / T - ln(sum), in an order that keeps small terms.
-double logprob(float z, const RowSum& sum, double temperature, double log_sum) {
-  if (z == -kInf || z != z || sum.sum == 0.0) return -kInf;
-  if (sum.infs > 0) return z == kInf ? -log_sum : -static_cast<double>(kInf);
-  return (static_cast<double>(z) - sum.max) / temperature - log_sum;
-}
-
-double mass_of(float z, const RowSum& sum, double temperature) {
-  if (sum.infs > 0) return z == kInf ? 1.0 : 0.0;
-  if (z == -kInf || z != z || sum.sum == 0.0) return 0.0;
-  return std::exp((static_cast<double>(z) - sum.max) / temperature);
-}
-
-float score(const ConfidenceArgs& args, const ScannedRow& row, const RowSum& sum,
-            float token_logit) {
-  const ScoreOutputs& out = args.out;
-  const double temperature = score_temperature(args, row.b);
-  const double log_sum = std::log(sum.sum);
-  const int32_t k = args.top_k, valid = row.count < k ? row.count : k;
-  double denominator = 0.0;
-  for (int32_t r = 0; r < k; ++r) {
-    const float z = r < valid ? key_value(row.keys[r]) : -kInf;
-    out.topk_ids[row.b * k + r] = r < valid ? key_id(row.keys[r]) : -1;
-    out.topk_logprobs[row.b * k + r] =
-        static_cast<float>(logprob(z, sum, temperature, log_sum));
-    denominator += mass_of(z, sum, temperature);
-  }
-  const double mass = mass_of(token_logit, sum, temperature);
-  if (args.include_token && valid == k && token_logit < key_value(row.keys[k - 1]))
-    denominator += mass;
-  const float confidence = denominator > 0.0 ? static_cast<float>(mass / denominator) : 0.0f;
-  out.confidence[row.b] = confidence;
-  out.token_logprobs[row.b] = static_cast<float>(logprob(token_logit, sum, temperature, log_sum));
-  out.lse[row.b] = sum.infs > 0       ? kInf
-                   : sum.sum == 0.0 ? -kInf
-                                    : static_cast<float>(sum.max / temperature + log_sum);
-  return confidence;
-}
-
-int32_t status_of(const ScannedRow& row, int64_t chunks) {
-  int32_t status = row.count == 0 ? kStatusEmpty : 0;
-  for (int64_t c = 0; c < chunks; ++c)
-    status |= (row.records[c].nan ? kStatusNan : 0) | (row.records[c].infs ? kStatusInf : 0);
-  return status;
-}
 
 template <class T>
 int32_t draw(const ConfidenceArgs& args, const ScannedRow& scanned, const T* x,
@@ -106,10 +22,7 @@ int32_t draw(const ConfidenceArgs& args, const ScannedRow& scanned, const T* x,
       own_sums ? fold(scanned.records, num_chunks(cols), rate, true) : scored;
   const Row<T> row{x, cols, sum, rate, scanned.records, !own_sums};
   const double u = philox_uniform(options.seeds[b], options.positions[b], Purpose::token);
-  const double lowest =
-      options.min_p[b] > 0.0f
-          ? sum.max + temperature * std::log(static_cast<double>(options.min_p[b]))
-          : -static_cast<double>(kInf);
+  const double lowest = lowest_kept(options, b, sum.max);
   const Filters filters{options.top_k[b], options.top_p[b], lowest};
   if (sum.infs > 0) return draw_among_infs(row, filters, u);
   if (!is_filtered(options, b, cols)) return draw_by_id(row, {}, true, u);
@@ -126,19 +39,6 @@ int32_t draw(const ConfidenceArgs& args, const ScannedRow& scanned, const T* x,
     cut.last_id = std::numeric_limits<int32_t>::max();
   }
   return draw_by_id(row, cut, false, u);
-}
-
-// ln(sum) - E[ln of a token's mass]; rounding must not make it negative.
-float entropy(const RowSum& sum) {
-  if (sum.sum == 0.0) return 0.0f;
-  const double nats = std::log(sum.sum) - 0.6931471805599453 * sum.weighted / sum.sum;
-  return nats > 0.0 ? static_cast<float>(nats) : 0.0f;
-}
-
-void add_to_path(const SampleOptions& options, int64_t b, float confidence) {
-  if (options.active && !options.active[b]) return;
-  if (options.path_sums) options.path_sums[b] += std::llrint(confidence * 0x1p40);
-  if (options.path_counts) options.path_counts[b] += 1;
 }
 
 int64_t given_token(const ConfidenceArgs& args, int64_t b) {

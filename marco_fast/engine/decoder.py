@@ -1,4 +1,4 @@
-"""Decoder: a transformers model of the Llama family as one C++ call a step, on a CPU.
+"""Decoder: a model of the Llama family, up to its LM head, as one C++ call a step on a CPU.
 
 transformers runs a layer as some forty operations, each a few microseconds of Python and dispatch,
 and multiplies by weights as they lie in the file. Here the weights are packed once for the products
@@ -46,15 +46,15 @@ def pack_gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 class Decoder:
     """The packed weights of a model, and the step over them.
 
-    Use `Decoder.of`. The model's own layers lose their weights to it; its embedding, its RoPE and
-    its configuration stay.
+    Use `Decoder.of`. The model's own layers lose their weights to it; its embedding, its LM head,
+    its RoPE and its configuration stay.
     """
 
     def __init__(self, model: Any, cache: PagedKVCache) -> None:
         from marco_fast import _C
 
         config, base = model.config, model.model
-        self.rotary, self.vocabulary = base.rotary_emb, config.vocab_size
+        self.rotary = base.rotary_emb
         self.context = config.max_position_embeddings
         self.embedding = base.embed_tokens.weight.detach()
         self.tensors: list[torch.Tensor] = []  # whatever C++ has the address of
@@ -64,26 +64,21 @@ class Decoder:
             DTYPE_CODES[cache.k[0].dtype],
             config.hidden_size,
             config.intermediate_size,
-            self.vocabulary,
+            config.vocab_size,
             config.num_attention_heads,
             kv_heads,
             attention.head_dim,
         ]
         strides = cache.k[0].stride()
-        tied = model.lm_head.weight is base.embed_tokens.weight
-        head = self._matrix(model.lm_head.weight, model.lm_head.bias)
         self.native = _C.Decoder(
             sizes,
             [pages, page_size, strides[0], strides[1]],
             config.rms_norm_eps,
             self._keep(self.embedding),
             self._vector(base.norm.weight),
-            head,
         )
         for index, layer in enumerate(base.layers):
             self._add_layer(layer, cache.k[index], cache.v[index])
-        if not tied:
-            _forget(model.lm_head)
         self.cos = self.sin = torch.empty(0, attention.head_dim)
 
     @classmethod
@@ -105,7 +100,7 @@ class Decoder:
         slots: torch.Tensor,
         plan: TreeAttentionPlan,
         *,
-        logits: bool = True,
+        hidden: bool = True,
     ) -> torch.Tensor:
         """One token of every query of the plan.
 
@@ -113,10 +108,10 @@ class Decoder:
             token_ids, positions: [Q] int64.
             slots: [Q] int64, where the token's own K and V go; -1: nowhere.
             plan: of Q queries, which read the slots as well.
-            logits: whether they are wanted, or K and V alone.
+            hidden: whether hidden states are wanted, or K and V alone.
 
         Returns:
-            [Q, vocabulary] float32; where not wanted [0, vocabulary].
+            What the LM head multiplies, [Q, hidden] of the model's dtype; else [0, hidden].
 
         Raises:
             IndexError: a token, position or slot out of range; nothing was written.
@@ -127,7 +122,8 @@ class Decoder:
         if last >= self.context:
             raise IndexError(f"expected positions below {self.context}, the context, got {last}")
         self._rotate_up_to(last + 1)
-        out = torch.empty(rows if logits else 0, self.vocabulary)
+        size = self.embedding.shape[1]
+        out = torch.empty(rows if hidden else 0, size, dtype=self.embedding.dtype)
         self.native.step(
             token_ids.data_ptr(),
             positions.data_ptr(),
@@ -137,7 +133,7 @@ class Decoder:
             self.sin.data_ptr(),
             len(self.cos),
             plan.native,
-            out.data_ptr() if logits else 0,
+            out.data_ptr() if hidden else 0,
             torch.get_num_threads(),
         )
         return out

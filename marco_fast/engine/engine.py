@@ -17,6 +17,7 @@ from marco_fast.engine.decoder import Decoder
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.errors import ModelError
+from marco_fast.ops import SampledTokens, lm_head_confidence, sample_confidence
 
 __all__ = ["BUNDLED", "PREFILL_CHUNK", "Engine"]
 
@@ -164,7 +165,8 @@ class Engine:
         ids = torch.tensor(token_ids, device=self.device)
         places = torch.tensor(positions, device=self.device)
         if self.decoder is not None:
-            return self.decoder.step(ids, places, batch.slots, batch.plan, logits=logits)
+            hidden = self.decoder.step(ids, places, batch.slots, batch.plan, hidden=logits)
+            return self.model.lm_head(hidden)
         output = self.model(
             input_ids=ids[None],
             position_ids=places[None],
@@ -173,6 +175,28 @@ class Engine:
             marco_batch=batch,
         )
         return output.logits[0]
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        token_ids: list[int],
+        positions: list[int],
+        batch: TreeBatch,
+        *,
+        seeds: list[int],
+        **options: Any,
+    ) -> SampledTokens:
+        """One token of every query, and the one drawn after it: its position is one further.
+
+        Seeds and options are those of `sample_confidence`. With a Decoder no logits are stored.
+        """
+        places = torch.tensor(positions, device=self.device)
+        options |= {"seeds": torch.tensor(seeds, device=self.device), "positions": places + 1}
+        if self.decoder is None:
+            return sample_confidence(self.forward(token_ids, positions, batch), **options)
+        hidden = self.decoder.step(torch.tensor(token_ids), places, batch.slots, batch.plan)
+        head = self.model.lm_head
+        return lm_head_confidence(hidden, head.weight, bias=head.bias, **options)
 
     @torch.inference_mode()
     def prefill(

@@ -18,7 +18,7 @@ import torch
 from marco_fast.engine.attention import TreeBatch
 from marco_fast.engine.engine import PREFILL_CHUNK, Engine
 from marco_fast.errors import KVCacheFull, ModelError
-from marco_fast.ops import plan_tree_attention, sample_confidence
+from marco_fast.ops import plan_tree_attention
 
 __all__ = ["Branch", "Sampling", "Scheduler", "Segment", "Source", "Verdict"]
 
@@ -374,16 +374,14 @@ class Scheduler:
         batch.slots = self.cache.extend_many(self._leaf_nodes)
         batch.plan.advance()
         self.steps_left -= 1
-        logits = self.engine.forward(
-            [branch.pending for branch in active], [branch.position for branch in active], batch
-        )
-        drawn = sample_confidence(
-            logits,
+        drawn = self.engine.sample(
+            [branch.pending for branch in active],
+            [branch.position for branch in active],
+            batch,
+            seeds=[branch.seed for branch in active],
             temperature=self.sampling.temperature,
             top_p=self.sampling.top_p,
             top_k=self.sampling.top_k,
-            seeds=torch.tensor([branch.seed for branch in active], device=logits.device),
-            positions=torch.tensor([b.position + 1 for b in active], device=logits.device),
         )
         if drawn.status.any():
             raise ModelError("expected finite logits, got NaN or infinity from the model")

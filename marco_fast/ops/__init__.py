@@ -13,6 +13,7 @@ from marco_fast.ops.confidence import (
     sample_confidence,
     topk_confidence,
 )
+from marco_fast.ops.lm_head_confidence import lm_head_confidence
 from marco_fast.ops.plan_tree_attention import plan_tree_attention
 from marco_fast.ops.tree_plan import TreeAttentionPlan
 
@@ -21,6 +22,7 @@ __all__ = [
     "TopKConfidence",
     "TreeAttentionPlan",
     "append_kv",
+    "lm_head_confidence",
     "plan_tree_attention",
     "sample_confidence",
     "topk_confidence",

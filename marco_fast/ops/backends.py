@@ -16,7 +16,13 @@ from marco_fast.errors import BackendError
 
 __all__ = ["BACKENDS", "OPERATIONS", "backend_status", "default_backend", "load_backend"]
 
-OPERATIONS = ["topk_confidence", "sample_confidence", "append_kv", "tree_attention"]
+OPERATIONS = [
+    "topk_confidence",
+    "sample_confidence",
+    "lm_head_confidence",
+    "append_kv",
+    "tree_attention",
+]
 
 # "triton" keeps one module an operation, the others hold all of them.
 BACKENDS = {

@@ -1,14 +1,25 @@
 """topk_confidence and sample_confidence: check arguments, allocate results, run a backend."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from marco_fast.ops.backends import load_backend
 from marco_fast.ops.confidence_reference import SampledTokens, TopKConfidence
 
-__all__ = ["SampledTokens", "TopKConfidence", "sample_confidence", "topk_confidence"]
+__all__ = [
+    "LOGIT_DTYPES",
+    "SampledTokens",
+    "TopKConfidence",
+    "check_scoring",
+    "empty_samples",
+    "sample_confidence",
+    "sampling_arguments",
+    "topk_confidence",
+]
 
-_LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST = torch.finfo(torch.float32).max
 _INT32_MAX = 2**31 - 1
@@ -17,7 +28,7 @@ _empty = torch.empty
 
 
 def _check_logits(logits: torch.Tensor, top_k: int, denominator: str) -> None:
-    if not isinstance(logits, torch.Tensor) or logits.dtype not in _LOGIT_DTYPES:
+    if not isinstance(logits, torch.Tensor) or logits.dtype not in LOGIT_DTYPES:
         got = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"expected logits as a tensor of float32, bfloat16 or float16, got {got}")
     if logits.dim() != 2:
@@ -26,10 +37,14 @@ def _check_logits(logits: torch.Tensor, top_k: int, denominator: str) -> None:
         raise ValueError(
             f"expected logits whose last dimension is contiguous, got strides {logits.stride()}"
         )
-    if logits.shape[1] > _INT32_MAX:
-        raise ValueError(f"expected V < 2^31, got {logits.shape[1]}")
-    if not isinstance(top_k, int) or not 1 <= top_k <= logits.shape[1]:
-        raise ValueError(f"expected 1 <= top_k <= {logits.shape[1]} (V), got {top_k!r}")
+    check_scoring(logits.shape[1], top_k, denominator)
+
+
+def check_scoring(vocabulary: int, top_k: int, denominator: str) -> None:
+    if vocabulary > _INT32_MAX:
+        raise ValueError(f"expected V < 2^31, got {vocabulary}")
+    if not isinstance(top_k, int) or not 1 <= top_k <= vocabulary:
+        raise ValueError(f"expected 1 <= top_k <= {vocabulary} (V), got {top_k!r}")
     if denominator not in ("top_k", "union"):
         raise ValueError(f"expected denominator to be 'top_k' or 'union', got {denominator!r}")
 
@@ -74,7 +89,7 @@ def _row_option(
     The values of a tensor on another device than the CPU are not looked at: that would wait for it.
     """
     if isinstance(value, torch.Tensor):
-        allowed: tuple[torch.dtype, ...] = (torch.float64, *_LOGIT_DTYPES)
+        allowed: tuple[torch.dtype, ...] = (torch.float64, *LOGIT_DTYPES)
         if dtype == torch.int32:
             allowed = (torch.int32, torch.int64)
         _check_row_tensor(name, value, logits, allowed)
@@ -104,6 +119,57 @@ def _empty_scores(rows: int, top_k: int, device: torch.device) -> TopKConfidence
         _empty((rows, top_k), dtype=_INT32, device=device),
         _empty(rows, dtype=_INT32, device=device),
     )
+
+
+def empty_samples(rows: int, top_k: int, device: torch.device) -> SampledTokens:
+    """What a backend fills."""
+    return SampledTokens(
+        _empty(rows, dtype=_INT32, device=device),
+        *_empty_scores(rows, top_k, device),
+        _empty(rows, dtype=_FLOAT32, device=device),
+    )
+
+
+def sampling_arguments(
+    rows: torch.Tensor,
+    temperature: float | torch.Tensor,
+    top_p: float | torch.Tensor,
+    min_p: float | torch.Tensor,
+    sample_top_k: int | torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    score: str,
+    path_sums: torch.Tensor | None,
+    path_counts: torch.Tensor | None,
+    active: torch.Tensor | None,
+) -> tuple[Any, ...]:
+    """The arguments of a draw, checked, each as a contiguous [B] tensor beside `rows` [B, ...].
+
+    Returns:
+        temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active;
+        the last three are None where they were.
+
+    Raises:
+        ValueError: as sample_confidence documents.
+    """
+    if score not in ("raw", "tempered"):
+        raise ValueError(f"expected score to be 'raw' or 'tempered', got {score!r}")
+    lowest = _SMALLEST if score == "tempered" else 0.0
+    options = (
+        _row_option("temperature", temperature, rows, torch.float32, lowest, _LARGEST),
+        _row_option("top_p", top_p, rows, torch.float32, _SMALLEST, 1.0),
+        _row_option("min_p", min_p, rows, torch.float32, 0.0, 1.0),
+        _row_option("sample_top_k", sample_top_k, rows, torch.int32, 0, _INT32_MAX),
+    )
+    _check_row_tensor("seeds", seeds, rows, (torch.int64,))
+    _check_row_tensor("positions", positions, rows, (torch.int64,))
+    _check_updated("path_sums", path_sums, rows, torch.int64)
+    _check_updated("path_counts", path_counts, rows, torch.int32)
+    if active is not None:
+        _check_row_tensor("active", active, rows, (torch.bool,))
+        active = active.contiguous()
+    keys = (seeds.contiguous(), positions.contiguous())
+    return (*options, *keys, path_sums, path_counts, active)
 
 
 def topk_confidence(
@@ -207,36 +273,17 @@ def sample_confidence(
         BackendError: the named backend cannot run here.
     """
     _check_logits(logits, top_k, denominator)
-    if score not in ("raw", "tempered"):
-        raise ValueError(f"expected score to be 'raw' or 'tempered', got {score!r}")
-    tempered = score == "tempered"
-    lowest = _SMALLEST if tempered else 0.0
-    options = (
-        _row_option("temperature", temperature, logits, torch.float32, lowest, _LARGEST),
-        _row_option("top_p", top_p, logits, torch.float32, _SMALLEST, 1.0),
-        _row_option("min_p", min_p, logits, torch.float32, 0.0, 1.0),
-        _row_option("sample_top_k", sample_top_k, logits, torch.int32, 0, _INT32_MAX),
-    )
-    _check_row_tensor("seeds", seeds, logits, (torch.int64,))
-    _check_row_tensor("positions", positions, logits, (torch.int64,))
-    _check_updated("path_sums", path_sums, logits, torch.int64)
-    _check_updated("path_counts", path_counts, logits, torch.int32)
-    if active is not None:
-        _check_row_tensor("active", active, logits, (torch.bool,))
-        active = active.contiguous()
+    options = sampling_arguments(
+        logits, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
+        path_sums, path_counts, active,
+    )  # fmt: skip
     module = load_backend(backend, logits.device, "topk_confidence")
-    rows, device = logits.shape[0], logits.device
-    result = SampledTokens(
-        _empty(rows, dtype=_INT32, device=device),
-        *_empty_scores(rows, top_k, device),
-        _empty(rows, dtype=_FLOAT32, device=device),
-    )
+    result = empty_samples(logits.shape[0], top_k, logits.device)
+    *sampling, path_sums, path_counts, active = options
     module.sample_confidence(
         logits,
-        *options,
-        seeds.contiguous(),
-        positions.contiguous(),
-        tempered,
+        *sampling,
+        score == "tempered",
         denominator == "union",
         path_sums,
         path_counts,

@@ -1,12 +1,18 @@
 """topk_confidence and sample_confidence in plain PyTorch: their specification (float64)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from marco_fast.ops.philox import philox_uniform
 
-__all__ = ["SampledTokens", "TopKConfidence", "sample_confidence", "topk_confidence"]
+__all__ = [
+    "SampledTokens",
+    "TopKConfidence",
+    "lm_head_confidence",
+    "sample_confidence",
+    "topk_confidence",
+]
 
 
 class TopKConfidence(NamedTuple):
@@ -197,3 +203,24 @@ def sample_confidence(
     if path_counts is not None:
         path_counts += counted.int()
     return SampledTokens(token_ids, *scored, entropy)
+
+
+def lm_head_confidence(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    round_logits: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> SampledTokens:
+    """sample_confidence(hidden @ weight.T + bias), the product in `dtype` too.
+
+    Options are those of `sample_confidence`.
+    """
+    logits = hidden.to(dtype) @ weight.to(dtype).T
+    if bias is not None:
+        logits = logits + bias.to(dtype)
+    if round_logits is not None:
+        logits = logits.to(round_logits).to(dtype)
+    return sample_confidence(logits, dtype=dtype, **options)

@@ -96,3 +96,37 @@ def sample_confidence(
         [0 if each is None else each.data_ptr() for each in options],
         token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
     )  # fmt: skip
+
+
+def lm_head_confidence(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    rounded: torch.dtype,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    sample_top_k: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    tempered: bool,
+    union: bool,
+    path_sums: torch.Tensor | None,
+    path_counts: torch.Tensor | None,
+    active: torch.Tensor | None,
+    token_ids: torch.Tensor,
+    *outputs: torch.Tensor,
+) -> None:
+    """token_ids and outputs: the fields of SampledTokens, in order."""
+    *scores, entropy = outputs
+    options = (
+        temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active,
+    )  # fmt: skip
+    _C.lm_head_confidence(
+        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
+        [hidden.stride(0), weight.stride(0)], scores[3].shape[1], union,
+        [output.data_ptr() for output in scores],
+        [0 if each is None else each.data_ptr() for each in options],
+        token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
+    )  # fmt: skip

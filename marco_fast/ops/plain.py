@@ -1,11 +1,19 @@
 """The backend "torch": the reference in float32, for devices that no kernel runs on."""
 
+from typing import Any
+
 import torch
 
 from marco_fast.ops import reference
 from marco_fast.ops.reference import append_kv, tree_attention
 
-__all__ = ["append_kv", "sample_confidence", "topk_confidence", "tree_attention"]
+__all__ = [
+    "append_kv",
+    "lm_head_confidence",
+    "sample_confidence",
+    "topk_confidence",
+    "tree_attention",
+]
 
 
 def _copy(results: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> None:
@@ -65,3 +73,17 @@ def sample_confidence(
         dtype=torch.float32,
     )
     _copy(result, outputs)
+
+
+def lm_head_confidence(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    rounded: torch.dtype,
+    *arguments: Any,
+) -> None:
+    """arguments: those of sample_confidence, after the logits."""
+    logits = hidden.float() @ weight.float().T
+    if bias is not None:
+        logits += bias
+    sample_confidence(logits.to(rounded), *arguments)

@@ -9,6 +9,7 @@ import torch
 from marco_fast.ops.confidence_reference import (
     SampledTokens,
     TopKConfidence,
+    lm_head_confidence,
     sample_confidence,
     topk_confidence,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "SampledTokens",
     "TopKConfidence",
     "append_kv",
+    "lm_head_confidence",
     "sample_confidence",
     "topk_confidence",
     "tree_attention",
