@@ -1,11 +1,12 @@
 """From what benchmarks measured to what a reader sees: results, README tables, plots, a terminal.
 
-python -m bench.report [RAW.json]
+python -m bench.report [RAW.json] [--condense OUT.json]
 
 RAW.json is what `pytest bench --benchmark-json=RAW.json` wrote: it is condensed to
 bench/results/cpu/bench.json. README.md's tables and the plots are then made again from the files
-in that folder (search.json and scaling.json where they are there). Nothing is written unless
-everything can be.
+in that folder (search.json and scaling.json where they are there), and one table from search.json
+of a machine without AVX-512. Nothing is written unless everything can be. With --condense only
+OUT.json is written: results of another machine.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("bench/results/cpu")
+AVX2 = Path("bench/results/cpu-avx2")  # the same, on a machine without AVX-512
 UNSCORED = "†"
 TREES = {
     "qwen2-7b-prompt-1024-x16x64": "Qwen2-7B heads, prompt of 1024 x 16 branches of 64",
@@ -29,6 +31,7 @@ TREES = {
 # The subjects of the terminal's tables, and how the names of their benchmarks begin.
 SUBJECTS = {
     "confidence": ("test_topk_confidence[",),
+    "LM head": ("test_lm_head_confidence[",),
     "sampling": ("test_sample_confidence[", "test_decode_step_of_a_small_model["),
     "attention": ("test_tree_attention[",),
     "planner and driver": ("test_plan[", "test_driver["),
@@ -172,10 +175,13 @@ def _short(value: float) -> str:
     return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f}"
 
 
-def search_table(search: dict[str, Any]) -> str:
-    """README's table of whole searches, with what its marks mean. Raises as search_cells does."""
+def search_table(search: dict[str, Any], folder: Path = RESULTS) -> str:
+    """README's table of whole searches, whose JSON is in `folder`, with what its marks mean.
+
+    Raises as search_cells does.
+    """
     cells = search_cells(search)
-    source = f"[search.json]({RESULTS.as_posix()}/search.json)"
+    source = f"[search.json]({folder.as_posix()}/search.json)"
     notes = [f"Expansions/s, and in brackets how many times as many marco_fast does; {source}."]
     if any("-" in row for row in cells[1:]):
         notes.append("A dash: the engine did not run.")
@@ -226,6 +232,9 @@ def report(root: Path, raw: Path | None) -> None:
         if search:
             readme = between(readme, "search", search_table(search))
             plots |= plot_search(search)
+        if (root / AVX2 / "search.json").is_file():
+            other = search_table(_load(root / AVX2 / "search.json"), AVX2)
+            readme = between(readme, "search-avx2", other)
         if scaling:
             plots |= plot_scaling(scaling)
     except KeyError as error:
@@ -284,8 +293,17 @@ def main(argv: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """Runs the command line; 2 where something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("raw", type=Path, nargs="?", help="JSON of pytest-benchmark")
+    parser.add_argument("--condense", type=Path, help="only write what is kept of RAW there")
+    options = parser.parse_args(argv)
+    if options.condense and not options.raw:
+        parser.error("expected RAW.json beside --condense")
     try:
-        report(root, parser.parse_args(argv).raw)
+        if options.condense:
+            kept = condense(_load(options.raw))
+            options.condense.parent.mkdir(parents=True, exist_ok=True)
+            options.condense.write_text(json.dumps(kept, indent=1) + "\n")
+            return 0
+        report(root, options.raw)
     except ReportError as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2

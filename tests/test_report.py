@@ -212,6 +212,33 @@ def test_search_and_scaling_are_shown_and_drawn(root, capsys):
         assert all(300 < pixels < 1500 for pixels in struct.unpack(">2I", data[16:24]))
 
 
+def test_results_of_another_machine_stand_in_a_table_of_their_own(root):
+    (root / report.AVX2).mkdir()
+    other = search()
+    for engine in other["cases"][0]["engines"]:
+        if "expansions_per_second" in engine:
+            engine["expansions_per_second"] *= 3
+    put(root / report.AVX2 / "search.json", other)
+    put(root / report.RESULTS / "search.json", search())
+    marks = "<!-- search-avx2 -->\n<!-- /search-avx2 -->\n"
+    (root / "README.md").write_text(README + marks)
+    assert run(root, raw()) == 0
+    first, second = (root / "README.md").read_text().split("<!-- search-avx2 -->")
+    assert "| m-1, float32, 8 | 16.0 |" in first
+    assert "| m-1, float32, 8 | 48.0 |" in second
+    assert f"({report.AVX2.as_posix()}/search.json)" in second
+
+
+def test_condensing_writes_nothing_else(root):
+    before, out = files(root), root.parent / "elsewhere" / "kept.json"
+    what = str(put(root.parent / "raw.json", raw()))
+    assert report.main([what, "--condense", str(out)], root=root) == 0
+    assert json.loads(out.read_text()) == report.condense(raw())
+    assert files(root) == before
+    with pytest.raises(SystemExit):
+        report.main(["--condense", str(out)], root=root)
+
+
 def test_a_plot_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr("bench.plots.LARGEST", 1000)
     with pytest.raises(ValueError, match="at most 1000 bytes"):
