@@ -12,9 +12,11 @@ constexpr int kHalf = kVecs / 2;
 // Rows that share one load of the weights: with kVecs registers each, 24 accumulators of 32, 12 of 16.
 constexpr int kRows = MF_ISA >= MF_ISA_AVX512 ? 12 : MF_ISA == MF_ISA_AVX2 ? 3 : 2;
 constexpr int kGroupRows = 8 * kRows;  // rows that pass over a piece of a panel while it is in the cache
-// Words of a piece of a panel, of 128 bytes each. Few rows at a time want it in L1, many in L2.
-constexpr int64_t kPieceWords = MF_ISA == MF_ISA_AVX2 ? 128 : 2048;
-constexpr int64_t kAhead = MF_ISA == MF_ISA_AVX2 ? 48 : 16;  // words from the one multiplied to the one asked for
+// Words of a piece of a panel, of 128 bytes each. Few rows at a time want it in L1, many in L2; where
+// bfloat16 is widened, the rows' share of it must stay there too.
+constexpr int64_t kPieceWords = MF_ISA == MF_ISA_AVX2 ? 128 : MF_ISA == MF_ISA_AVX512 ? 256 : 2048;
+// Words from the one that is multiplied to the one that is asked for from memory.
+constexpr int64_t kAhead = MF_ISA == MF_ISA_AVX2 ? 48 : 16;
 
 template <int N>
 struct Int {
