@@ -75,6 +75,23 @@ def test_long_segments_cross_chunks(length, dtype, isa):
     check_close(long.run(), long)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+def test_full_chunks_of_many_rows(head_dim, dtype, isa):
+    """48 rows share 1,040 tokens: K and V of a whole chunk are copied for them."""
+    forest = random_forest(
+        9, nodes=3, queries=12, heads=4, kv_heads=1, head_dim=head_dim, max_len=30, dtype=dtype,
+        page_size=32,
+    )  # fmt: skip
+    k, v = torch.randn(2, 1040, 1, head_dim).to(dtype)
+    leaves = np.arange(12) % 2 + 1
+    wide = Forest(
+        np.array([-1, 0, 0]), [k, *forest.k[1:]], [v, *forest.v[1:]], leaves, forest.q, 32,
+        np.array([len(forest.k[leaf]) for leaf in leaves]),
+    )  # fmt: skip
+    check_close(wide.run(), wide)
+
+
 def test_wide_unit_and_stripes(isa):
     # More rows than one unit holds (512): stripes cut the queries for any number of threads.
     forest = random_forest(5, nodes=12, queries=150, heads=8, kv_heads=1, head_dim=16)

@@ -181,7 +181,7 @@ struct Walk {
       widen_rows(c.v, most, args.head_dim, s.values);
       if (!packs) widen_rows(c.k, most, args.head_dim, s.keys);
     }
-    const float *keys[kMaxChunk + kDots + kAhead], *values[kMaxChunk + kAhead];
+    const float *keys[kMaxChunk + kDots + kAhead], *values[kMaxChunk + kDots + kAhead];
     for (int t = 0; t < most + kDots + kAhead; ++t) {
       const int64_t offset = static_cast<int64_t>(t < most ? t : most - 1) * args.head_dim;
       keys[t] = s.keys + offset;
