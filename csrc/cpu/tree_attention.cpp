@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kMaxChunk = chunk_tokens(16);
 struct Scratch {
-  float* keys;    // [tiles][words][kLanes]: K of a chunk, tokens in lanes, where it is packed
-  float* values;  // [pairs][head_dim]: words of V of a chunk, where it is paired
+  float* keys;    // [tiles][words][kLanes]: K packed, tokens in lanes; or [tokens][head_dim], widened
+  float* values;  // V of a chunk, where copied: [pairs][head_dim] words or [tokens][head_dim], widened
   float* scores;  // [kRowBlock][scores_stride]
   float* sums;    // [kRowBlock][head_dim]: a block's weighted sums of V
   float *m, *s, *acc;  // [rows] states; acc [rows][head_dim]
