@@ -92,6 +92,51 @@ def sampling(machine: Machine) -> list[dict]:
     return [{"case": "sample_confidence equals float64", "cases": count}]
 
 
+def lm_head_inputs(
+    machine: Machine, rows: int, vocab: int, size: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden and weight whose logits have a standard deviation of 3."""
+    hidden = torch.randn(rows, size, device=machine.device).to(dtype)
+    weight = torch.randn(vocab, size, device=machine.device, dtype=dtype)
+    return hidden, weight.mul_(3 / size**0.5)
+
+
+def lm_head(machine: Machine) -> list[dict]:
+    """lm_head_confidence: draws where the product is exact, scores where it is not."""
+    count = 0
+    shapes = [(9001, 64)] if machine.dry else [(151936, 896), (128256, 2048), (152064, 3584)]
+    shapes += [] if machine.dry else [(5, 33), (4097, 225), (32000, 8192)]
+    names = ("plain", "wide top_p") if machine.dry else tuple(OPTIONS)
+    for (vocab, size), dtype in itertools.product(shapes, DTYPES[1:2] if machine.dry else DTYPES):
+        rows = 2 if machine.dry else 7
+        keys = keyed(rows, count)
+        on_device = {key: x.to(machine.device) for key, x in keys.items()}
+        hidden, weight = lm_head_inputs(machine, rows, vocab, size, dtype)
+        top_k = min(5, vocab)
+        for name in names:
+            # The first elements of hidden pick a column each; the others are 0.
+            logits = logits_of("normal", rows, vocab, dtype)
+            picks = torch.eye(rows, size, dtype=dtype, device=machine.device)
+            weight[:, :rows] = logits.T.to(machine.device)
+            options = {**options_of(name), **on_device, "top_k": top_k, "backend": BACKEND}
+            got = mf.lm_head_confidence(picks, weight, **options)
+            check_draws(logits, got.token_ids.cpu(), keys, options_of(name))
+            scores = mf.TopKConfidence(*got[1:7])
+            score_check(scores, logits.to(machine.device), got.token_ids.long(), top_k=top_k)
+            count += 1
+        got = mf.lm_head_confidence(hidden, weight, **on_device, top_k=top_k, backend=BACKEND)
+        exact = hidden.double() @ weight.double().T
+        error = 5 * 2.0**-24 * (hidden.double().abs() @ weight.double().abs().T).max().item()
+        logprobs = exact.log_softmax(-1)
+        token = logprobs.gather(1, got.token_ids.long()[:, None])[:, 0]
+        best = logprobs.topk(top_k).values
+        assert (got.token_logprobs - token).abs().max() <= 2 * error + 1e-6
+        assert (got.topk_logprobs - best).abs().max() <= 2 * error + 1e-6
+        assert (got.lse - exact.logsumexp(-1)).abs().max() <= error + 1e-5
+        count += 1
+    return [{"case": "lm_head_confidence equals float64", "cases": count}]
+
+
 def attention_inputs(
     machine: Machine, model: str, tree: Tree, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, mf.TreeAttentionPlan]:
@@ -156,6 +201,7 @@ def decode_step(machine: Machine) -> tuple[Callable[[], tuple], Callable[[], Non
     workspace = torch.empty(plan.workspace_numel, device=machine.device)
     out = torch.empty_like(q)
     logits = torch.empty(rows, vocab, device=machine.device, dtype=torch.bfloat16)
+    hidden, weight = lm_head_inputs(machine, rows, vocab, 64, torch.bfloat16)
     keys = {key: x.to(machine.device) for key, x in keyed(rows).items()}
     options = {
         "temperature": torch.full((rows,), 0.8, device=machine.device),
@@ -167,7 +213,9 @@ def decode_step(machine: Machine) -> tuple[Callable[[], tuple], Callable[[], Non
         mf.tree_attention(q, k_cache, v_cache, plan, out=out, workspace=workspace, backend=BACKEND)
         drawn = mf.sample_confidence(logits, **options, **keys, backend=BACKEND)
         scored = mf.topk_confidence(logits, keys["positions"] % vocab, backend=BACKEND)
-        return (out.clone(), *drawn, *scored)
+        headed = mf.lm_head_confidence(hidden, weight, **options, **keys, backend=BACKEND)
+        plain = mf.lm_head_confidence(hidden, weight, **keys, backend=BACKEND)
+        return (out.clone(), *drawn, *scored, *headed, *plain)
 
     def change() -> None:
         # Other lengths and another order of the queries, planned in place.
@@ -177,6 +225,7 @@ def decode_step(machine: Machine) -> tuple[Callable[[], tuple], Callable[[], Non
         for cache in (k_cache, v_cache):
             cache.copy_(torch.where(cache.isnan(), cache, torch.randn_like(cache)))
         logits.normal_(0.0, 3.0, generator=rng)
+        hidden.normal_(generator=rng)
         keys["positions"] += 1
         keys["seeds"] *= 31
 
@@ -226,4 +275,17 @@ def repeats(machine: Machine) -> list[dict]:
         part = mf.topk_confidence(logits[:size], logits[:size].argmax(-1), backend=BACKEND)
         for got, want in zip(part, whole, strict=True):
             assert same_bits(got, want[:size]), f"a batch of {size} differs"
+    # Of lm_head_confidence up to the batch where a library's product takes over.
+    most = 3 if machine.dry else 64
+    keys = {key: x.to(machine.device) for key, x in keyed(most).items()}
+    hidden, weight = lm_head_inputs(
+        machine, most, vocab, 64 if machine.dry else 3584, torch.bfloat16
+    )
+    for options in ({}, {"temperature": 0.7, "top_p": 0.95}):
+        whole = mf.lm_head_confidence(hidden, weight, **options, **keys, backend=BACKEND)
+        for size in (1, 2) if machine.dry else (1, 2, 8, 31, 64):
+            own = {key: x[:size] for key, x in keys.items()}
+            part = mf.lm_head_confidence(hidden[:size], weight, **options, **own, backend=BACKEND)
+            for got, want in zip(part, whole, strict=True):
+                assert same_bits(got, want[:size]), f"a batch of {size} differs"
     return [{"case": "repeats and batch sizes, bit for bit", "repeats": rounds}]

@@ -2,8 +2,9 @@
 
 python -m bench.gpu_sweep [--out FILE.json] [--dry-run]
 
-The choices are small pure functions (kernels/topk_confidence.split_of, ops/tree_items: rows of an
-item and how many items are enough). No result depends on them, so this is about time alone. Each
+The choices are small pure functions (kernels/topk_confidence.split_of, kernels/lm_head_confidence:
+tiles, splits and where a library's product takes over; ops/tree_items: rows of an item and how many
+items are enough). No result depends on them, so this is about time alone. Each
 row has the microseconds of every choice, and how far the launcher's own is from the best.
 """
 
@@ -54,6 +55,53 @@ def confidence(machine: Any) -> list[dict]:
             ]
         own = kernels.split_of(batch, chunks, kernels.processors_of(machine.device))[1]
         rows.append(compare(machine, f"topk_confidence {batch}", choices, f"{own} chunks"))
+    return rows
+
+
+def lm_head(machine: Any) -> list[dict]:
+    """lm_head_confidence by entries of a tile, stages and programs, and as a library's product."""
+    import torch
+
+    from bench.gpu_checks import lm_head_inputs
+    from marco_fast.kernels import lm_head_confidence as kernels
+    from marco_fast.ops.confidence import empty_samples, sampling_arguments
+    from tests.draws import keyed
+
+    rows = []
+    vocab, size = (500, 64) if machine.dry else (152064, 3584)
+    arch = kernels.architecture(machine.device)
+    processors = kernels.processors_of(machine.device)
+    for batch in (2,) if machine.dry else (1, 16, 32, 64, 128, 256):
+        inputs = machine.rotating(
+            lambda _: lm_head_inputs(machine, batch, vocab, size, torch.bfloat16),  # noqa: B023
+            2 * vocab * size,
+        )
+        keys = {key: x.to(machine.device) for key, x in keyed(batch).items()}
+        options = sampling_arguments(
+            inputs[0][0], 0.7, 0.95, 0.0, 0, *keys.values(), "raw", None, None, None
+        )[:6]
+        outputs = empty_samples(batch, 5, machine.device)
+
+        def calls(options=options, outputs=outputs, inputs=inputs, **choice: Any) -> list:
+            return [
+                lambda x=x: kernels.lm_head_confidence(
+                    *x, None, torch.float32, *options, False, False, None, None, None, *outputs,
+                    **choice,
+                )
+                for x in inputs
+            ]  # fmt: skip
+
+        own = kernels.tiles(arch, torch.bfloat16, kernels.fit_descriptors(arch, *inputs[0]))
+        choices = {"own": calls()}
+        for entries, stages in (
+            ((64, 4),) if machine.dry else ((64, 4), (64, 6), (128, 4), (128, 3))
+        ):
+            scan = own[0]._replace(entries=entries, stages=stages)
+            for times in (1,) if machine.dry else (1, 2, 3, 4, 8):
+                name = f"{entries} entries, {stages} stages, {times} a processor"
+                splits = max(1, times * processors // -(-batch // scan.rows))
+                choices[name] = calls(tile=(scan, own[1]), splits=splits)
+        rows.append(compare(machine, f"lm_head_confidence {batch}", choices, "own"))
     return rows
 
 
@@ -122,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.dry_run and not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, found none (--dry-run rehearses without one)")
     machine = Machine(args.dry_run)
-    rows = machine.describe() + confidence(machine) + attention(machine)
+    rows = machine.describe() + confidence(machine) + lm_head(machine) + attention(machine)
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

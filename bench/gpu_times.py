@@ -14,7 +14,7 @@ import torch
 
 import marco_fast as mf
 from bench import by_hand
-from bench.gpu_checks import BACKEND, attention_inputs
+from bench.gpu_checks import BACKEND, attention_inputs, lm_head_inputs
 from bench.gpu_machine import Machine
 from bench.trees import (
     HEADS,
@@ -141,6 +141,75 @@ def sampling(machine: Machine) -> list[dict]:
         case = f"sample_confidence {batch} x {vocab} bf16 T {temperature} top_p {top_p}"
         rows.append(measure(machine, case, each(ours), peers, nbytes))
     return rows
+
+
+def lm_head_shapes(machine: Machine) -> list[tuple[int, int, int, float, float]]:
+    """(rows, vocabulary, H, temperature, top_p)."""
+    if machine.dry:
+        return [(2, 5000, 64, 0.7, 0.95)]
+    heads = ((151936, 896), (152064, 3584), (128256, 2048), (128256, 3072))
+    filters = ((1.0, 1.0), (0.7, 0.95))
+    shapes = [(b, *heads[1], *f) for b in (1, 8, 16, 32, 64, 128, 256) for f in filters]
+    return shapes + [(b, *head, *filters[1]) for head in heads if head != heads[1] for b in (1, 64)]
+
+
+def lm_head(machine: Machine) -> list[dict]:
+    """lm_head_confidence, against a library's product followed by the best samplers there are."""
+    rows = []
+    for batch, vocab, size, temperature, top_p in lm_head_shapes(machine):
+        if machine.out_of_time:
+            break
+        nbytes = 2 * vocab * size
+        inputs = machine.rotating(
+            lambda _: lm_head_inputs(machine, batch, vocab, size, torch.bfloat16),  # noqa: B023
+            nbytes,
+        )
+        keys = {key: x.to(machine.device) for key, x in keyed(batch).items()}
+        options = {"temperature": temperature, "top_p": top_p}
+
+        def each(function: Callable, inputs: list = inputs) -> Calls:
+            return [lambda x=x: function(*x) for x in inputs]
+
+        def then(sampler: Callable, t: float = temperature, p: float = top_p) -> Callable:
+            """The library's product in bfloat16, as engines store it, then a sampler."""
+            return lambda hidden, weight: sampler(hidden @ weight.T, t, p)
+
+        def ours(hidden: torch.Tensor, weight: torch.Tensor, keys=keys, options=options) -> tuple:
+            return mf.lm_head_confidence(hidden, weight, **options, **keys, backend=BACKEND)
+
+        def our_sampler(x: torch.Tensor, t: float, p: float, keys=keys) -> tuple:
+            return mf.sample_confidence(x, temperature=t, top_p=p, **keys, backend=BACKEND)
+
+        peers: Makers = {
+            "product, sample_confidence": lambda: each(then(our_sampler)),
+            "product, by hand": lambda: each(then(sample_by_hand)),
+        }
+        if importlib.util.find_spec("flashinfer"):
+            peers["product, flashinfer"] = lambda: each(then(sample_with_flashinfer))
+        if importlib.util.find_spec("cut_cross_entropy"):
+            peers["cut_cross_entropy, one logprob"] = lambda: each(cut_cross_entropy)
+        if importlib.util.find_spec("liger_kernel"):
+            peers["liger, one logprob"] = lambda: each(liger)
+        case = f"lm_head_confidence {batch} x {size} x {vocab} bf16 T {temperature} top_p {top_p}"
+        flop = 2.0 * batch * size * vocab
+        rows.append(measure(machine, case, each(ours), peers, nbytes, flop))
+    return rows
+
+
+def cut_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The logprob of a given token alone, without a draw or a top-k."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    return linear_cross_entropy(hidden, weight, targets, reduction="none")
+
+
+def liger(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same by Liger, which stores the logits in parts."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    return LigerFusedLinearCrossEntropyLoss(reduction="none")(weight, hidden, targets)
 
 
 def forests(machine: Machine) -> dict[str, Tree]:

@@ -19,19 +19,83 @@ from marco_fast.kernels.online_softmax import (
     SUM,
     TOP,
     chunk_scales,
+    rate_of,
     record_field,
 )
 from marco_fast.kernels.topk_keys import key_id, key_value
 
-__all__ = ["DRAW_CANDIDATES", "draw"]
+__all__ = [
+    "ALL_IDS",
+    "DRAW_CANDIDATES",
+    "GROUP",
+    "LOWEST",
+    "OUTSIDE",
+    "chunk_masses",
+    "draw",
+    "draw_by_id",
+    "draw_from_candidates",
+    "filters_of",
+    "find_chunk",
+    "first_beyond",
+    "plan_rows",
+    "rank_among_infs",
+]
 
 GROUP = tl.constexpr(64)  # entries; its square is CHUNK
 # How many of the largest a filtered draw looks at before it reads the row again.
 DRAW_CANDIDATES = tl.constexpr(16)
 
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
-_ALL_IDS = tl.constexpr(0x7FFFFFFF)
-_OUTSIDE = tl.constexpr(-2)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+ALL_IDS = tl.constexpr(0x7FFFFFFF)
+OUTSIDE = tl.constexpr(-2)  # of a draw that the candidates do not decide
+GREEDY_TEMPERATURE = tl.constexpr(1e-5)
+
+
+@triton.jit
+def plan_rows(temperature, top_p, min_p, sample_top_k, vocab, top_k, tempered):
+    """How one row, or each of several, is read.
+
+    Returns:
+        whether it is greedy; the temperature that is scored; the rates (`rate_of`) of that and of
+        the sampling temperature; whether the draw needs sums of its own, at the second rate; how
+        many of the largest are kept.
+    """
+    greedy = temperature < GREEDY_TEMPERATURE
+    score_temperature = tl.where(tempered != 0, temperature, 1.0)
+    rate = rate_of(score_temperature)
+    sampling_rate = rate_of(tl.where(greedy, 1.0, temperature))
+    # A draw that reads no total needs no sums of its own: filters by rank or by value alone.
+    limited = ((sample_top_k > 0) & (sample_top_k < vocab)) | (min_p > 0.0)
+    own_sums = (temperature != score_temperature) & ((top_p < 1.0) | (limited == 0)) & (greedy == 0)
+    # Unfiltered rows draw by chunk: fewer candidates enter their keys.
+    capacity = tl.maximum(top_k, DRAW_CANDIDATES)
+    capacity = tl.where(limited | (top_p < 1.0), capacity, top_k)
+    return greedy, score_temperature, rate, sampling_rate, own_sums, capacity
+
+
+@triton.jit
+def filters_of(temperature, top_p, min_p, sample_top_k, vocab, top, total):
+    """(filtered, most, target, least): whether anything may be left out; a token is kept if fewer
+    than `most` are ranked before it, their mass is below `target`, and its logit is not below
+    `least`.
+
+    The temperature, total and the last two are float64.
+    """
+    limited = (sample_top_k > 0) & (sample_top_k < vocab)
+    most = tl.where(sample_top_k > 0, sample_top_k, ALL_IDS)
+    target = tl.where(top_p < 1.0, top_p.to(tl.float64) * total, float("inf"))
+    least = tl.log(tl.where(min_p > 0.0, min_p, 1.0).to(tl.float64)) * temperature
+    least = tl.where(min_p > 0.0, least + top.to(tl.float64), float("-inf"))
+    return limited | (top_p < 1.0) | (min_p > 0.0), most, target, least
+
+
+@triton.jit
+def rank_among_infs(infs, most, top_p, target, u):
+    """Which of the entries of +inf is drawn, in id order: they share the probability."""
+    kept = tl.minimum(infs, most.to(tl.int64))
+    if top_p < 1.0:
+        kept = tl.minimum(kept, tl.ceil(target).to(tl.int64))
+    return tl.minimum((u * kept.to(tl.float64)).to(tl.int64), kept - 1).to(tl.float64)
 
 
 @triton.jit
@@ -58,28 +122,21 @@ def draw(
 
     total: the mass of all V, float64. own_sums: whether the records hold it in SAMPLING_SUM.
     """
-    limited = (sample_top_k > 0) & (sample_top_k < vocab)
-    filtered = limited | (top_p < 1.0) | (min_p > 0.0)
-    most = tl.where(sample_top_k > 0, sample_top_k, _ALL_IDS)
-    target = tl.where(top_p < 1.0, top_p.to(tl.float64) * total, float("inf"))
-    least = tl.log(tl.where(min_p > 0.0, min_p, 1.0).to(tl.float64)) * temperature
-    least = tl.where(min_p > 0.0, least + top.to(tl.float64), float("-inf"))
-    token = tl.full((), _OUTSIDE, tl.int32)
+    filtered, most, target, least = filters_of(
+        temperature, top_p, min_p, sample_top_k, vocab, top, total
+    )
+    token = tl.full((), OUTSIDE, tl.int32)
     field = tl.where(own_sums, SAMPLING_SUM, SUM)
-    cut = tl.full((), _LOWEST, tl.float32)
-    last_id = tl.full((), _ALL_IDS, tl.int32)
+    cut = tl.full((), LOWEST, tl.float32)
+    last_id = tl.full((), ALL_IDS, tl.int32)
     goal = u * total
     if infs > 0:
-        # They share the probability; the kept ones are the first in id order.
-        kept = tl.minimum(infs, most.to(tl.int64))
-        if top_p < 1.0:
-            kept = tl.minimum(kept, tl.ceil(target).to(tl.int64))
-        goal = tl.minimum((u * kept.to(tl.float64)).to(tl.int64), kept - 1).to(tl.float64)
+        goal = rank_among_infs(infs, most, top_p, target, u)
         field = tl.full((), INFS, tl.int32)
         cut = tl.full((), float("inf"), tl.float32)
     elif filtered:
         token = draw_from_candidates(keys, vocab, top, rate, most, target, least, u, BLOCK_K)
-        if token == _OUTSIDE:
+        if token == OUTSIDE:
             cut, last_id = find_cut(
                 row_ptr, record_ptr, cut_keys_ptr, chunks, vocab, top, rate, most, target, least,
                 total, top_p,
@@ -88,7 +145,7 @@ def draw(
                 row_ptr, record_ptr, chunks, vocab, top, rate, cut, last_id
             )
             field = tl.full((), KEPT, tl.int32)
-    if token == _OUTSIDE:
+    if token == OUTSIDE:
         token = draw_by_id(
             row_ptr, record_ptr, field, chunks, vocab, top, infs, rate, cut, last_id, goal
         )
@@ -107,7 +164,7 @@ def draw_from_candidates(
     u,
     BLOCK_K: tl.constexpr,
 ):
-    """The draw from the DRAW_CANDIDATES largest if the kept tokens lie inside them, else _OUTSIDE.
+    """The draw from the DRAW_CANDIDATES largest if the kept tokens lie inside them, else OUTSIDE.
 
     There may be more keys, where more are scored; the draw does not look at them.
     """
@@ -125,7 +182,7 @@ def draw_from_candidates(
     total = tl.sum(mass, 0)
     complete = (count < DRAW_CANDIDATES) | (count == vocab)
     stopped = (tl.sum(kept.to(tl.int32), 0) < count) | (count >= most) | (total >= target)
-    return tl.where(complete | stopped, inverse_cdf(mass, ids, u * total, BLOCK_K), _OUTSIDE)
+    return tl.where(complete | stopped, inverse_cdf(mass, ids, u * total, BLOCK_K), OUTSIDE)
 
 
 @triton.jit
@@ -137,9 +194,9 @@ def inverse_cdf(
 ):
     """The first id whose cumulative mass in id order exceeds target; else the last of any mass."""
     reached = tl.sum(tl.where(ids[None, :] <= ids[:, None], mass[None, :], 0.0), 1)
-    found = tl.min(tl.where((reached > target) & (mass > 0.0), ids, _ALL_IDS), 0)
+    found = tl.min(tl.where((reached > target) & (mass > 0.0), ids, ALL_IDS), 0)
     last = tl.max(tl.where(mass > 0.0, ids, -1), 0)
-    return tl.where(found < _ALL_IDS, found, last)
+    return tl.where(found < ALL_IDS, found, last)
 
 
 @triton.jit

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 
 from marco_fast.kernels.confidence_cut import CUT_TILE
-from marco_fast.kernels.confidence_draw import DRAW_CANDIDATES, draw
-from marco_fast.kernels.confidence_scan import add_to_path, arrive, scan, score
+from marco_fast.kernels.confidence_draw import draw, plan_rows
+from marco_fast.kernels.confidence_scan import arrive, scan, score, score_draw
 from marco_fast.kernels.online_softmax import (
     RECORD_FIELDS,
     SAMPLING_SUM,
@@ -30,9 +30,6 @@ from marco_fast.kernels.philox import philox_uniform
 from marco_fast.kernels.topk_keys import key_id, merge_keys
 
 __all__ = ["sample_confidence_kernel", "topk_confidence_kernel"]
-
-GREEDY_TEMPERATURE = tl.constexpr(1e-5)
-LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -136,16 +133,9 @@ def sample_confidence_kernel(
     top_p = tl.load(top_p_ptr + row)
     min_p = tl.load(min_p_ptr + row)
     sample_top_k = tl.load(sample_top_k_ptr + row)
-    greedy = temperature < GREEDY_TEMPERATURE
-    score_temperature = tl.where(tempered != 0, temperature, 1.0)
-    rate = rate_of(score_temperature)
-    sampling_rate = rate_of(tl.where(greedy, 1.0, temperature))
-    # A draw that reads no total needs no sums of its own: filters by rank or by value alone.
-    limited = ((sample_top_k > 0) & (sample_top_k < vocab)) | (min_p > 0.0)
-    own_sums = (temperature != score_temperature) & ((top_p < 1.0) | (limited == 0)) & (greedy == 0)
-    capacity = tl.maximum(top_k, DRAW_CANDIDATES)
-    # Unfiltered rows draw by chunk: fewer candidates enter their keys.
-    capacity = tl.where(limited | (top_p < 1.0), capacity, top_k)
+    greedy, score_temperature, rate, sampling_rate, own_sums, capacity = plan_rows(
+        temperature, top_p, min_p, sample_top_k, vocab, top_k, tempered
+    )
     begin = split * chunks_per_split
     scan(
         row_ptr, record_ptr, key_ptr + split * BLOCK_K, begin,
@@ -172,13 +162,9 @@ def sample_confidence_kernel(
                 sample_top_k, u, BLOCK_K,
             )  # fmt: skip
         logit = token_logit(row_ptr, token, token >= 0)
-        confidence = score(
-            row, keys, top, total, infs, nan, score_temperature.to(tl.float64), logit, 0, top_k,
-            union, confidence_ptr, token_logprobs_ptr, lse_ptr, topk_logprobs_ptr, topk_ids_ptr,
-            status_ptr, BLOCK_K,
+        score_draw(
+            row, token, logit, keys, top, total, weighted, infs, nan, score_temperature, top_k,
+            union, paths, path_sums_ptr, path_counts_ptr, active_ptr, token_ids_ptr,
+            confidence_ptr, token_logprobs_ptr, lse_ptr, topk_logprobs_ptr, topk_ids_ptr,
+            status_ptr, entropy_ptr, BLOCK_K,
         )  # fmt: skip
-        tl.store(token_ids_ptr + row, token)
-        some = tl.where(total > 0.0, total, 1.0)
-        entropy = tl.log(some) - weighted * LN_2 / some
-        tl.store(entropy_ptr + row, tl.maximum(entropy, 0.0).to(tl.float32))
-        add_to_path(row, confidence, paths, path_sums_ptr, path_counts_ptr, active_ptr)

@@ -10,7 +10,9 @@ import triton.language as tl
 from marco_fast.kernels.online_softmax import CHUNK, load_chunk, store_record
 from marco_fast.kernels.topk_keys import key_id, key_value, no_keys, push_chunk, store_keys
 
-__all__ = ["add_to_path", "arrive", "scan", "score"]
+__all__ = ["arrive", "scan", "score", "score_draw"]
+
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -105,6 +107,47 @@ def score(
     status |= nan | tl.where(infs > 0, 2, 0) | tl.where(top == float("-inf"), 4, 0)
     tl.store(status_ptr + row, status)
     return confidence
+
+
+@triton.jit
+def score_draw(
+    row,
+    token,
+    logit,
+    keys,  # [BLOCK_K], best first
+    top,
+    total,
+    weighted,
+    infs,
+    nan,
+    temperature,
+    top_k,
+    union,
+    paths,
+    path_sums_ptr,
+    path_counts_ptr,
+    active_ptr,
+    token_ids_ptr,
+    confidence_ptr,
+    token_logprobs_ptr,
+    lse_ptr,
+    topk_logprobs_ptr,
+    topk_ids_ptr,
+    status_ptr,
+    entropy_ptr,
+    BLOCK_K: tl.constexpr,
+):
+    """Writes what becomes of a row whose token is drawn, and adds to its path."""
+    confidence = score(
+        row, keys, top, total, infs, nan, temperature.to(tl.float64), logit, 0, top_k, union,
+        confidence_ptr, token_logprobs_ptr, lse_ptr, topk_logprobs_ptr, topk_ids_ptr, status_ptr,
+        BLOCK_K,
+    )  # fmt: skip
+    tl.store(token_ids_ptr + row, token)
+    some = tl.where(total > 0.0, total, 1.0)
+    entropy = tl.log(some) - weighted * LN_2 / some
+    tl.store(entropy_ptr + row, tl.maximum(entropy, 0.0).to(tl.float32))
+    add_to_path(row, confidence, paths, path_sums_ptr, path_counts_ptr, active_ptr)
 
 
 @triton.jit

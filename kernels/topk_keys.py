@@ -11,6 +11,8 @@ import triton.language as tl
 from marco_fast.kernels.online_softmax import CHUNK
 
 __all__ = [
+    "EMPTY_KEY",
+    "FULL_KEY",
     "from_ordered",
     "key_id",
     "key_value",
@@ -25,8 +27,8 @@ __all__ = [
 KEY_TILE = tl.constexpr(1024)  # keys merged at once
 
 _ID_BITS = tl.constexpr(0x7FFFFFFF)
-_EMPTY_KEY = tl.constexpr(-2139095041 << 32)  # a logit of -inf; slots are told apart by their ids
-_FULL_KEY = tl.constexpr(2**63 - 1)  # a slot that may not be filled
+EMPTY_KEY = tl.constexpr(-2139095041 << 32)  # a logit of -inf; slots are told apart by their ids
+FULL_KEY = tl.constexpr(2**63 - 1)  # a slot that may not be filled
 
 
 @triton.jit
@@ -62,7 +64,7 @@ def key_id(key):
 def no_keys(capacity, BLOCK_K: tl.constexpr):
     """[BLOCK_K] keys of which the first `capacity` slots may be filled, and the worst of them."""
     slot = tl.arange(0, BLOCK_K).to(tl.int64)
-    keys = tl.where(slot < capacity, slot + _EMPTY_KEY, _FULL_KEY)
+    keys = tl.where(slot < capacity, slot + EMPTY_KEY, FULL_KEY)
     return keys, tl.min(keys, 0)
 
 
@@ -95,7 +97,7 @@ def store_keys(
     BLOCK_K: tl.constexpr,
 ):
     """Writes a program's keys; slots that could not be filled read as a logit of -inf."""
-    keys = tl.where(keys == _FULL_KEY, _EMPTY_KEY, keys)
+    keys = tl.where(keys == FULL_KEY, EMPTY_KEY, keys)
     tl.store(keys_ptr + tl.arange(0, BLOCK_K), keys)
 
 
@@ -113,13 +115,13 @@ def merge_keys(
         tile = tl.load(
             keys_ptr + begin + offs,
             mask=begin + offs < count,
-            other=_EMPTY_KEY,
+            other=EMPTY_KEY,
             cache_modifier=".cg",
         )
         best = tl.max(tile, 0)
         while (best > worst) & (key_value(best) > float("-inf")):
             keys, worst = insert_key(keys, worst, best)
-            tile = tl.where(tile == best, _EMPTY_KEY, tile)
+            tile = tl.where(tile == best, EMPTY_KEY, tile)
             best = tl.max(tile, 0)
     return sort_keys(keys, capacity, BLOCK_K)
 
@@ -128,7 +130,7 @@ def merge_keys(
 def sort_keys(keys, capacity, BLOCK_K: tl.constexpr):
     """Best first; slots that hold no token, and those from `capacity` on, have a logit of -inf."""
     slot = tl.arange(0, BLOCK_K)
-    spare = slot.to(tl.int64) + _EMPTY_KEY
+    spare = slot.to(tl.int64) + EMPTY_KEY
     keys = tl.where(slot < capacity, keys, spare)
     better = keys[None, :] > keys[:, None]
     rank = tl.sum(better.to(tl.int32), 1)

@@ -4,7 +4,6 @@ The device code is tree_attention_stages.py. The plan's arrays on the device (op
 what there is to do; nothing here reads them, allocates or waits.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ import triton
 
 from marco_fast.kernels.interpreter import compiled_arithmetic
 from marco_fast.kernels.tree_attention_stages import advance_kernel, attend_kernel, merge_kernel
-from marco_fast.kernels.variants import Variant, pointer_type
+from marco_fast.kernels.variants import Variant, architecture, pointer_type
 
 __all__ = ["advance", "tree_attention", "variants"]
 
@@ -62,17 +61,6 @@ def tile(arch: str, dtype: torch.dtype, head_dim: int, tile_rows: int) -> Tile:
 def merge_tile(head_dim: int) -> tuple[int, int]:
     """BLOCK_HEADS and BLOCK_DIM of merge_kernel: few heads, so that a small batch fills the GPU."""
     return 4, triton.next_power_of_2(head_dim)
-
-
-@functools.cache
-def architecture(device: torch.device) -> str:
-    """The name under which variants() lists what runs on the device."""
-    if device.type != "cuda":
-        return "sm_90"  # the interpreter takes any tile
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
 
 
 def division(divisor: int) -> tuple[int, int]:

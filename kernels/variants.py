@@ -1,8 +1,11 @@
 """What a kernel module may launch, for compiling all of it ahead of time."""
 
+import functools
 from typing import Any, NamedTuple
 
-__all__ = ["ARCHITECTURES", "Variant", "pointer_type"]
+import torch
+
+__all__ = ["ARCHITECTURES", "Variant", "architecture", "pointer_type"]
 
 # name: (Triton's backend, its architecture, threads of a warp)
 ARCHITECTURES: dict[str, tuple[str, int | str, int]] = {
@@ -38,3 +41,14 @@ class Variant(NamedTuple):
 def pointer_type(dtype: str) -> str:
     """The Triton type of a pointer to "bfloat16", "float16" or "float32"."""
     return {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}[dtype]
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """The name under which variants() lists what runs on the device."""
+    if device.type != "cuda":
+        return "sm_90"  # the interpreter takes any tile
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"

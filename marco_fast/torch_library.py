@@ -38,6 +38,15 @@ SCHEMAS = {
         "(Tensor token_ids, Tensor confidence, Tensor token_logprobs, Tensor lse, "
         "Tensor topk_logprobs, Tensor topk_ids, Tensor status, Tensor entropy)"
     ),
+    "lm_head_confidence": (
+        "(Tensor hidden, Tensor weight, *, Tensor? bias=None, ScalarType? round_logits=None, "
+        "Tensor? temperature=None, Tensor? top_p=None, Tensor? min_p=None, "
+        "Tensor? sample_top_k=None, Tensor seeds, Tensor positions, SymInt top_k=5, "
+        "str score='raw', str denominator='top_k', Tensor(a!)? path_sums=None, "
+        "Tensor(b!)? path_counts=None, Tensor? active=None, str? backend=None) -> "
+        "(Tensor token_ids, Tensor confidence, Tensor token_logprobs, Tensor lse, "
+        "Tensor topk_logprobs, Tensor topk_ids, Tensor status, Tensor entropy)"
+    ),
     "append_kv": (
         "(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, *, "
         "str? backend=None) -> ()"
@@ -49,42 +58,28 @@ SCHEMAS = {
 }
 
 
-def sample_confidence(
-    logits: Tensor,
-    *,
-    temperature: Tensor | None = None,
-    top_p: Tensor | None = None,
-    min_p: Tensor | None = None,
-    sample_top_k: Tensor | None = None,
-    seeds: Tensor,
-    positions: Tensor,
-    top_k: int = 5,
-    score: str = "raw",
-    denominator: str = "top_k",
-    path_sums: Tensor | None = None,
-    path_counts: Tensor | None = None,
-    active: Tensor | None = None,
-    backend: str | None = None,
-) -> tuple[Tensor, ...]:
-    """ops.sample_confidence; an option that is None has its default there."""
-    result = ops.sample_confidence(
-        logits,
-        temperature=1.0 if temperature is None else temperature,
-        top_p=1.0 if top_p is None else top_p,
-        min_p=0.0 if min_p is None else min_p,
-        sample_top_k=0 if sample_top_k is None else sample_top_k,
-        seeds=seeds,
-        positions=positions,
-        top_k=top_k,
-        score=score,
-        denominator=denominator,
-        path_sums=path_sums,
-        path_counts=path_counts,
-        active=active,
-        backend=backend,
-    )
-    _mark_written(path_sums, path_counts)
-    return result
+DEFAULTS: dict[str, float] = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "sample_top_k": 0}
+
+
+def sampling(
+    operation: Callable[..., tuple[Tensor, ...]],
+) -> Callable[..., tuple[Tensor, ...]]:
+    """An operation that draws, where an option that is None has its default."""
+
+    def run(
+        *inputs: Tensor,
+        path_sums: Tensor | None = None,
+        path_counts: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, ...]:
+        for name, default in DEFAULTS.items():
+            if options.get(name) is None:
+                options[name] = default
+        result = operation(*inputs, path_sums=path_sums, path_counts=path_counts, **options)
+        _mark_written(path_sums, path_counts)
+        return result
+
+    return run
 
 
 def append_kv(
@@ -160,6 +155,12 @@ def _fake_sample_confidence(
     return token_ids, *_scores(logits, top_k), entropy
 
 
+def _fake_lm_head_confidence(
+    hidden: Tensor, weight: Tensor, *, top_k: int = 5, **options: Any
+) -> tuple[Tensor, ...]:
+    return _fake_sample_confidence(hidden, top_k=top_k)
+
+
 def _fake_append_kv(*args: Tensor, backend: str | None = None) -> None:
     pass
 
@@ -174,7 +175,8 @@ def _register() -> torch.library.Library:
     library = torch.library.Library("marco_fast", "DEF")
     operators: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
         ("topk_confidence", ops.topk_confidence, _fake_topk_confidence),
-        ("sample_confidence", sample_confidence, _fake_sample_confidence),
+        ("sample_confidence", sampling(ops.sample_confidence), _fake_sample_confidence),
+        ("lm_head_confidence", sampling(ops.lm_head_confidence), _fake_lm_head_confidence),
         ("append_kv", append_kv, _fake_append_kv),
         ("tree_attention", tree_attention, _fake_tree_attention),
     ]

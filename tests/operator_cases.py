@@ -6,12 +6,19 @@ from forests import Forest, random_forest
 from marco_fast.torch_library import plan_arguments
 
 __all__ = [
-    "APPEND_CASES", "ATTENTION_CASES", "NAMES", "OPS", "SAMPLE_CASES", "TOPK_CASES", "appended",
-    "attended", "draws", "forest_of", "logits_of", "options", "paths", "same",
+    "APPEND_CASES", "ATTENTION_CASES", "LM_HEAD_CASES", "NAMES", "OPS", "SAMPLE_CASES",
+    "TOPK_CASES", "appended", "attended", "draws", "forest_of", "logits_of", "options",
+    "paths", "same",
 ]  # fmt: skip
 
 OPS = torch.ops.marco_fast
-NAMES = ["topk_confidence", "sample_confidence", "append_kv", "tree_attention"]
+NAMES = [
+    "topk_confidence",
+    "sample_confidence",
+    "lm_head_confidence",
+    "append_kv",
+    "tree_attention",
+]
 
 
 def logits_of(rows: int, vocabulary: int = 40, dtype=torch.float32, padded=0) -> torch.Tensor:
@@ -38,6 +45,13 @@ def paths(rows: int) -> dict[str, torch.Tensor]:
         "path_counts": torch.arange(rows, dtype=torch.int32),
         "active": torch.arange(rows) % 2 == 0,
     }
+
+
+def headed(rows: int, dtype=torch.float32, padded=0) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden [rows, 6] and weight [40, 6]."""
+    torch.manual_seed(rows)
+    hidden, weight = torch.randn(rows, 6 + padded), torch.randn(40, 6 + padded)
+    return hidden.to(dtype)[:, :6], weight.to(dtype)[:, :6]
 
 
 def appended(tokens: int, dtype=torch.float32, pool=False) -> tuple[torch.Tensor, ...]:
@@ -95,6 +109,22 @@ SAMPLE_CASES = {
     "one path": ((logits_of(2, dtype=torch.float16),), {**draws(2), "path_sums": torch.arange(2)}),
     "no rows": ((logits_of(0),), {**draws(0), **options(0), **paths(0)}),
     "wants grad": ((logits_of(2).requires_grad_(),), {**draws(2), **paths(2)}),
+}
+LM_HEAD_CASES = {
+    "draws alone": (headed(3), draws(3)),
+    "every option": (
+        headed(4, torch.bfloat16, padded=3),
+        {
+            **draws(4),
+            **options(4),
+            **paths(4),
+            "bias": torch.linspace(-1, 1, 40),
+            "round_logits": torch.bfloat16,
+            "score": "tempered",
+        },
+    ),
+    "no rows": (headed(0), {**draws(0), **options(0), **paths(0)}),
+    "wants grad": ((headed(2)[0].requires_grad_(), headed(2)[1]), {**draws(2), **paths(2)}),
 }
 APPEND_CASES = {
     "float32": appended(4),

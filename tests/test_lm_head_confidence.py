@@ -256,8 +256,3 @@ def test_bad_arguments(case):
     tensors, options, message = BAD[case]
     with pytest.raises(ValueError, match=f"^expected .*{re.escape(message)}"):
         ops.lm_head_confidence(*tensors, **{**keyed(2), **options})
-
-
-def test_there_is_no_triton_kernel_yet():
-    with pytest.raises(mf.BackendError, match="triton"):
-        ops.lm_head_confidence(HIDDEN, WEIGHT, **keyed(2), backend="triton")

@@ -11,9 +11,11 @@ from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, 
 from tests.test_topk_confidence import assert_same_bits
 
 
-def check(logits, name: str, backend: str = "cpu", seed: int = 0, **options) -> None:
+def check(
+    logits, name: str, backend: str = "cpu", seed: int = 0, draw=ops.sample_confidence, **options
+) -> None:
     keys = keyed(len(logits), seed)
-    got = ops.sample_confidence(logits, **options_of(name), **keys, backend=backend, **options)
+    got = draw(logits, **options_of(name), **keys, backend=backend, **options)
     check_draws(logits, got.token_ids, keys, options_of(name))
     tempered = options.get("score") == "tempered"
     scoring = {

@@ -11,6 +11,7 @@ import torch
 from operator_cases import (
     APPEND_CASES,
     ATTENTION_CASES,
+    LM_HEAD_CASES,
     NAMES,
     OPS,
     SAMPLE_CASES,
@@ -33,6 +34,12 @@ from marco_fast.torch_library import plan_arguments
 
 ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# The operations that draw, case by case.
+DRAWN = [
+    (name, *case)
+    for name, cases in (("sample_confidence", SAMPLE_CASES), ("lm_head_confidence", LM_HEAD_CASES))
+    for case in cases.values()
+]
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
 
@@ -43,10 +50,9 @@ def test_opcheck_topk_confidence(case):
     opcheck(OPS.topk_confidence.default, args, kwargs)
 
 
-@pytest.mark.parametrize("case", SAMPLE_CASES)
-def test_opcheck_sample_confidence(case):
-    args, kwargs = SAMPLE_CASES[case]
-    opcheck(OPS.sample_confidence.default, args, kwargs)
+@pytest.mark.parametrize(("name", "args", "kwargs"), DRAWN)
+def test_opcheck_draws(name, args, kwargs):
+    opcheck(getattr(OPS, name).default, args, kwargs)
 
 
 @pytest.mark.parametrize("case", APPEND_CASES)
@@ -81,20 +87,19 @@ def test_topk_confidence_is_the_operation(case):
     same(got, mf.topk_confidence(*args, **kwargs))
 
 
-@pytest.mark.parametrize("case", SAMPLE_CASES)
-def test_sample_confidence_is_the_operation(case):
-    args, kwargs = SAMPLE_CASES[case]
+@pytest.mark.parametrize(("name", "args", "kwargs"), DRAWN)
+def test_a_draw_is_the_operation(name, args, kwargs):
     mine, theirs = [
         {name: value.clone() if torch.is_tensor(value) else value for name, value in kwargs.items()}
         for _ in range(2)
     ]
-    got = OPS.sample_confidence(*args, **mine)
+    got = getattr(OPS, name)(*args, **mine)
     assert type(got) is tuple
-    same(got, mf.sample_confidence(*args, **theirs))
-    for name in ("path_sums", "path_counts"):
-        if name in kwargs:
-            assert torch.equal(mine[name], theirs[name])
-            assert len(args[0]) == 0 or not torch.equal(mine[name], kwargs[name])
+    same(got, getattr(mf, name)(*args, **theirs))
+    for path in ("path_sums", "path_counts"):
+        if path in kwargs:
+            assert torch.equal(mine[path], theirs[path])
+            assert len(args[0]) == 0 or not torch.equal(mine[path], kwargs[path])
 
 
 @pytest.mark.parametrize("case", APPEND_CASES)
@@ -134,12 +139,17 @@ def test_schema_is_the_signature(name):
         assert mine[each].has_default_value() == (argument.default is not inspect.Parameter.empty)
         if each not in options(0) or name == "topk_confidence":
             assert mine[each].default_value in (argument.default, None)
-    fields = {"topk_confidence": mf.TopKConfidence, "sample_confidence": mf.SampledTokens}
+    fields = {
+        "topk_confidence": mf.TopKConfidence,
+        "sample_confidence": mf.SampledTokens,
+        "lm_head_confidence": mf.SampledTokens,
+    }
     if name in fields:
         assert tuple(each.name for each in schema.returns) == fields[name]._fields
     written = {each.name for each in schema.arguments if each.is_write}
     wanted = {
         "sample_confidence": {"path_sums", "path_counts"},
+        "lm_head_confidence": {"path_sums", "path_counts"},
         "append_kv": {"k_cache", "v_cache"},
     }
     assert written == wanted.get(name, set())
@@ -175,6 +185,12 @@ def bad_calls():
         {"score": "cooked"},
     ]:
         yield "sample_confidence", (lg,), good | change
+        yield "lm_head_confidence", LM_HEAD_CASES["draws alone"][0], good | change
+    hidden, weight = LM_HEAD_CASES["draws alone"][0]
+    yield "lm_head_confidence", (hidden, weight.half()), good
+    yield "lm_head_confidence", (hidden[:, :5], weight), good
+    yield "lm_head_confidence", (hidden, weight), good | {"bias": torch.zeros(3)}
+    yield "lm_head_confidence", (hidden, weight), good | {"round_logits": torch.int64}
     k, v, k_cache, v_cache, slots = appended(4)
     yield "append_kv", (k, v[:3], k_cache, v_cache, slots), {}
     yield "append_kv", (k, v.half(), k_cache, v_cache, slots), {}
@@ -223,7 +239,7 @@ def test_fakes_are_like_the_results(kind):
         return torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, tree)
 
     calls = [("topk_confidence", case) for case in TOPK_CASES.values()]
-    calls += [("sample_confidence", case) for case in SAMPLE_CASES.values()]
+    calls += [(name, case) for name, *case in DRAWN]
     calls += [("tree_attention", case) for case in ATTENTION_CASES.values()]
     for name, (args, kwargs) in calls:
         got = getattr(OPS, name)(*disguised(args), **disguised(kwargs))
@@ -240,6 +256,7 @@ def test_results_never_require_grad():
     for result in (
         *OPS.topk_confidence(lg, torch.tensor([1, 2, 3])),
         *OPS.sample_confidence(lg, **draws(3)),
+        *OPS.lm_head_confidence(lg, lg.detach(), **draws(3), top_k=2),
     ):
         assert not result.requires_grad
         assert result.grad_fn is None

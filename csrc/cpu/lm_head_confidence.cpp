@@ -304,6 +304,31 @@ void lm_head_scan(const LMHeadArgs& args, int64_t row, int64_t begin, int64_t en
   state->count = best.count();
 }
 
+void lm_head_record(const LMHeadArgs& args, int64_t row, HeadState* state, const HeadRecords& out) {
+  const ConfidenceArgs& scores = args.scores;
+  const int64_t chunks = num_chunks(scores.logits.cols);
+  Candidates best(state->keys, head_capacity(scores));
+  best.adopt(state->count);
+  best.sort();
+  const Rates rates = rates_of_row(scores, row);
+  const RowSum sum = fold(state->records, chunks, rates.score, false);
+  const bool same = score_temperature(scores, row) == scores.sample->temperature[row];
+  double* sums = out.sums + row * 3;
+  out.top[row] = sum.max;
+  sums[0] = sum.sum, sums[1] = sum.weighted;
+  sums[2] = same                    ? sum.sum
+            : rates.sampling != 0.0f ? fold(state->records, chunks, rates.sampling, true).sum
+                                     : 0.0;
+  out.infs[row] = static_cast<int32_t>(sum.infs);
+  out.nans[row] = 0;
+  for (int64_t c = 0; c < chunks; ++c) out.nans[row] |= state->records[c].nan ? 1 : 0;
+  for (int32_t i = 0; i < out.candidates; ++i) {
+    const int64_t at = row * out.candidates + i;
+    out.logits[at] = i < state->count ? key_value(state->keys[i]) : -kInf;
+    out.ids[at] = i < state->count ? key_id(state->keys[i]) : -1;
+  }
+}
+
 bool lm_head_finish(const LMHeadArgs& args, int64_t row, const HeadRows& rows, HeadState* state) {
   MF_BY_DTYPE(finish<T>(args, row, rows, state))
 }

@@ -44,6 +44,17 @@ struct HeadState {
   int32_t count;
 };
 
+// What other shards of the vocabulary need of this one's rows (ops/lm_head_records.py).
+struct HeadRecords {
+  float* top;           // [B] the largest logit
+  double* sums;         // [B, 3] of 2^y, of 2^y * y, and of 2^y at the sampling temperature
+  int32_t* infs;        // [B] entries of +inf
+  int32_t* nans;        // [B] 1: a NaN was seen
+  float* logits;        // [B, candidates] the largest, best first; -inf: no token
+  int32_t* ids;         // [B, candidates]; -1: no token
+  int32_t candidates;
+};
+
 inline int32_t head_capacity(const ConfidenceArgs& args) {
   const int32_t most = args.top_k > kHeadCandidates ? args.top_k : kHeadCandidates;
   return most < args.logits.cols ? most : static_cast<int32_t>(args.logits.cols);
@@ -63,6 +74,7 @@ inline int64_t head_row_words(int64_t size) { return (size + 31) / 32 * 32; }
                     HeadState*);                                                                  \
   /* Draws and scores; false, and nothing is written, where all logits of the row are needed */   \
   bool lm_head_finish(const LMHeadArgs&, int64_t row, const HeadRows&, HeadState*);               \
+  void lm_head_record(const LMHeadArgs&, int64_t row, HeadState*, const HeadRecords&);            \
   }
 MF_FOR_EACH_ISA(MF_DECLARE)
 #undef MF_DECLARE

@@ -16,6 +16,7 @@ struct LMHeadKernels {
                  int64_t end, float* logits, int64_t stride);
   void (*scan)(const LMHeadArgs&, int64_t row, int64_t begin, int64_t end, const float* x, HeadState*);
   bool (*finish)(const LMHeadArgs&, int64_t row, const HeadRows&, HeadState*);
+  void (*record)(const LMHeadArgs&, int64_t row, HeadState*, const HeadRecords&);
 };
 
 class LMHeadRun {
@@ -35,8 +36,8 @@ class LMHeadRun {
                          keys_.get() + row * capacity, 0});
   }
 
-  // Rows whose draw needs all of their logits; those are not finished.
-  std::vector<int64_t> run() {
+  // Reads the vocabulary.
+  void scan() {
     const int64_t chunks = num_chunks(entries_);
     // As many chunks at a time as fit the last-level cache, and keep every thread busy.
     const int64_t window =
@@ -51,6 +52,10 @@ class LMHeadRun {
         kernels_.scan(args_, row, chunk, last, logits.get() + row * window * kChunk, &states_[row]);
       });
     }
+  }
+
+  // Rows whose draw needs all of their logits; those are not finished.
+  std::vector<int64_t> finish() {
     std::vector<char> done(rows_);
     share(rows_, rows_ * args_.size * kDrawGroup, [&](int64_t row) {
       done[row] = kernels_.finish(args_, row, held_, &states_[row]);
@@ -59,6 +64,12 @@ class LMHeadRun {
     for (int64_t row = 0; row < rows_; ++row)
       if (!done[row]) left.push_back(row);
     return left;
+  }
+
+  void record(const HeadRecords& out) {
+    share(rows_, rows_ * kWorkOfRecord, [&](int64_t row) {
+      kernels_.record(args_, row, &states_[row], out);
+    });
   }
 
   // All logits [some rows, V].
@@ -71,6 +82,7 @@ class LMHeadRun {
  private:
   static constexpr int64_t kWindowLogits = 1 << 20;  // 4 MiB
   static constexpr int64_t kPiece = 128;             // entries that a thread takes at a time, at least
+  static constexpr int64_t kWorkOfRecord = 2000;     // a sort of the candidates
   static constexpr double kMinWork = 50e3;           // products or logits worth another thread
 
   // f(i) for i in [0, count), `work` in all

@@ -14,15 +14,19 @@ from marco_fast.ops.confidence import (
     topk_confidence,
 )
 from marco_fast.ops.lm_head_confidence import lm_head_confidence
+from marco_fast.ops.lm_head_records import LMHeadRecords, lm_head_records, merge_records
 from marco_fast.ops.plan_tree_attention import plan_tree_attention
 from marco_fast.ops.tree_plan import TreeAttentionPlan
 
 __all__ = [
+    "LMHeadRecords",
     "SampledTokens",
     "TopKConfidence",
     "TreeAttentionPlan",
     "append_kv",
     "lm_head_confidence",
+    "lm_head_records",
+    "merge_records",
     "plan_tree_attention",
     "sample_confidence",
     "topk_confidence",

@@ -10,6 +10,7 @@ __all__ = [
     "SampledTokens",
     "TopKConfidence",
     "lm_head_confidence",
+    "lm_head_records",
     "sample_confidence",
     "topk_confidence",
 ]
@@ -203,6 +204,35 @@ def sample_confidence(
     if path_counts is not None:
         path_counts += counted.int()
     return SampledTokens(token_ids, *scored, entropy)
+
+
+def lm_head_records(
+    logits: torch.Tensor, temperature: torch.Tensor, tempered: bool, candidates: int
+) -> tuple[torch.Tensor, ...]:
+    """The tensors of LMHeadRecords of one shard's logits [B, entries], in order.
+
+    Sums are of 2^y and 2^y * y with y = (z - largest) * log2(e) / T; entries of +inf count 1 each.
+    """
+    z, status = _clean(logits, torch.float64)
+    infs = (z == torch.inf).sum(-1)
+    sampling_t = torch.where(temperature < 1e-5, 1.0, temperature).double()
+    scored, drawn = (
+        _softmax(z, t)
+        for t in (sampling_t if tempered else torch.ones_like(sampling_t), sampling_t)
+    )
+    powers = torch.where(scored.masses > 0, scored.masses * scored.shifted, 0.0).sum(-1)
+    powers = torch.where(infs > 0, 0.0, powers * 1.4426950408889634)
+    ids = _rank(z)[:, :candidates]
+    values = z.gather(1, ids)
+    missing = (0, candidates - ids.shape[1])
+    return (
+        z.amax(-1),
+        torch.stack([scored.total[:, 0], powers, drawn.total[:, 0]], 1),
+        infs,
+        status & 1,
+        torch.nn.functional.pad(values, missing, value=-torch.inf),
+        torch.nn.functional.pad(torch.where(values > -torch.inf, ids, -1), missing, value=-1),
+    )
 
 
 def lm_head_confidence(

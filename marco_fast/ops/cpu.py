@@ -9,7 +9,14 @@ import torch
 from marco_fast import _C
 from marco_fast.ops.tree_plan import TreeAttentionPlan
 
-__all__ = ["append_kv", "sample_confidence", "topk_confidence", "tree_attention"]
+__all__ = [
+    "append_kv",
+    "lm_head_confidence",
+    "lm_head_records",
+    "sample_confidence",
+    "topk_confidence",
+    "tree_attention",
+]
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/array.h
 _INT64 = torch.int64
@@ -129,4 +136,28 @@ def lm_head_confidence(
         [output.data_ptr() for output in scores],
         [0 if each is None else each.data_ptr() for each in options],
         token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
+    )  # fmt: skip
+
+
+def lm_head_records(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    rounded: torch.dtype,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    sample_top_k: torch.Tensor,
+    all_vocab: int,
+    tempered: bool,
+    *outputs: torch.Tensor,
+) -> None:
+    """outputs: the tensors of LMHeadRecords, in order."""
+    options = (temperature, top_p, min_p, sample_top_k, None, None, None, None, None)
+    _C.lm_head_records(
+        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
+        [hidden.stride(0), weight.stride(0)],
+        [0 if each is None else each.data_ptr() for each in options], tempered,
+        outputs[-1].shape[1], [output.data_ptr() for output in outputs], _threads(),
     )  # fmt: skip

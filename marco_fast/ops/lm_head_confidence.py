@@ -11,7 +11,7 @@ from marco_fast.ops.confidence import (
     sampling_arguments,
 )
 
-__all__ = ["lm_head_confidence"]
+__all__ = ["check_product", "lm_head_confidence"]
 
 
 def lm_head_confidence(
@@ -37,7 +37,9 @@ def lm_head_confidence(
     """sample_confidence(hidden @ weight.T + bias), the logits never stored.
 
     Logits are summed in float32. A row's result depends neither on the other rows of the batch nor
-    on the number of threads.
+    on the number of threads; on a GPU, up to 64 rows: more are a library's product, whose logits
+    are stored for a call. Where a draw is not decided by the largest logits, those that can hold
+    the token are computed again and stored: 64 of an unfiltered row.
 
     Args:
         hidden: [B, H] float32, bfloat16 or float16, last dimension contiguous.
@@ -47,7 +49,7 @@ def lm_head_confidence(
             that store them in bfloat16 or float16; None or float32: they are not rounded.
         temperature, top_p, min_p, sample_top_k, seeds, positions, top_k, score, denominator,
             path_sums, path_counts, active: as of `sample_confidence`.
-        backend: "cpu" or "torch"; None takes the device's own.
+        backend: "cpu", "triton" or "torch"; None takes the device's own.
 
     Returns:
         SampledTokens, as `sample_confidence` returns them.
@@ -56,7 +58,7 @@ def lm_head_confidence(
         ValueError: a dtype, shape, stride or range that is not as above.
         BackendError: the named backend cannot run here.
     """
-    _check_product(hidden, weight, bias, round_logits)
+    check_product(hidden, weight, bias, round_logits)
     check_scoring(len(weight), top_k, denominator)
     *sampling, path_sums, path_counts, active = sampling_arguments(
         hidden, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
@@ -80,12 +82,13 @@ def lm_head_confidence(
     return result
 
 
-def _check_product(
+def check_product(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     round_logits: torch.dtype | None,
 ) -> None:
+    """Raises ValueError unless these are as lm_head_confidence documents."""
     for name, each in (("hidden", hidden), ("weight", weight)):
         if not isinstance(each, torch.Tensor) or each.dtype not in LOGIT_DTYPES:
             got = each.dtype if isinstance(each, torch.Tensor) else type(each).__name__

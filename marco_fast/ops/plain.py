@@ -10,6 +10,7 @@ from marco_fast.ops.reference import append_kv, tree_attention
 __all__ = [
     "append_kv",
     "lm_head_confidence",
+    "lm_head_records",
     "sample_confidence",
     "topk_confidence",
     "tree_attention",
@@ -83,7 +84,31 @@ def lm_head_confidence(
     *arguments: Any,
 ) -> None:
     """arguments: those of sample_confidence, after the logits."""
+    sample_confidence(_logits(hidden, weight, bias, rounded), *arguments)
+
+
+def _logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rounded: torch.dtype
+) -> torch.Tensor:
     logits = hidden.float() @ weight.float().T
     if bias is not None:
         logits += bias
-    sample_confidence(logits.to(rounded), *arguments)
+    return logits.to(rounded)
+
+
+def lm_head_records(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    rounded: torch.dtype,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    sample_top_k: torch.Tensor,
+    all_vocab: int,
+    tempered: bool,
+    *outputs: torch.Tensor,
+) -> None:
+    """outputs: the tensors of LMHeadRecords, in order."""
+    logits = _logits(hidden, weight, bias, rounded)
+    _copy(reference.lm_head_records(logits, temperature, tempered, outputs[-1].shape[1]), outputs)

@@ -10,6 +10,7 @@ from marco_fast.ops.confidence_reference import (
     SampledTokens,
     TopKConfidence,
     lm_head_confidence,
+    lm_head_records,
     sample_confidence,
     topk_confidence,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "TopKConfidence",
     "append_kv",
     "lm_head_confidence",
+    "lm_head_records",
     "sample_confidence",
     "topk_confidence",
     "tree_attention",

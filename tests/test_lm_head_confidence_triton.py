@@ -1,0 +1,306 @@
+"""The Triton lm_head_confidence in the interpreter: products, draws, batches, tiles, late draws."""
+
+import pytest
+import torch
+
+from marco_fast import ops
+from tests.compare import assert_lse_close
+from tests.draws import OPTIONS, check_draws, keyed, options_of
+from tests.inputs import DTYPES, LOGIT_KINDS, against_guard, logits_of, poisoned
+from tests.test_lm_head_confidence import FINITE, as_product, random_product
+from tests.test_sample_confidence import check
+from tests.test_topk_confidence import assert_same_bits
+
+pytestmark = [
+    pytest.mark.usefixtures("in_interpreter"),
+    # NumPy warns of the infinities that a GPU computes with in silence.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+# Draws that go to memory for some logits: unfiltered, and filters that keep more than 16.
+LATE = ("plain", "cool", "hot", "wide top_p", "nearly all", "low min_p", "top_k 300", "all, wide")
+
+
+def lm_head(hidden, weight, name, keys=None, **options):
+    keys = keys or keyed(len(hidden))
+    return ops.lm_head_confidence(
+        hidden, weight, **options_of(name), **keys, backend="triton", **options
+    )
+
+
+def draw(logits, **options):
+    return ops.lm_head_confidence(*as_product(logits), **options)
+
+
+def launch(hidden, weight, name, keys, bias=None, **private):
+    """The launcher itself, into poisoned outputs."""
+    from marco_fast.kernels import lm_head_confidence
+
+    rows = len(hidden)
+    like = ops.lm_head_confidence(hidden, weight, bias=bias, **keys)
+    outputs = type(like)(*map(poisoned, like))
+    *floats, top_k = options_of(name).values()
+    options = [torch.full((rows,), value) for value in floats]
+    options.append(torch.full((rows,), top_k, dtype=torch.int32))
+    lm_head_confidence.lm_head_confidence(
+        hidden, weight, bias, torch.float32, *options, keys["seeds"], keys["positions"], False,
+        False, None, None, None, *outputs, **private,
+    )  # fmt: skip
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for i, kind in enumerate(LOGIT_KINDS)
+        for j, name in enumerate(OPTIONS)
+        if (i + j) % 3 == 0
+    ],
+)
+def test_exact_logits_against_brute_force(kind, name):
+    """NaN and infinities in the weights are those of the logits, where H is 1."""
+    logits = logits_of(kind, 2, 400)
+    for part in [logits] if kind in FINITE else logits.split(1):
+        check(part, name, backend="triton", draw=draw)
+
+
+@pytest.mark.parametrize("name", ["plain", "greedy", "wide top_p", "top_k 100"])
+@pytest.mark.parametrize("vocab", [1, 17, 63, 64, 65, 129])
+def test_small_vocabularies(vocab, name):
+    logits = logits_of("normal", 2, vocab, torch.float16, seed=vocab)
+    check(logits, name, backend="triton", seed=vocab, draw=draw, top_k=min(5, vocab))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_several_chunks(name):
+    check(logits_of("normal", 2, 4500, torch.bfloat16), name, backend="triton", draw=draw)
+
+
+@pytest.mark.parametrize("denominator", ["top_k", "union"])
+@pytest.mark.parametrize("score", ["raw", "tempered"])
+@pytest.mark.parametrize("top_k", [1, 17, 32])
+@pytest.mark.parametrize("name", ["hot", "top_p"])
+def test_scores(name, top_k, score, denominator):
+    logits = logits_of("normal", 3, 300)
+    options = {"top_k": top_k, "score": score, "denominator": denominator}
+    check(logits, name, backend="triton", draw=draw, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "vocab", "rows"), [(1, 5, 1), (7, 70, 3), (64, 129, 17), (224, 300, 2), (257, 130, 33)]
+)
+def test_products_are_within_rounding_of_float64(size, vocab, rows, dtype):
+    hidden, weight = random_product(rows, size, vocab, dtype)
+    bias = torch.randn(vocab)
+    got = lm_head(hidden, weight, "plain", bias=bias)
+    logits = hidden.double() @ weight.double().T + bias.double()
+    error = 5 * 2.0**-24 * (hidden.double().abs() @ weight.double().abs().T + bias.abs()).max()
+    logprobs = logits.log_softmax(-1)
+    token = logprobs.gather(1, got.token_ids.long()[:, None])[:, 0]
+    assert (got.token_logprobs - token).abs().max() <= 2 * error + 1e-6
+    assert_lse_close(got.lse - 2 * error.float(), logits.logsumexp(-1) - 2 * error)
+    best = logprobs.gather(1, got.topk_ids.long())
+    assert (got.topk_logprobs - best).abs().max() <= 2 * error + 1e-6
+    assert (best - logprobs.topk(5).values).abs().max() <= 2 * error
+    check_draws(logits, got.token_ids, keyed(rows), options_of("plain"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.float32, "plain"),
+        (torch.float16, "top_k 7"),
+        (torch.bfloat16, "plain"),
+        (torch.bfloat16, "wide top_p"),
+    ],
+    ids=str,
+)
+def test_a_row_has_the_same_bits_in_any_batch(dtype, name):
+    """Of float32, 18 rows are two tiles."""
+    hidden, weight = random_product(18, 70, 300, dtype)
+    keys = keyed(18)
+    together = lm_head(hidden, weight, name, keys)
+    for begin, end in ((0, 1), (17, 18), (5, 12)):
+        own = {key: value[begin:end] for key, value in keys.items()}
+        part = lm_head(hidden[begin:end], weight, name, own)
+        assert_same_bits(part, type(together)(*[field[begin:end] for field in together]))
+
+
+@pytest.mark.parametrize("name", ["plain", "top_p", "wide top_p"])
+@pytest.mark.usefixtures("shuffled_programs")
+def test_tiles_and_splits_give_the_same_bits(name):
+    from marco_fast.kernels.lm_head_confidence import Tile
+
+    hidden, weight = random_product(6, 130, 500, torch.bfloat16)
+    keys = keyed(6)
+    want = launch(hidden, weight, name, keys, splits=1)
+    small = Tile(64, 4, 64, 4, 1, False)
+    for tile, splits in (((small, small), 3), ((Tile(256, 4, 64, 8, 1, False), small), 2)):
+        assert_same_bits(launch(hidden, weight, name, keys, tile=tile, splits=splits), want)
+
+
+def test_neighbours_with_other_options_do_not_change_a_row():
+    names = ["greedy", "plain", "hot", "top_p", "wide top_p", "top_k 100"]
+    logits = logits_of("normal", len(names), 400)
+    hidden, weight = as_product(logits)
+    keys = keyed(len(logits))
+    values = torch.tensor([OPTIONS[name] for name in names]).T
+    columns = dict(zip(options_of("plain"), values, strict=True))
+    columns["sample_top_k"] = columns["sample_top_k"].int()
+    together = ops.lm_head_confidence(hidden, weight, **columns, **keys, backend="triton")
+    for b, name in enumerate(names):
+        own = {key: value[b : b + 1] for key, value in keys.items()}
+        alone = lm_head(hidden[b : b + 1], weight, name, own)
+        assert_same_bits(alone, type(together)(*[field[b : b + 1] for field in together]))
+
+
+@pytest.mark.parametrize("size", [64, 72, 200])
+def test_descriptors_and_pointers_give_the_same_bits(size):
+    """Rows 16 bytes apart or a multiple go through descriptors, which sm_90 and later have."""
+    hidden, weight = random_product(5, size + 1, 300, torch.bfloat16)
+    aligned = [each[:, :size].contiguous() for each in (hidden, weight)]
+    for name in ("plain", "wide top_p"):
+        want = lm_head(*aligned, name)
+        assert_same_bits(lm_head(hidden[:, :size], weight[:, :size], name), want)
+
+
+def test_which_tensors_descriptors_fit():
+    from marco_fast.kernels.lm_head_confidence import fit_descriptors
+
+    fits = torch.zeros(4, 64, dtype=torch.bfloat16)
+    assert fit_descriptors("sm_90", fits, fits)
+    assert not fit_descriptors("sm_80", fits, fits)
+    for bad in (fits[:, 1:], fits[:, :3].contiguous(), fits[:1].expand(4, 64)):
+        assert not fit_descriptors("sm_90", fits, bad)
+
+
+def test_large_batches_are_a_library_product():
+    from marco_fast.kernels.lm_head_confidence import MOST_ROWS
+
+    rows = MOST_ROWS + 3
+    hidden, weight = random_product(rows, 20, 150, torch.bfloat16)
+    bias = torch.randn(150)
+    keys = keyed(rows)
+    sums, counts = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int32)
+    got = lm_head(hidden, weight, "top_p", keys, bias=bias, path_sums=sums, path_counts=counts)
+    logits = hidden.double() @ weight.double().T + bias.double()
+    check_draws(logits, got.token_ids, keys, options_of("top_p"))
+    assert torch.equal(sums, (got.confidence.double() * 2.0**40).round().long())
+    assert (counts == 1).all()
+
+
+@pytest.mark.parametrize("rounded", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["plain", "top_p", "top_k 100"])
+def test_rounded_logits_are_those_of_an_engine_that_stores_them(name, rounded):
+    logits = logits_of("normal", 3, 500)
+    check(logits.to(rounded), name, backend="triton", draw=lambda _, **options: draw(
+        logits, round_logits=rounded, **options
+    ))  # fmt: skip
+
+
+def test_masked_entries_are_never_drawn():
+    hidden, weight = random_product(4, 32, 300, torch.float32)
+    bias = torch.zeros(300)
+    bias[::2] = -torch.inf
+    for name in ("hot", "greedy", "all, wide"):
+        got = lm_head(hidden, weight, name, bias=bias)
+        assert (got.token_ids % 2 == 1).all()
+        assert (got.topk_ids % 2 == 1).all()
+    nothing = lm_head(hidden, weight, "plain", bias=torch.full((300,), -torch.inf))
+    assert (nothing.token_ids == -1).all()
+    assert (nothing.status == 4).all()
+
+
+@pytest.mark.parametrize("name", ["greedy", "top_p", *LATE])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_output_is_written(name):
+    hidden, weight = random_product(3, 16, 600, torch.float32)
+    keys = keyed(3)
+    got = launch(hidden, weight, name, keys)
+    check_draws(hidden @ weight.T, got.token_ids, keys, options_of(name))
+    assert not any(field.isnan().any() for field in got if field.dtype.is_floating_point)
+
+
+@pytest.fixture
+def stored(monkeypatch):
+    """The launcher's last allocation [rows, vocab], poisoned: which logits go to memory."""
+    empty, kept = torch.empty, []
+
+    def remember(*sizes, **options):
+        memory = empty(*sizes, **options)
+        if memory.dtype == torch.float32 and memory.dim() == 2:
+            kept[:] = [memory.fill_(torch.nan)]
+        return memory
+
+    monkeypatch.setattr(torch, "empty", remember)
+    return kept
+
+
+@pytest.mark.parametrize("name", ["greedy", "top_p", "top_k 7", "min_p 1"])
+def test_candidates_leave_no_logits(stored, name):
+    logits = logits_of("peaked", 3, 2000)
+    lm_head(*as_product(logits), name)
+    assert stored[0].shape == logits.shape
+    assert stored[0].isnan().all()
+
+
+def test_an_unfiltered_draw_stores_its_group_alone(stored):
+    logits = logits_of("normal", 3, 2000)
+    got = lm_head(*as_product(logits), "plain")
+    for row, values, token in zip(stored[0], logits, got.token_ids.tolist(), strict=True):
+        there = (~row.isnan()).nonzero()[:, 0]
+        assert token in there
+        # Its own group, and what other rows of the tile wanted is not written to this one.
+        assert len(there) == 64
+        assert torch.equal(row[there], values[there])
+
+
+def test_a_wide_nucleus_stores_few_groups(stored):
+    """40 likely tokens far apart, of 6400: their groups, and no logit of another."""
+    logits = torch.randn(1, 6400) - 12
+    likely = torch.arange(40) * 150 + 7
+    logits[0, likely] = torch.randn(40)
+    got = lm_head(*as_product(logits), "top_p")
+    assert got.token_ids.item() in likely.tolist()
+    there = stored[0][0] > -torch.inf
+    assert there[likely].sum() >= 30
+    assert there.sum() <= 40 * 64
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_paths_count_each_row_once(name):
+    logits = torch.cat([torch.zeros(3, 300), logits_of("peaked", 3, 300)])
+    hidden, weight = as_product(logits)
+    sums, counts = torch.full((6,), 5), torch.full((6,), 2, dtype=torch.int32)
+    active = torch.tensor([True, True, False, True, True, False])
+    got = lm_head(hidden, weight, name, path_sums=sums, path_counts=counts, active=active)
+    added = torch.where(active, (got.confidence.double() * 2.0**40).round().long(), 0)
+    assert torch.equal(sums, 5 + added)
+    assert torch.equal(counts, 2 + active.int())
+
+
+@pytest.mark.parametrize("name", ["plain", "top_p", "wide top_p"])
+def test_the_draws_of_sample_confidence(name):
+    hidden, weight = random_product(12, 30, 500, torch.float32)
+    got = lm_head(hidden, weight, name)
+    want = ops.sample_confidence(hidden @ weight.T, **options_of(name), **keyed(12))
+    assert (got.token_ids != want.token_ids).sum() <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reads_nothing_beyond_its_tensors(dtype):
+    for size in (1, 33):
+        hidden, weight = random_product(3, size, 70, dtype)
+        bias = torch.randn(70)
+        want = lm_head(hidden, weight, "plain", bias=bias)
+        guarded = [against_guard(each) for each in (hidden, weight, bias)]
+        assert_same_bits(lm_head(*guarded[:2], "plain", bias=guarded[2]), want)
+
+
+def test_no_rows_and_too_many_keys():
+    empty = torch.zeros(0, 8), torch.zeros(9, 8)
+    got = lm_head(*empty, "plain")
+    assert got.topk_ids.shape == (0, 5)
+    with pytest.raises(ValueError, match="expected top_k <= 32"):
+        lm_head(torch.zeros(1, 8), torch.zeros(99, 8), "plain", top_k=33)
