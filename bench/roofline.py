@@ -9,6 +9,10 @@ import torch
 __all__ = ["LARGE", "interleaved", "peak", "read_bandwidth", "rotating"]
 
 TURN = 1e-3  # seconds of a turn, at least
+# Seconds between turns: an OpenMP team looks for work for up to 5 ms after its last call, on a core
+# that whoever comes next would have to share with it.
+PAUSE = 6e-3
+WARM = 4e-3  # seconds of calls before those that are timed, at least: cores and threads wake up
 LARGE = 256 * 2**20  # bytes: several times the last-level cache of the machines we know
 
 
@@ -54,13 +58,22 @@ def _seconds(f: Callable[[], object], calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def during(seconds: float, f: Callable[[], object] = lambda: None) -> None:
+    """Calls f at least once, and again until the time is over."""
+    end = time.perf_counter() + seconds
+    f()
+    while time.perf_counter() < end:
+        f()
+
+
 def interleaved(
     *candidates: Callable[[], object], rounds: int = 15, budget: float = 8.0
 ) -> list[list[float]]:
     """Seconds a call in each round of each candidate, the candidates taking turns.
 
     A turn of a short candidate is as many calls as fill a millisecond: single calls in turn would
-    time how the other one leaves the caches.
+    time how the other one leaves the caches. Before each turn the threads of the one before go to
+    sleep, and untimed calls wake its own.
 
     Args:
         candidates: calls without arguments; each is warmed up.
@@ -76,6 +89,8 @@ def interleaved(
         if i >= 5 and time.perf_counter() - start > budget:
             break
         for candidate, count, times in zip(candidates, calls, seconds, strict=True):
+            during(PAUSE)
+            during(WARM, candidate)
             times.append(_seconds(candidate, count))
     return seconds
 

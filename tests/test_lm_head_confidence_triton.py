@@ -7,7 +7,7 @@ from marco_fast import ops
 from tests.compare import assert_lse_close
 from tests.draws import OPTIONS, check_draws, keyed, options_of
 from tests.inputs import DTYPES, LOGIT_KINDS, against_guard, logits_of, poisoned
-from tests.test_lm_head_confidence import FINITE, as_product, random_product
+from tests.test_lm_head_confidence import as_product, random_product
 from tests.test_sample_confidence import check
 from tests.test_topk_confidence import assert_same_bits
 
@@ -59,9 +59,7 @@ def launch(hidden, weight, name, keys, bias=None, **private):
 )
 def test_exact_logits_against_brute_force(kind, name):
     """NaN and infinities in the weights are those of the logits, where H is 1."""
-    logits = logits_of(kind, 2, 400)
-    for part in [logits] if kind in FINITE else logits.split(1):
-        check(part, name, backend="triton", draw=draw)
+    check(logits_of(kind, 1, 200), name, backend="triton", draw=draw)
 
 
 @pytest.mark.parametrize("name", ["plain", "greedy", "wide top_p", "top_k 100"])
@@ -71,17 +69,16 @@ def test_small_vocabularies(vocab, name):
     check(logits, name, backend="triton", seed=vocab, draw=draw, top_k=min(5, vocab))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["top_p", *LATE])
 def test_several_chunks(name):
-    check(logits_of("normal", 2, 4500, torch.bfloat16), name, backend="triton", draw=draw)
+    check(logits_of("normal", 1, 4500, torch.bfloat16), name, backend="triton", draw=draw)
 
 
-@pytest.mark.parametrize("denominator", ["top_k", "union"])
-@pytest.mark.parametrize("score", ["raw", "tempered"])
+@pytest.mark.parametrize(("score", "denominator"), [("raw", "union"), ("tempered", "top_k")])
 @pytest.mark.parametrize("top_k", [1, 17, 32])
 @pytest.mark.parametrize("name", ["hot", "top_p"])
 def test_scores(name, top_k, score, denominator):
-    logits = logits_of("normal", 3, 300)
+    logits = logits_of("normal", 2, 200)
     options = {"top_k": top_k, "score": score, "denominator": denominator}
     check(logits, name, backend="triton", draw=draw, **options)
 
@@ -118,10 +115,10 @@ def test_products_are_within_rounding_of_float64(size, vocab, rows, dtype):
 )
 def test_a_row_has_the_same_bits_in_any_batch(dtype, name):
     """Of float32, 18 rows are two tiles."""
-    hidden, weight = random_product(18, 70, 300, dtype)
+    hidden, weight = random_product(18, 70, 130, dtype)
     keys = keyed(18)
     together = lm_head(hidden, weight, name, keys)
-    for begin, end in ((0, 1), (17, 18), (5, 12)):
+    for begin, end in ((17, 18), (5, 8)):
         own = {key: value[begin:end] for key, value in keys.items()}
         part = lm_head(hidden[begin:end], weight, name, own)
         assert_same_bits(part, type(together)(*[field[begin:end] for field in together]))
@@ -132,11 +129,11 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype, name):
 def test_tiles_and_splits_give_the_same_bits(name):
     from marco_fast.kernels.lm_head_confidence import Tile
 
-    hidden, weight = random_product(6, 130, 500, torch.bfloat16)
-    keys = keyed(6)
+    hidden, weight = random_product(3, 130, 500, torch.bfloat16)
+    keys = keyed(3)
     want = launch(hidden, weight, name, keys, splits=1)
-    small = Tile(64, 4, 64, 4, 1, False)
-    for tile, splits in (((small, small), 3), ((Tile(256, 4, 64, 8, 1, False), small), 2)):
+    small = Tile(64, 2, 64, 4, 1, False)
+    for tile, splits in (((small, small), 3), ((Tile(256, 2, 64, 8, 1, False), small), 2)):
         assert_same_bits(launch(hidden, weight, name, keys, tile=tile, splits=splits), want)
 
 
@@ -155,10 +152,10 @@ def test_neighbours_with_other_options_do_not_change_a_row():
         assert_same_bits(alone, type(together)(*[field[b : b + 1] for field in together]))
 
 
-@pytest.mark.parametrize("size", [64, 72, 200])
+@pytest.mark.parametrize("size", [64, 72])
 def test_descriptors_and_pointers_give_the_same_bits(size):
     """Rows 16 bytes apart or a multiple go through descriptors, which sm_90 and later have."""
-    hidden, weight = random_product(5, size + 1, 300, torch.bfloat16)
+    hidden, weight = random_product(2, size + 1, 200, torch.bfloat16)
     aligned = [each[:, :size].contiguous() for each in (hidden, weight)]
     for name in ("plain", "wide top_p"):
         want = lm_head(*aligned, name)
@@ -175,10 +172,12 @@ def test_which_tensors_descriptors_fit():
         assert not fit_descriptors("sm_90", fits, bad)
 
 
-def test_large_batches_are_a_library_product():
-    from marco_fast.kernels.lm_head_confidence import MOST_ROWS
+def test_large_batches_are_a_library_product(monkeypatch):
+    from marco_fast.kernels import lm_head_confidence
 
-    rows = MOST_ROWS + 3
+    monkeypatch.setattr(lm_head_confidence, "MOST_ROWS", 2)
+    monkeypatch.setattr(lm_head_confidence, "PRODUCT_ROWS", 3)
+    rows = 7
     hidden, weight = random_product(rows, 20, 150, torch.bfloat16)
     bias = torch.randn(150)
     keys = keyed(rows)
@@ -212,11 +211,11 @@ def test_masked_entries_are_never_drawn():
     assert (nothing.status == 4).all()
 
 
-@pytest.mark.parametrize("name", ["greedy", "top_p", *LATE])
+@pytest.mark.parametrize("name", ["greedy", "top_p", "cool", "wide top_p"])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_every_output_is_written(name):
-    hidden, weight = random_product(3, 16, 600, torch.float32)
-    keys = keyed(3)
+    hidden, weight = random_product(2, 16, 300, torch.float32)
+    keys = keyed(2)
     got = launch(hidden, weight, name, keys)
     check_draws(hidden @ weight.T, got.token_ids, keys, options_of(name))
     assert not any(field.isnan().any() for field in got if field.dtype.is_floating_point)
@@ -268,9 +267,9 @@ def test_a_wide_nucleus_stores_few_groups(stored):
     assert there.sum() <= 40 * 64
 
 
-@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("name", ["plain", "wide top_p"])
 def test_paths_count_each_row_once(name):
-    logits = torch.cat([torch.zeros(3, 300), logits_of("peaked", 3, 300)])
+    logits = torch.cat([torch.zeros(3, 100), logits_of("peaked", 3, 100)])
     hidden, weight = as_product(logits)
     sums, counts = torch.full((6,), 5), torch.full((6,), 2, dtype=torch.int32)
     active = torch.tensor([True, True, False, True, True, False])
