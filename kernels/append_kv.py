@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from marco_fast.kernels.interpreter import launching
 from marco_fast.kernels.variants import Variant, pointer_type
 
 __all__ = ["append_kv", "variants"]
@@ -115,28 +116,29 @@ def append_kv(
     if tokens == 0 or heads == 0:
         return
     block_head, block_dim = tile(heads, head_dim)
-    append_kv_kernel[(tokens, triton.cdiv(heads, block_head))](
-        k,
-        v,
-        slot_mapping,
-        k_cache,
-        v_cache,
-        k.stride(0),
-        k.stride(1),
-        v.stride(0),
-        v.stride(1),
-        k_cache.stride(0),
-        k_cache.stride(1),
-        v_cache.stride(0),
-        v_cache.stride(1),
-        num_pages,
-        heads,
-        page_size,
-        head_dim,
-        BLOCK_HEAD=block_head,
-        BLOCK_DIM=block_dim,
-        num_warps=1,
-    )
+    with launching(k.device):
+        append_kv_kernel[(tokens, triton.cdiv(heads, block_head))](
+            k,
+            v,
+            slot_mapping,
+            k_cache,
+            v_cache,
+            k.stride(0),
+            k.stride(1),
+            v.stride(0),
+            v.stride(1),
+            k_cache.stride(0),
+            k_cache.stride(1),
+            v_cache.stride(0),
+            v_cache.stride(1),
+            num_pages,
+            heads,
+            page_size,
+            head_dim,
+            BLOCK_HEAD=block_head,
+            BLOCK_DIM=block_dim,
+            num_warps=1,
+        )
 
 
 def check_slots(slot_mapping: torch.Tensor, num_slots: int) -> None:

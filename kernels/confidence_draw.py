@@ -1,6 +1,7 @@
 """Drawing a token of a row: by inverse CDF in id order, over the tokens that the filters keep.
 
-Device functions of confidence_kernels.py, run by the one program that finishes a row. A draw finds
+Device functions of confidence_kernels.py and lm_head_kernels.py, run by the one program that
+finishes a row; to the latter, a "chunk" of the records is a group of 64 entries. A draw finds
 the chunk by the chunks' masses, then reads that one chunk again: first the sums of its groups of
 GROUP entries, then the entries of one group.
 """

@@ -1,7 +1,7 @@
 """Reading a row of logits, and scoring a token with what was read.
 
-Device functions of confidence_kernels.py. A program scans a run of a row's chunks; the last one of
-the row to arrive merges everything and scores.
+Device functions of confidence_kernels.py; the scores also of lm_head_kernels.py. A program scans a
+run of a row's chunks; the last one of the row to arrive merges everything and scores.
 """
 
 import triton

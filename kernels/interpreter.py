@@ -1,4 +1,4 @@
-"""Matrix products and bfloat16 of Triton's interpreter as a GPU has them, for the time of a launch.
+"""What a launch needs around it: the tensors' GPU, or Triton's interpreter made to add like one.
 
 The interpreter (3.6) keeps bfloat16 as 16-bit integers: `tl.dot` multiplies those integers, and a
 conversion from float32 truncates. And its products go through a BLAS, where a row's order of sums
@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-__all__ = ["compiled_arithmetic"]
+__all__ = ["compiled_arithmetic", "launching"]
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
@@ -62,3 +63,10 @@ def compiled_arithmetic() -> Iterator[None]:
             yield
     finally:
         del builder.create_dot, builder.cast_impl
+
+
+def launching(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Around launches over tensors of `device`: Triton itself takes the current device."""
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    return compiled_arithmetic()

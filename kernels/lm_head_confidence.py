@@ -5,7 +5,6 @@ are a library's product and sample_confidence.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ import triton
 from marco_fast.kernels import topk_confidence
 from marco_fast.kernels.confidence_cut import CUT_TILE
 from marco_fast.kernels.confidence_draw import GROUP
-from marco_fast.kernels.interpreter import compiled_arithmetic
+from marco_fast.kernels.interpreter import launching
 from marco_fast.kernels.lm_head_kernels import (
     lm_head_draw_kernel,
     lm_head_logits_kernel,
@@ -58,7 +57,7 @@ def tiles(arch: str, dtype: torch.dtype, descriptors: bool) -> tuple[Tile, Tile]
         return tile, tile
     stages = 2 if arch.startswith("gfx") else 4
     logits = Tile(GROUP.value, 64, 64, 4, stages, descriptors)
-    return logits._replace(entries=64 if arch == "sm_80" or stages == 2 else 128), logits
+    return logits._replace(entries=128 if arch in ("sm_90", "sm_100") else 64), logits
 
 
 def options(arch: str, warps: int, stages: int = 2) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def lm_head_confidence(
             int(tempered), bits, LATE=late, BLOCK_K=block_k, **options(arch, DRAW_WARPS),
         )  # fmt: skip
 
-    with compiled_arithmetic() if device.type == "cpu" else nullcontext():
+    with launching(device):
         records, keys = scan(
             hidden, weight, bias, rounded, of_rows[:4], vocab, tempered, top_k, tile[0], splits
         )
@@ -240,7 +239,7 @@ def lm_head_records(
     if rows == 0:
         return
     tile, _ = tiles(arch, hidden.dtype, fit_descriptors(arch, hidden, weight))
-    with compiled_arithmetic() if hidden.device.type == "cpu" else nullcontext():
+    with launching(hidden.device):
         records, keys = scan(
             hidden, weight, bias, rounded, sampling, all_vocab, tempered, candidates, tile
         )

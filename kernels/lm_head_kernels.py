@@ -198,7 +198,8 @@ def lm_head_logits_kernel(
     BLOCK_H: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """A program is one tile. Rows that want groups by their bound get -inf for all others."""
+    """A program is one group. Rows that want groups by their bound get -inf for all others."""
+    tl.static_assert(BLOCK_V == GROUP)
     first_row = tl.program_id(0) % batch_tiles * BLOCK_B
     first_entry = tl.program_id(0) // batch_tiles * BLOCK_V
     row = first_row + tl.arange(0, BLOCK_B)
@@ -222,12 +223,14 @@ def lm_head_logits_kernel(
                 hidden, weight, bias_ptr, first_row, first_entry, rows, vocab, size, stride_hidden,
                 stride_weight, biased, rounded, BLOCK_V, BLOCK_B, BLOCK_H, DESCRIPTORS,
             )  # fmt: skip
+        # By what a row needs itself, whatever its neighbours do: the cut that follows sums all that
+        # is there.
+        own = tl.max(needed.to(tl.int32), 1) != 0
         entries = first_entry + tl.arange(0, BLOCK_V)
-        stored = by_bound | (tl.max(named.to(tl.int32), 1) != 0)
         tl.store(
             logits_ptr + row64[:, None] * vocab + entries[None, :],
-            tl.where(x == x, x, float("-inf")),
-            mask=stored[:, None] & (entries < vocab)[None, :],
+            tl.where((x == x) & own[:, None], x, float("-inf")),
+            mask=(by_bound | own)[:, None] & (entries < vocab)[None, :],
         )
 
 
@@ -331,6 +334,7 @@ def lm_head_draw_kernel(
                     group, inside = find_chunk(record_ptr, field, groups, top, sampling_rate, goal)
                     wanted = group
                     if LATE:
+                        group = tl.load(wanted_ptr + row)  # the one that was stored
                         offs = group * GROUP + tl.arange(0, GROUP)
                         z = tl.load(logits_row + offs, mask=offs < vocab, other=float("-inf"))
                         each = kept_mass(z, offs, top, infs, sampling_rate, cut, ALL_IDS)

@@ -16,6 +16,7 @@ from marco_fast.kernels.confidence_kernels import (
     sample_confidence_kernel,
     topk_confidence_kernel,
 )
+from marco_fast.kernels.interpreter import launching
 from marco_fast.kernels.online_softmax import CHUNK, RECORD_FIELDS
 from marco_fast.kernels.variants import Variant, pointer_type
 
@@ -118,11 +119,12 @@ def topk_confidence(
         return
     splits = splits or split_of(rows, chunks, processors_of(logits.device))
     space = workspace or make_workspace(logits, block_k, splits[0], sample=False)
-    topk_confidence_kernel[(rows * splits[0],)](
-        logits, token_ids, *outputs, space.records, space.keys, space.tickets, logits.stride(0),
-        temperature, vocab, chunks, *splits, top_k, int(union), BLOCK_K=block_k,
-        **launch_options(False, torch.version.hip is None),
-    )  # fmt: skip
+    with launching(logits.device):
+        topk_confidence_kernel[(rows * splits[0],)](
+            logits, token_ids, *outputs, space.records, space.keys, space.tickets, logits.stride(0),
+            temperature, vocab, chunks, *splits, top_k, int(union), BLOCK_K=block_k,
+            **launch_options(False, torch.version.hip is None),
+        )  # fmt: skip
 
 
 def sample_confidence(
@@ -164,12 +166,13 @@ def sample_confidence(
     sums = seeds if path_sums is None else path_sums
     counts = sample_top_k if path_counts is None else path_counts
     flags = (outputs[0] if active is None else active).view(torch.uint8)
-    sample_confidence_kernel[(rows * splits[0],)](
-        logits, temperature, top_p, min_p, sample_top_k, seeds, positions, sums, counts, flags,
-        *outputs, *space, logits.stride(0), vocab, chunks, *splits, top_k, int(union),
-        int(tempered), paths, BLOCK_K=block_k,
-        **launch_options(True, torch.version.hip is None),
-    )  # fmt: skip
+    with launching(logits.device):
+        sample_confidence_kernel[(rows * splits[0],)](
+            logits, temperature, top_p, min_p, sample_top_k, seeds, positions, sums, counts, flags,
+            *outputs, *space, logits.stride(0), vocab, chunks, *splits, top_k, int(union),
+            int(tempered), paths, BLOCK_K=block_k,
+            **launch_options(True, torch.version.hip is None),
+        )  # fmt: skip
 
 
 def variants(arch: str) -> Iterator[Variant]:

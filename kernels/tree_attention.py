@@ -6,13 +6,12 @@ what there is to do; nothing here reads them, allocates or waits.
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
-from marco_fast.kernels.interpreter import compiled_arithmetic
+from marco_fast.kernels.interpreter import launching
 from marco_fast.kernels.tree_attention_stages import advance_kernel, attend_kernel, merge_kernel
 from marco_fast.kernels.variants import Variant, architecture, pointer_type
 
@@ -90,7 +89,7 @@ def tree_attention(
     `lse` may be None. `workspace` holds plan.workspace_numel float32.
     """
     items = plan.items(q.device)
-    with compiled_arithmetic() if q.device.type == "cpu" else nullcontext():
+    with launching(q.device):
         if items.num_items:
             attend(q, k_cache, v_cache, items, scale, out, lse, workspace)
         if items.num_merges:
@@ -183,15 +182,16 @@ def advance(
     queries = len(query_lens)
     if queries == 0:
         return
-    advance_kernel[(triton.cdiv(queries, ADVANCE_BLOCK),)](
-        query_lens,
-        query_order,
-        query_order if active is None else active.view(torch.uint8),
-        queries,
-        ALL=active is None,
-        BLOCK=ADVANCE_BLOCK,
-        num_warps=4,
-    )
+    with launching(query_lens.device):
+        advance_kernel[(triton.cdiv(queries, ADVANCE_BLOCK),)](
+            query_lens,
+            query_order,
+            query_order if active is None else active.view(torch.uint8),
+            queries,
+            ALL=active is None,
+            BLOCK=ADVANCE_BLOCK,
+            num_warps=4,
+        )
 
 
 HALF = (torch.bfloat16, torch.float16)

@@ -267,6 +267,24 @@ def test_a_wide_nucleus_stores_few_groups(stored):
     assert there.sum() <= 40 * 64
 
 
+def test_what_is_stored_of_a_row_does_not_depend_on_its_neighbours(stored):
+    """A wide nucleus beside an unfiltered draw and another nucleus, in other groups."""
+    logits = torch.full((3, 1000), -12.0)
+    for row, first in enumerate((0, 400, 700)):
+        logits[row, first : first + 40] = torch.linspace(0, 1, 40)
+    hidden, weight = as_product(logits)
+    top_p = torch.tensor([0.9, 1.0, 0.95])
+    keys = keyed(3)
+    ops.lm_head_confidence(hidden, weight, top_p=top_p, **keys, backend="triton")
+    together = stored[0].clone()
+    for row in (0, 2):
+        own = {key: value[row : row + 1] for key, value in keys.items()}
+        ops.lm_head_confidence(
+            hidden[row : row + 1], weight, top_p=top_p[row : row + 1], **own, backend="triton"
+        )
+        assert torch.equal(stored[0][0], together[row])
+
+
 @pytest.mark.parametrize("name", ["plain", "wide top_p"])
 def test_paths_count_each_row_once(name):
     logits = torch.cat([torch.zeros(3, 100), logits_of("peaked", 3, 100)])

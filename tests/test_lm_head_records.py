@@ -4,12 +4,15 @@ import re
 
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 
 import marco_fast as mf
 from marco_fast import ops
 from tests.draws import OPTIONS, check_draws, keyed, options_of
 from tests.inputs import logits_of
 from tests.test_lm_head_confidence import as_product, random_product
+from tests.test_topk_confidence import assert_same_bits
 
 SHARDS = {2: (300, 400), 3: (1, 500, 199), 8: (90, 3, 150, 64, 128, 17, 200, 48)}
 BACKENDS = ["cpu", "torch"]
@@ -126,6 +129,15 @@ def test_scores(top_k, score, denominator):
         assert_same_result(got, want, most_other_tokens=1)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_at_a_temperature_that_draws_the_largest(backend):
+    hidden, weight = as_product(logits_of("normal", 5, 700))
+    options = {"temperature": 1e-6, "score": "tempered"}
+    got = Cut(hidden, weight, SHARDS[3]).merged(keyed(5), backend, **options)
+    want = ops.lm_head_confidence(hidden, weight, **options, **keyed(5))
+    assert_same_result(got, want)
+
+
 def test_rounded_logits():
     hidden, weight = as_product(logits_of("normal", 6, 700))
     cut = Cut(hidden, weight, SHARDS[2], round_logits=torch.bfloat16)
@@ -209,6 +221,48 @@ def test_triton_with_anything(kind):
         assert_same_result(got, want)
 
 
+def serve_rank(rank: int, folder: str, name: str) -> None:
+    """One process of three, which has one shard of the weight and talks to the others."""
+    sizes = SHARDS[3]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(sizes)
+    )
+    hidden, weight = random_product(12, 40, 700, torch.float32)
+    begins = [sum(sizes[:shard]) for shard in range(len(sizes))]
+    mine = weight.split(sizes)[rank]
+    own = ops.lm_head_records(hidden, mine, begins[rank], 700, **options_of(name))
+    gathered = []
+    for field in own[:6]:
+        parts = [torch.empty_like(field) for _ in sizes]
+        torch.distributed.all_gather(parts, field)
+        gathered.append(parts)
+    records = [
+        mf.LMHeadRecords(*fields, begin, size, 700)
+        for *fields, begin, size in zip(*gathered, begins, sizes, strict=True)
+    ]
+
+    def logits_of(shard: int, rows: torch.Tensor) -> torch.Tensor:
+        logits = hidden[rows] @ mine.T if shard == rank else torch.empty(len(rows), sizes[shard])
+        torch.distributed.broadcast(logits, shard)
+        return logits
+
+    got = ops.merge_records(records, logits_of, **options_of(name), **keyed(12))
+    torch.save(tuple(got), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["cool", "wide top_p"])
+def test_ranks_of_a_tensor_parallel_group(name, tmp_path):
+    """Every rank has one shard, and ends with the same bits: the result of the whole."""
+    torch.multiprocessing.spawn(serve_rank, (str(tmp_path), name), nprocs=3)
+    results = [mf.SampledTokens(*torch.load(tmp_path / f"{rank}.pt")) for rank in range(3)]
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
+    hidden, weight = random_product(12, 40, 700, torch.float32)
+    want = ops.lm_head_confidence(hidden, weight, **options_of(name), **keyed(12))
+    assert_same_result(results[0], want, most_other_tokens=1)
+
+
 def test_no_rows():
     got = Cut(torch.zeros(0, 8), torch.zeros(700, 8), SHARDS[2]).merged(keyed(0))
     assert got.topk_ids.shape == (0, 5)
@@ -226,6 +280,7 @@ def test_bad_shards():
         ([], "at least one shard"),
         (records[1:], "a shard that begins at 0, got 1"),
         ([records[0], records[2]], "a shard that begins at 1, got 501"),
+        (records[:2], "shards of all 700 tokens, got 501"),
     ):
         with pytest.raises(ValueError, match=f"^expected .*{told}"):
             ops.merge_records(bad, None, **keyed(2))

@@ -218,7 +218,7 @@ def lm_head_records(
     sampling_t = torch.where(temperature < 1e-5, 1.0, temperature).double()
     scored, drawn = (
         _softmax(z, t)
-        for t in (sampling_t if tempered else torch.ones_like(sampling_t), sampling_t)
+        for t in (temperature.double() if tempered else torch.ones_like(sampling_t), sampling_t)
     )
     powers = torch.where(scored.masses > 0, scored.masses * scored.shifted, 0.0).sum(-1)
     powers = torch.where(infs > 0, 0.0, powers * 1.4426950408889634)

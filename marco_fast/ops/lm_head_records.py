@@ -3,7 +3,7 @@
 Each shard reads its own weights and leaves a record a row, about 150 bytes (lm_head_records). From
 the records of all shards every rank computes the same result (merge_records). A draw that they do
 not decide needs logits of that row: of one shard where nothing is filtered, of all where the
-filters keep more tokens than the records hold.
+filters keep more tokens than the records hold, or there is a +inf.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,6 +40,7 @@ class LMHeadRecords(NamedTuple):
     topk_ids: torch.Tensor  # [B, C] int32, ids in the whole vocabulary; -1: no token
     vocab_begin: int  # the shard's first id
     entries: int  # the shard's tokens
+    vocab_size: int  # of all shards together
 
 
 def lm_head_records(
@@ -106,8 +107,8 @@ def lm_head_records(
         *tensors,
     )
     ids = tensors[-1]
-    ids += torch.where(ids >= 0, vocab_begin, 0)
-    return LMHeadRecords(*tensors, vocab_begin, entries)
+    ids += (ids >= 0).int() * vocab_begin
+    return LMHeadRecords(*tensors, vocab_begin, entries, vocab_size)
 
 
 def merge_records(
@@ -131,7 +132,7 @@ def merge_records(
 
     Sums are merged in float64, in the order of the shards: scores may differ from those of one
     shard in the last bits, and a draw where its random number is that close to another token's.
-    On a GPU it waits for the device once, to know whether logits are needed.
+    It waits for the device, to know whether logits are needed: not for a CUDA graph.
 
     Args:
         records: of every shard, in the order of their ids and without gaps.
@@ -178,6 +179,9 @@ def _check_shards(records: Sequence[LMHeadRecords], top_k: int) -> int:
                 f"expected records of {list(shape)} candidates, got {list(each.topk_logits.shape)}"
             )
         begin += each.entries
+    for each in records:
+        if each.vocab_size != begin:
+            raise ValueError(f"expected shards of all {each.vocab_size} tokens, got {begin}")
     if isinstance(top_k, int) and top_k > shape[1]:
         raise ValueError(f"expected top_k <= {shape[1]}, as the records hold, got {top_k}")
     return begin
