@@ -69,8 +69,8 @@ def options(arch: str, warps: int, stages: int = 2) -> dict[str, Any]:
 
 
 def fit_descriptors(arch: str, *matrices: torch.Tensor) -> bool:
-    """Whether the copy engine of sm_90 and later takes these: rows 16 bytes apart or a multiple."""
-    return arch in ("sm_90", "sm_100") and all(
+    """Whether the copy engine of sm_90 takes these: rows 16 bytes apart or a multiple."""
+    return arch == "sm_90" and all(
         each.data_ptr() % 16 == 0
         and each.stride(0) * each.element_size() % 16 == 0
         and each.stride(0) >= each.shape[1]
@@ -289,9 +289,7 @@ def variants(arch: str) -> Iterator[Variant]:
     aligned = ("stride_hidden", "stride_weight", "size")
     for dtype in (torch.float32, *HALF):
         name = str(dtype).removeprefix("torch.")
-        choices = {
-            tiles(arch, dtype, descriptors) for descriptors in {False, arch in ("sm_90", "sm_100")}
-        }
+        choices = {tiles(arch, dtype, descriptors) for descriptors in {False, arch == "sm_90"}}
         for number, kernel in enumerate((lm_head_scan_kernel, lm_head_logits_kernel)):
             for tile in sorted({choice[number] for choice in choices}):
                 for block_k in (16, 32) if number == 0 else (0,):

@@ -154,7 +154,7 @@ def test_neighbours_with_other_options_do_not_change_a_row():
 
 @pytest.mark.parametrize("size", [64, 72])
 def test_descriptors_and_pointers_give_the_same_bits(size):
-    """Rows 16 bytes apart or a multiple go through descriptors, which sm_90 and later have."""
+    """Rows 16 bytes apart or a multiple go through descriptors, which sm_90 has."""
     hidden, weight = random_product(2, size + 1, 200, torch.bfloat16)
     aligned = [each[:, :size].contiguous() for each in (hidden, weight)]
     for name in ("plain", "wide top_p"):

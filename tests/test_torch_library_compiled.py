@@ -72,7 +72,8 @@ def decode(q, k, v, k_cache, v_cache, slots, weight, seeds, at, sums, counts, ar
         logits, seeds=seeds, positions=at, path_sums=sums, path_counts=counts
     )
     scores = OPS.topk_confidence(logits, drawn[0], top_k=3)
-    return out, lse, *drawn, *scores
+    headed = OPS.lm_head_confidence(out.flatten(1), weight.view(40, 64), seeds=seeds, positions=at)
+    return out, lse, *drawn, *scores, *headed
 
 
 def decode_plainly(plan):
@@ -85,7 +86,11 @@ def decode_plainly(plan):
         drawn = mf.sample_confidence(
             logits, seeds=seeds, positions=at, path_sums=sums, path_counts=counts
         )
-        return out, lse, *drawn, *mf.topk_confidence(logits, drawn[0], top_k=3)
+        scores = mf.topk_confidence(logits, drawn[0], top_k=3)
+        headed = mf.lm_head_confidence(
+            out.flatten(1), weight.view(40, 64), seeds=seeds, positions=at
+        )
+        return out, lse, *drawn, *scores, *headed
 
     return step
 
@@ -114,7 +119,7 @@ def test_inductor_steps_are_the_same_bits_without_a_copy():
     compiled = torch.compile(decode, fullgraph=True, backend="inductor")
     _, code = run_and_get_code(compare_steps, compiled, 3)
     assert len(code) == 1
-    assert [f"marco_fast.{name}.default(" in code[0] for name in NAMES] == [True] * 4
+    assert [f"marco_fast.{name}.default(" in code[0] for name in NAMES] == [True] * len(NAMES)
     assert "clone" not in code[0]
     assert "copy" not in code[0]
 
@@ -187,7 +192,7 @@ def test_exported_module_is_the_same_and_keeps_the_operators():
         copies = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
         program = torch.export.export(Step(), copies)
         targets = [str(node.target) for node in program.graph.nodes]
-        assert [f"marco_fast.{name}.default" in targets for name in NAMES] == [True] * 4
+        assert [f"marco_fast.{name}.default" in targets for name in NAMES] == [True] * len(NAMES)
         return program.module()(*inputs)
 
     one, eager = Decoder(3), Decoder(3)
