@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from safetensors.torch import load_file, save_file
 
 import marco_fast as mf
 from marco_fast import ops
@@ -247,7 +248,7 @@ def serve_rank(rank: int, folder: str, name: str) -> None:
         return logits
 
     got = ops.merge_records(records, logits_of, **options_of(name), **keyed(12))
-    torch.save(tuple(got), f"{folder}/{rank}.pt")
+    save_file(got._asdict(), f"{folder}/{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
@@ -255,7 +256,8 @@ def serve_rank(rank: int, folder: str, name: str) -> None:
 def test_ranks_of_a_tensor_parallel_group(name, tmp_path):
     """Every rank has one shard, and ends with the same bits: the result of the whole."""
     torch.multiprocessing.spawn(serve_rank, (str(tmp_path), name), nprocs=3)
-    results = [mf.SampledTokens(*torch.load(tmp_path / f"{rank}.pt")) for rank in range(3)]
+    files = [tmp_path / f"{rank}.safetensors" for rank in range(3)]
+    results = [mf.SampledTokens(**load_file(file)) for file in files]
     for other in results[1:]:
         assert_same_bits(other, results[0])
     hidden, weight = random_product(12, 40, 700, torch.float32)
