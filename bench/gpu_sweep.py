@@ -77,19 +77,18 @@ def lm_head(machine: Any) -> list[dict]:
             2 * vocab * size,
         )
         keys = {key: x.to(machine.device) for key, x in keyed(batch).items()}
-        options = sampling_arguments(
+        sampling = sampling_arguments(
             inputs[0][0], 0.7, 0.95, 0.0, 0, *keys.values(), "raw", None, None, None
-        )[:6]
+        )
         outputs = empty_samples(batch, 5, machine.device)
 
-        def calls(options=options, outputs=outputs, inputs=inputs, **choice: Any) -> list:
+        def calls(sampling=sampling, outputs=outputs, inputs=inputs, **choice: Any) -> list:
             return [
                 lambda x=x: kernels.lm_head_confidence(
-                    *x, None, torch.float32, *options, False, False, None, None, None, *outputs,
-                    **choice,
+                    *x, None, torch.float32, sampling, False, False, *outputs, **choice
                 )
                 for x in inputs
-            ]  # fmt: skip
+            ]
 
         own = kernels.tiles(arch, torch.bfloat16, kernels.fit_descriptors(arch, *inputs[0]))
         choices = {"own": calls()}

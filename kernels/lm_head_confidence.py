@@ -21,7 +21,7 @@ from marco_fast.kernels.lm_head_kernels import (
     lm_head_scan_kernel,
 )
 from marco_fast.kernels.online_softmax import CHUNK, KEPT, RECORD_FIELDS
-from marco_fast.kernels.topk_confidence import key_slots, processors_of
+from marco_fast.kernels.topk_confidence import key_slots, processors_of, sampling_pointers
 from marco_fast.kernels.variants import Variant, architecture, pointer_type
 
 __all__ = ["lm_head_confidence", "lm_head_records", "variants"]
@@ -92,17 +92,9 @@ def lm_head_confidence(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     rounded: torch.dtype,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
+    sampling: Any,
     tempered: bool,
     union: bool,
-    path_sums: torch.Tensor | None,
-    path_counts: torch.Tensor | None,
-    active: torch.Tensor | None,
     *outputs: torch.Tensor,
     tile: tuple[Tile, Tile] | None = None,
     splits: int | None = None,
@@ -110,6 +102,7 @@ def lm_head_confidence(
     """Launches the kernels; arguments as marco_fast.lm_head_confidence, already checked.
 
     Args:
+        sampling: a marco_fast.ops.confidence.Sampling.
         outputs: the fields of SampledTokens, in order.
         tile: in place of what `tiles` chooses; then also batches above MOST_ROWS go through it.
         splits: how many programs share the vocabulary, in place of two a multiprocessor.
@@ -120,15 +113,14 @@ def lm_head_confidence(
     rows, size = hidden.shape
     vocab, top_k = len(weight), outputs[4].shape[1]
     block_k = key_slots(top_k, sample=True)
-    of_rows = temperature, top_p, min_p, sample_top_k, seeds, positions
     if rows > MOST_ROWS and tile is None:
-        tensors = *of_rows, path_sums, path_counts, active, *outputs
         for begin in range(0, rows, PRODUCT_ROWS):
-            end = begin + PRODUCT_ROWS
-            part: list[Any] = [None if each is None else each[begin:end] for each in tensors]
-            logits = product(hidden[begin:end], weight, bias, rounded)
-            arguments = [*part[:6], tempered, union, *part[6:]]
-            topk_confidence.sample_confidence(logits, *arguments)
+            part = slice(begin, begin + PRODUCT_ROWS)
+            topk_confidence.sample_confidence(
+                product(hidden[part], weight, bias, rounded),
+                type(sampling)(*(None if each is None else each[part] for each in sampling)),
+                tempered, union, *(each[part] for each in outputs),
+            )  # fmt: skip
         return
     if rows == 0:
         return
@@ -143,33 +135,28 @@ def lm_head_confidence(
     logits = empty(rows, vocab)  # written only where a row wants it
     chunk_records = empty(rows, RECORD_FIELDS.value, chunks)
     cut_keys = empty(rows, CUT_TILE.value, dtype=torch.int32)
-    biases = temperature if bias is None else bias
+    pointers, paths = sampling_pointers(sampling, outputs[0])
 
     def draw(late: bool) -> None:
-        bits = (path_sums is not None) + 2 * (path_counts is not None) + 4 * (active is not None)
-        # A pointer that is not there is never followed; it only needs its type.
-        sums = seeds if path_sums is None else path_sums
-        counts = sample_top_k if path_counts is None else path_counts
-        flags = (outputs[0] if active is None else active).view(torch.uint8)
         lm_head_draw_kernel[(rows,)](
-            *of_rows, sums, counts, flags, *outputs, records, keys, wanted, bounds, logits,
-            chunk_records, cut_keys, vocab, groups, chunks, splits, top_k, int(union),
-            int(tempered), bits, LATE=late, BLOCK_K=block_k, **options(arch, DRAW_WARPS),
+            *pointers, *outputs, records, keys, wanted, bounds, logits, chunk_records, cut_keys,
+            vocab, groups, chunks, splits, top_k, int(union), int(tempered), paths, LATE=late,
+            BLOCK_K=block_k, **options(arch, DRAW_WARPS),
         )  # fmt: skip
 
     with launching(device):
         records, keys = scan(
-            hidden, weight, bias, rounded, of_rows[:4], vocab, tempered, top_k, tile[0], splits
+            hidden, weight, bias, rounded, sampling, vocab, tempered, top_k, tile[0], splits
         )
         splits = keys.shape[1]
         draw(late=False)
         batch_tiles = triton.cdiv(rows, again.rows)
         lm_head_logits_kernel[(batch_tiles * triton.cdiv(vocab, again.entries),)](
-            operand(hidden, again.rows, again), operand(weight, again.entries, again), biases,
-            records, wanted, bounds, logits, hidden.stride(0), weight.stride(0), rows, vocab, size,
-            groups, batch_tiles, int(bias is not None), ROUNDED[rounded], BLOCK_V=again.entries,
-            BLOCK_B=again.rows, BLOCK_H=again.size, DESCRIPTORS=again.descriptors,
-            **options(arch, again.warps, again.stages),
+            operand(hidden, again.rows, again), operand(weight, again.entries, again),
+            bounds if bias is None else bias, records, wanted, bounds, logits, hidden.stride(0),
+            weight.stride(0), rows, vocab, size, groups, batch_tiles, int(bias is not None),
+            ROUNDED[rounded], BLOCK_V=again.entries, BLOCK_B=again.rows, BLOCK_H=again.size,
+            DESCRIPTORS=again.descriptors, **options(arch, again.warps, again.stages),
         )  # fmt: skip
         draw(late=True)
 
@@ -179,7 +166,7 @@ def scan(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     rounded: torch.dtype,
-    sampling: tuple[torch.Tensor, ...],
+    sampling: Any,
     all_vocab: int,
     tempered: bool,
     kept: int,
@@ -189,7 +176,6 @@ def scan(
     """The records [B, KEPT, groups] of every group of 64 entries and the keys [B, splits, BLOCK_K].
 
     Args:
-        sampling: temperature, top_p, min_p, sample_top_k.
         all_vocab: entries of all shards together, of which `weight` is one.
         kept: how many of the largest are kept, at least.
     """
@@ -203,7 +189,7 @@ def scan(
     keys = torch.empty((rows, splits, block_k), dtype=torch.int64, device=device)
     lm_head_scan_kernel[(batch_tiles * splits,)](
         operand(hidden, tile.rows, tile), operand(weight, tile.entries, tile),
-        sampling[0] if bias is None else bias, *sampling, records, keys, hidden.stride(0),
+        records if bias is None else bias, *sampling[:4], records, keys, hidden.stride(0),
         weight.stride(0), rows, vocab, all_vocab, size, groups, batch_tiles, splits, kept,
         int(tempered), int(bias is not None), ROUNDED[rounded], BLOCK_V=tile.entries,
         BLOCK_B=tile.rows, BLOCK_H=tile.size, BLOCK_K=block_k, DESCRIPTORS=tile.descriptors,
@@ -217,10 +203,7 @@ def lm_head_records(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     rounded: torch.dtype,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
+    sampling: Any,
     all_vocab: int,
     tempered: bool,
     *outputs: torch.Tensor,
@@ -228,13 +211,14 @@ def lm_head_records(
     """Launches the kernels of one shard; arguments as marco_fast.lm_head_records, already checked.
 
     Args:
+        sampling: a marco_fast.ops.confidence.Sampling.
         outputs: the tensors of LMHeadRecords, in order.
 
     Raises:
         ValueError: more than 32 candidates.
     """
     rows, candidates = outputs[-1].shape
-    sampling, arch = (temperature, top_p, min_p, sample_top_k), architecture(hidden.device)
+    arch = architecture(hidden.device)
     block_k = key_slots(candidates, sample=True)
     if rows == 0:
         return
@@ -244,7 +228,7 @@ def lm_head_records(
             hidden, weight, bias, rounded, sampling, all_vocab, tempered, candidates, tile
         )
         lm_head_record_kernel[(rows,)](
-            *sampling, *outputs, records, keys, all_vocab, records.shape[2], keys.shape[1],
+            *sampling[:4], *outputs, records, keys, all_vocab, records.shape[2], keys.shape[1],
             candidates, int(tempered), BLOCK_K=block_k, **options(arch, DRAW_WARPS),
         )  # fmt: skip
 
@@ -266,22 +250,22 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def types_of(kernel: triton.JITFunction, constants: dict[str, Any], dtype: str) -> dict[str, str]:
-    """The parameters' types; integers without a mention are int32, pointers float32."""
-    types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
-    for name in ("sample_top_k", "path_counts", "token_ids", "topk_ids", "status", "wanted"):
-        types[f"{name}_ptr"] = "*i32"
-    types |= {"infs_ptr": "*i32", "nans_ptr": "*i32", "sums_ptr": "*fp64"}
-    for name in ("seeds", "positions", "path_sums", "keys"):
-        types[f"{name}_ptr"] = "*i64"
-    types |= {"cut_keys_ptr": "*i32", "active_ptr": "*u8"}
-    types |= {"stride_hidden": "i64", "stride_weight": "i64"}
+    """The parameters' types; those that topk_confidence's kernels have too are of its types."""
+    others = {
+        "wanted_ptr": "*i32",
+        "infs_ptr": "*i32",
+        "nans_ptr": "*i32",
+        "sums_ptr": "*fp64",
+        "stride_hidden": "i64",
+        "stride_weight": "i64",
+    }
     for name, rows in (("hidden", "BLOCK_B"), ("weight", "BLOCK_V")):
-        types[name] = pointer_type(dtype)
+        others[name] = pointer_type(dtype)
         if constants.get("DESCRIPTORS"):
             block = f"[{constants[rows]}, {constants['BLOCK_H']}]"
-            types[name] = f"tensordesc<{pointer_type(dtype)[1:]}{block}>"
-    types |= dict.fromkeys(constants, "constexpr")
-    return {name: types[name] for name in kernel.arg_names}
+            others[name] = f"tensordesc<{pointer_type(dtype)[1:]}{block}>"
+    others |= dict.fromkeys(constants, "constexpr")
+    return topk_confidence.types_of(kernel, "float32", others)
 
 
 def variants(arch: str) -> Iterator[Variant]:

@@ -289,14 +289,14 @@ def lm_head_draw_kernel(
         top, infs, nan = largest_of_records(record_ptr, groups)
         total, weighted = fold_records(record_ptr, groups, top, infs, rate, SUM, HAS_WEIGHTED=True)
         token = tl.full((), -1, tl.int32)
-        wanted = tl.full((), 0, tl.int32) + NOTHING
+        wanted = tl.full((), NOTHING, tl.int32)
         if greedy & (top > float("-inf")):
             token = tl.max(tl.where(tl.arange(0, BLOCK_K) == 0, key_id(keys), -1), 0)
         elif top > float("-inf"):
             mass = total
-            field = tl.full((), 0, tl.int32) + SUM
+            field = tl.full((), SUM, tl.int32)
             if own_sums:
-                field = tl.full((), 0, tl.int32) + SAMPLING_SUM
+                field = tl.full((), SAMPLING_SUM, tl.int32)
                 mass, _ = fold_records(
                     record_ptr, groups, top, infs, sampling_rate, SAMPLING_SUM, HAS_WEIGHTED=False
                 )
@@ -305,11 +305,11 @@ def lm_head_draw_kernel(
                 temperature.to(tl.float64), top_p, min_p, sample_top_k, vocab, top, mass
             )
             goal = u * mass
-            cut = tl.full((), 0.0, tl.float32) + LOWEST
-            token += OUTSIDE + 1
+            cut = tl.full((), LOWEST, tl.float32)
+            token = tl.full((), OUTSIDE, tl.int32)
             if infs > 0:
                 goal = rank_among_infs(infs, most, top_p, target, u)
-                field = tl.full((), 0, tl.int32) + INFS
+                field = tl.full((), INFS, tl.int32)
                 cut = tl.full((), float("inf"), tl.float32)
             elif filtered:
                 token = draw_from_candidates(
@@ -317,7 +317,7 @@ def lm_head_draw_kernel(
                 )
             if token == OUTSIDE:
                 if filtered & (infs == 0):
-                    wanted += BY_BOUND - NOTHING
+                    wanted = tl.full((), BY_BOUND, tl.int32)
                     if LATE:
                         token = draw_again(
                             logits_row, record_ptr,
@@ -341,7 +341,7 @@ def lm_head_draw_kernel(
                         at, _ = first_beyond(each, inside, GROUP)
                         token = group * GROUP + at
         if LATE:
-            wanted = tl.full((), 0, tl.int32) + NOTHING
+            wanted = tl.full((), NOTHING, tl.int32)
             logit = tl.load(logits_row + token)
         else:
             tl.store(wanted_ptr + row, wanted)

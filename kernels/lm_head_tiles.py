@@ -10,18 +10,18 @@ from marco_fast.kernels.confidence_draw import ALL_IDS, GROUP, LOWEST, chunk_mas
 from marco_fast.kernels.online_softmax import (
     FOLD,
     INFS,
+    LOWEST_POWER,
     NAN_FLAG,
     SAMPLING_SUM,
     SUM,
     TOP,
     WEIGHTED,
     record_field,
+    sum_in_order,
 )
 from marco_fast.kernels.topk_keys import EMPTY_KEY, FULL_KEY, key_value, pack_key
 
 __all__ = ["bound_of", "keep_tile", "no_keys_of_rows", "store_keys_of_rows"]
-
-LOWEST_POWER = tl.constexpr(-126.0)  # of 2 that float32 holds as a normal number
 
 
 @triton.jit
@@ -53,14 +53,6 @@ def keep_tile(
         )
         keys = push_rows(x, first_id, keys)
     return keys
-
-
-@triton.jit
-def sum_in_order(x):
-    """x [rows, entries] summed over entries as one tree, whatever the layout."""
-    for _ in tl.static_range(6):
-        x = tl.sum(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), 1)
-    return tl.reshape(x, [x.shape[0]])
 
 
 @triton.jit

@@ -15,6 +15,7 @@ __all__ = [
     "FOLD",
     "INFS",
     "KEPT",
+    "LOWEST_POWER",
     "NAN_FLAG",
     "RECORD_FIELDS",
     "SAMPLING_SUM",
@@ -25,6 +26,7 @@ __all__ = [
     "load_chunk",
     "rate_of",
     "store_record",
+    "sum_in_order",
 ]
 
 CHUNK = tl.constexpr(4096)  # entries
@@ -40,7 +42,7 @@ KEPT = tl.constexpr(5)  # the mass that the filters keep; written only by a cut
 RECORD_FIELDS = tl.constexpr(6)
 NAN_FLAG = tl.constexpr(8192)
 
-_LOWEST_POWER = tl.constexpr(-126.0)  # of 2 that float32 holds as a normal number
+LOWEST_POWER = tl.constexpr(-126.0)  # of 2 that float32 holds as a normal number
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
@@ -49,6 +51,15 @@ def rate_of(temperature):
     """log2(e) / temperature as a float32 below infinity; the temperature is a float32 scalar."""
     rate = 1.4426950408889634 / temperature.to(tl.float64)
     return tl.minimum(rate, _LARGEST).to(tl.float32)
+
+
+@triton.jit
+def sum_in_order(x):
+    """x [rows, entries] summed over entries as a binary tree of neighbours, whatever the layout."""
+    for _ in tl.static_range(8):
+        if x.shape[1] > 1:
+            x = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]), 2)
+    return tl.reshape(x, [x.shape[0]])
 
 
 @triton.jit
@@ -71,7 +82,7 @@ def chunk_sums(x, top, rate):
     y = (x - base) * rate
     powers = tl.exp2(y)
     # A power below the normal numbers times its exponent is nothing; 0 * -inf would be NaN.
-    return tl.sum(powers, 0), tl.sum(powers * tl.maximum(y, _LOWEST_POWER), 0)
+    return tl.sum(powers, 0), tl.sum(powers * tl.maximum(y, LOWEST_POWER), 0)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ workspace between them, and every variant that may be launched.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -93,6 +93,19 @@ def processors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def sampling_pointers(
+    sampling: Any, token_ids: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], int]:
+    """What a kernel that draws takes of a Sampling, in its order, and which of the last three are
+    there (bits: 1 sums, 2 counts, 4 active). Others are never followed: they only have a type."""
+    *rows, sums, counts, active = sampling
+    paths = (sums is not None) + 2 * (counts is not None) + 4 * (active is not None)
+    sums = sampling.seeds if sums is None else sums
+    counts = sampling.sample_top_k if counts is None else counts
+    flags = (token_ids if active is None else active).view(torch.uint8)
+    return (*rows, sums, counts, flags), paths
+
+
 def topk_confidence(
     logits: torch.Tensor,
     token_ids: torch.Tensor,
@@ -129,17 +142,9 @@ def topk_confidence(
 
 def sample_confidence(
     logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
+    sampling: Any,
     tempered: bool,
     union: bool,
-    path_sums: torch.Tensor | None,
-    path_counts: torch.Tensor | None,
-    active: torch.Tensor | None,
     *outputs: torch.Tensor,
     splits: tuple[int, int] | None = None,
     workspace: Workspace | None = None,
@@ -147,6 +152,7 @@ def sample_confidence(
     """Launches the kernel; arguments as marco_fast.sample_confidence, already checked.
 
     Args:
+        sampling: a marco_fast.ops.confidence.Sampling.
         outputs: the fields of SampledTokens, in order.
         splits: (splits, chunks a split) in place of split_of's.
         workspace: memory of a call of the same shape.
@@ -161,16 +167,11 @@ def sample_confidence(
         return
     splits = splits or split_of(rows, chunks, processors_of(logits.device))
     space = workspace or make_workspace(logits, block_k, splits[0], sample=True)
-    paths = (path_sums is not None) + 2 * (path_counts is not None) + 4 * (active is not None)
-    # A pointer that is not there is never followed; it only needs its type.
-    sums = seeds if path_sums is None else path_sums
-    counts = sample_top_k if path_counts is None else path_counts
-    flags = (outputs[0] if active is None else active).view(torch.uint8)
+    pointers, paths = sampling_pointers(sampling, outputs[0])
     with launching(logits.device):
         sample_confidence_kernel[(rows * splits[0],)](
-            logits, temperature, top_p, min_p, sample_top_k, seeds, positions, sums, counts, flags,
-            *outputs, *space, logits.stride(0), vocab, chunks, *splits, top_k, int(union),
-            int(tempered), paths, BLOCK_K=block_k,
+            logits, *pointers, *outputs, *space, logits.stride(0), vocab, chunks, *splits, top_k,
+            int(union), int(tempered), paths, BLOCK_K=block_k,
             **launch_options(True, torch.version.hip is None),
         )  # fmt: skip
 
@@ -200,7 +201,9 @@ def variants(arch: str) -> Iterator[Variant]:
             )
 
 
-def types_of(kernel: triton.JITFunction, dtype: str) -> dict[str, str]:
+def types_of(
+    kernel: triton.JITFunction, dtype: str, others: dict[str, str] | None = None
+) -> dict[str, str]:
     """The parameters' types; integers without a mention are int32, pointers float32."""
     types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
     for name in ("sample_top_k", "path_counts", "token_ids", "topk_ids", "status", "tickets"):
@@ -215,4 +218,5 @@ def types_of(kernel: triton.JITFunction, dtype: str) -> dict[str, str]:
         "stride_logits_row": "i64",
         "BLOCK_K": "constexpr",
     }
+    types |= others or {}
     return {name: types[name] for name in kernel.arg_names}

@@ -21,6 +21,8 @@ Lengths, pages and counts are read from the plan's arrays at run time, so a capt
 import triton
 import triton.language as tl
 
+from marco_fast.kernels.online_softmax import sum_in_order
+
 __all__ = ["advance_kernel", "attend_kernel", "merge_kernel"]
 
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -45,15 +47,6 @@ def finish(m, s, acc):
     """The result and its lse (natural log): a state without tokens gives 0 and -inf."""
     nonzero = tl.where(s == 0.0, 1.0, s)
     return acc / nonzero[:, None], (m + tl.log2(nonzero)) * LN_2
-
-
-@triton.jit
-def sum_in_order(x):
-    """x [rows, tokens] summed over tokens as a binary tree of neighbours, whatever the layout."""
-    for _ in tl.static_range(8):
-        if x.shape[1] > 1:
-            x = tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]), 2)
-    return tl.reshape(x, [x.shape[0]])
 
 
 @triton.jit

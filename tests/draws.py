@@ -5,9 +5,18 @@ import math
 import numpy as np
 import torch
 
+from marco_fast.ops.confidence import Sampling, sampling_arguments
 from marco_fast.ops.philox import philox_uniform
 
-__all__ = ["CDF_ATOL", "OPTIONS", "check_draws", "kept_masses", "keyed", "options_of"]
+__all__ = [
+    "CDF_ATOL",
+    "OPTIONS",
+    "check_draws",
+    "kept_masses",
+    "keyed",
+    "options_of",
+    "sampling_of",
+]
 
 # A draw may differ from the float64 CDF only where u lies this close to a boundary of it. The
 # masses are float32: 2 ulp each, and up to 20 * 2^-24 where a temperature divides the exponent.
@@ -47,6 +56,12 @@ def keyed(rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
         "seeds": torch.randint(-(2**63), 2**63 - 1, (rows,), generator=rng),
         "positions": torch.randint(0, 100000, (rows,), generator=rng),
     }
+
+
+def sampling_of(name: str, keys: dict[str, torch.Tensor], paths=(None, None, None)) -> Sampling:
+    """What a launcher takes."""
+    seeds, positions = keys["seeds"], keys["positions"]
+    return sampling_arguments(seeds, *options_of(name).values(), seeds, positions, "raw", *paths)
 
 
 def kept_masses(z: np.ndarray, temperature, top_p, min_p, sample_top_k) -> np.ndarray:

@@ -5,7 +5,7 @@ import torch
 
 from marco_fast import ops
 from tests.compare import assert_lse_close
-from tests.draws import OPTIONS, check_draws, keyed, options_of
+from tests.draws import OPTIONS, check_draws, keyed, options_of, sampling_of
 from tests.inputs import DTYPES, LOGIT_KINDS, against_guard, logits_of, poisoned
 from tests.test_lm_head_confidence import as_product, random_product
 from tests.test_sample_confidence import check
@@ -35,15 +35,11 @@ def launch(hidden, weight, name, keys, bias=None, **private):
     """The launcher itself, into poisoned outputs."""
     from marco_fast.kernels import lm_head_confidence
 
-    rows = len(hidden)
     like = ops.lm_head_confidence(hidden, weight, bias=bias, **keys)
     outputs = type(like)(*map(poisoned, like))
-    *floats, top_k = options_of(name).values()
-    options = [torch.full((rows,), value) for value in floats]
-    options.append(torch.full((rows,), top_k, dtype=torch.int32))
     lm_head_confidence.lm_head_confidence(
-        hidden, weight, bias, torch.float32, *options, keys["seeds"], keys["positions"], False,
-        False, None, None, None, *outputs, **private,
+        hidden, weight, bias, torch.float32, sampling_of(name, keys), False, False, *outputs,
+        **private,
     )  # fmt: skip
     return outputs
 

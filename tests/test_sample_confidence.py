@@ -6,7 +6,7 @@ import torch
 from marco_fast import ops
 from marco_fast.ops import reference
 from tests.compare import assert_lse_close, assert_scores, entropy_of
-from tests.draws import OPTIONS, check_draws, keyed, options_of
+from tests.draws import OPTIONS, check_draws, keyed, options_of, sampling_of
 from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
 from tests.test_topk_confidence import assert_same_bits
 
@@ -161,11 +161,7 @@ def test_every_output_is_written(kind):
     logits, keys = logits_of(kind, 6, 321), keyed(6)
     want = ops.sample_confidence(logits, **keys)
     outputs = type(want)(*map(poisoned, want))
-    rows = [torch.full((6,), value) for value in (1.0, 1.0, 0.0)]
-    top_k = torch.zeros(6, dtype=torch.int32)
-    cpu.sample_confidence(
-        logits, *rows, top_k, keys["seeds"], keys["positions"], False, False, *[None] * 3, *outputs
-    )
+    cpu.sample_confidence(logits, sampling_of("plain", keys), False, False, *outputs)
     assert_same_bits(outputs, want)
 
 

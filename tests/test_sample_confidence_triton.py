@@ -9,7 +9,7 @@ import torch
 from marco_fast import ops
 from marco_fast.ops import reference
 from marco_fast.ops.philox import philox_uniform
-from tests.draws import OPTIONS, check_draws, kept_masses, keyed, options_of
+from tests.draws import OPTIONS, check_draws, kept_masses, keyed, options_of, sampling_of
 from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
 from tests.test_sample_confidence import check
 from tests.test_sample_confidence_draws import assert_fits
@@ -31,15 +31,10 @@ def launch(logits, name, keys, paths=(None, None, None), **private):
     """The launcher itself, into poisoned outputs."""
     from marco_fast.kernels import topk_confidence
 
-    rows = len(logits)
     like = reference.sample_confidence(logits, **options_of(name), **keys, dtype=torch.float32)
     outputs = type(like)(*map(poisoned, like))
-    *floats, top_k = options_of(name).values()
-    options = [torch.full((rows,), value) for value in floats]
-    options.append(torch.full((rows,), top_k, dtype=torch.int32))
     topk_confidence.sample_confidence(
-        logits, *options, keys["seeds"], keys["positions"], False, False, *paths, *outputs,
-        **private,
+        logits, sampling_of(name, keys, paths), False, False, *outputs, **private
     )  # fmt: skip
     return outputs
 

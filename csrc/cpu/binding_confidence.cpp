@@ -147,14 +147,17 @@ void sample_row(const ConfidenceArgs& all, int64_t b, const float* logits) {
 // Rows of hidden and of weight are `strides` elements apart; `rounded`: the dtype that logits are
 // rounded to, float32 for none.
 LMHeadArgs lm_head_args(Address hidden, Address weight, Address bias, int dtype, int rounded,
-                        const std::array<int64_t, 3>& sizes,
-                        const std::array<int64_t, 2>& strides) {
+                        const std::array<int64_t, 3>& sizes, const std::array<int64_t, 2>& strides,
+                        int32_t top_k, bool include_token, const Outputs& out,
+                        const SampleOptions& sample) {
   LMHeadArgs args{};
   args.hidden = at<void>(hidden), args.hidden_stride = strides[0];
   args.weight = at<void>(weight), args.weight_stride = strides[1];
   args.bias = at<float>(bias), args.size = sizes[1];
   args.dtype = static_cast<Dtype>(dtype), args.rounded = static_cast<Dtype>(rounded);
-  args.scores = confidence_args(0, int(Dtype::f32), sizes[0], sizes[2], sizes[2], 1, false, {});
+  args.scores = confidence_args(0, int(Dtype::f32), sizes[0], sizes[2], sizes[2], top_k,
+                                include_token, out);
+  args.scores.sample = &sample;
   return args;
 }
 
@@ -163,9 +166,8 @@ void lm_head_records(Address hidden, Address weight, Address bias, int dtype, in
                      const Options& options, bool tempered, int32_t candidates,
                      const std::array<Address, 6>& out, int threads) {
   const SampleOptions sample = sample_options(options, 0, 0, tempered);
-  LMHeadArgs args = lm_head_args(hidden, weight, bias, dtype, rounded, sizes, strides);
-  args.scores.sample = &sample;
-  args.scores.top_k = std::min<int64_t>(candidates, sizes[2]);
+  const LMHeadArgs args = lm_head_args(hidden, weight, bias, dtype, rounded, sizes, strides,
+                                       std::min<int64_t>(candidates, sizes[2]), false, {}, sample);
   if (sizes[0] == 0) return;
   const HeadRecords records{at<float>(out[0]),   at<double>(out[1]), at<int32_t>(out[2]),
                             at<int32_t>(out[3]), at<float>(out[4]),  at<int32_t>(out[5]), candidates};
@@ -180,12 +182,11 @@ void lm_head_confidence(Address hidden, Address weight, Address bias, int dtype,
                         int32_t top_k, bool include_token, const Outputs& out,
                         const Options& options, Address token_ids, Address entropy, bool tempered,
                         int threads) {
-  const int64_t rows = sizes[0], entries = sizes[2];
+  const int64_t entries = sizes[2];
   const SampleOptions sample = sample_options(options, token_ids, entropy, tempered);
-  LMHeadArgs args = lm_head_args(hidden, weight, bias, dtype, rounded, sizes, strides);
-  args.scores = confidence_args(0, int(Dtype::f32), rows, entries, entries, top_k, include_token, out);
-  args.scores.sample = &sample;
-  if (rows == 0) return;
+  const LMHeadArgs args = lm_head_args(hidden, weight, bias, dtype, rounded, sizes, strides, top_k,
+                                       include_token, out, sample);
+  if (sizes[0] == 0) return;
   py::gil_scoped_release release;
   LMHeadRun run(args, kLMHead[g_isa], threads);
   run.scan();

@@ -1,6 +1,6 @@
 """topk_confidence and sample_confidence: check arguments, allocate results, run a backend."""
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from marco_fast.ops.confidence_reference import SampledTokens, TopKConfidence
 __all__ = [
     "LOGIT_DTYPES",
     "SampledTokens",
+    "Sampling",
     "TopKConfidence",
     "check_scoring",
     "empty_samples",
@@ -25,6 +26,20 @@ _LARGEST = torch.finfo(torch.float32).max
 _INT32_MAX = 2**31 - 1
 _FLOAT32, _INT32, _INDEXES = torch.float32, torch.int32, (torch.int64, torch.int32)
 _empty = torch.empty
+
+
+class Sampling(NamedTuple):
+    """How each row is drawn and counted, checked: what every backend takes."""
+
+    temperature: torch.Tensor  # [B] float32
+    top_p: torch.Tensor  # [B] float32
+    min_p: torch.Tensor  # [B] float32
+    sample_top_k: torch.Tensor  # [B] int32
+    seeds: torch.Tensor  # [B] int64
+    positions: torch.Tensor  # [B] int64
+    path_sums: torch.Tensor | None  # [B] int64, units of 2^-40, added to
+    path_counts: torch.Tensor | None  # [B] int32, added to
+    active: torch.Tensor | None  # [B] bool: which rows' paths are added to
 
 
 def _check_logits(logits: torch.Tensor, top_k: int, denominator: str) -> None:
@@ -142,12 +157,8 @@ def sampling_arguments(
     path_sums: torch.Tensor | None,
     path_counts: torch.Tensor | None,
     active: torch.Tensor | None,
-) -> tuple[Any, ...]:
+) -> Sampling:
     """The arguments of a draw, checked, each as a contiguous [B] tensor beside `rows` [B, ...].
-
-    Returns:
-        temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active;
-        the last three are None where they were.
 
     Raises:
         ValueError: as sample_confidence documents.
@@ -169,7 +180,7 @@ def sampling_arguments(
         _check_row_tensor("active", active, rows, (torch.bool,))
         active = active.contiguous()
     keys = (seeds.contiguous(), positions.contiguous())
-    return (*options, *keys, path_sums, path_counts, active)
+    return Sampling(*options, *keys, path_sums, path_counts, active)
 
 
 def topk_confidence(
@@ -273,21 +284,11 @@ def sample_confidence(
         BackendError: the named backend cannot run here.
     """
     _check_logits(logits, top_k, denominator)
-    options = sampling_arguments(
+    sampling = sampling_arguments(
         logits, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
         path_sums, path_counts, active,
     )  # fmt: skip
     module = load_backend(backend, logits.device, "topk_confidence")
     result = empty_samples(logits.shape[0], top_k, logits.device)
-    *sampling, path_sums, path_counts, active = options
-    module.sample_confidence(
-        logits,
-        *sampling,
-        score == "tempered",
-        denominator == "union",
-        path_sums,
-        path_counts,
-        active,
-        *result,
-    )
+    module.sample_confidence(logits, sampling, score == "tempered", denominator == "union", *result)
     return result

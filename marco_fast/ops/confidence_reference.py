@@ -7,13 +7,24 @@ import torch
 from marco_fast.ops.philox import philox_uniform
 
 __all__ = [
+    "GREEDY_TEMPERATURE",
+    "LOG2_E",
     "SampledTokens",
     "TopKConfidence",
+    "add_to_paths",
+    "clean",
+    "first_beyond",
     "lm_head_confidence",
     "lm_head_records",
     "sample_confidence",
+    "score_of",
+    "softmax_of",
     "topk_confidence",
 ]
+
+
+GREEDY_TEMPERATURE = 1e-5  # below it a draw is the largest
+LOG2_E = 1.4426950408889634
 
 
 class TopKConfidence(NamedTuple):
@@ -40,7 +51,7 @@ class SampledTokens(NamedTuple):
     entropy: torch.Tensor  # [B] nats, of the scored distribution
 
 
-class _Softmax(NamedTuple):
+class Softmax(NamedTuple):
     shifted: torch.Tensor  # [B, V] (z - max) / T; -inf for no probability
     masses: torch.Tensor  # [B, V] exp(shifted)
     total: torch.Tensor  # [B, 1] sum of masses; 0 where nothing is above -inf
@@ -48,7 +59,7 @@ class _Softmax(NamedTuple):
     lse: torch.Tensor  # [B]
 
 
-def _clean(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def clean(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits with NaN read as -inf, and the status bits 1, 2 and 4 (int32)."""
     nan = logits.isnan()
     z = logits.to(dtype).masked_fill(nan, -torch.inf)
@@ -56,7 +67,7 @@ def _clean(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     return z, status + 4 * (z == -torch.inf).all(-1).int()
 
 
-def _softmax(z: torch.Tensor, temperature: torch.Tensor) -> _Softmax:
+def softmax_of(z: torch.Tensor, temperature: torch.Tensor) -> Softmax:
     largest = z.amax(-1, keepdim=True)
     # Entries of +inf equal the maximum and share the probability; a row without any logit has none.
     shifted = torch.where(z == largest, 0.0, z - largest) / temperature[:, None]
@@ -65,7 +76,7 @@ def _softmax(z: torch.Tensor, temperature: torch.Tensor) -> _Softmax:
     total = masses.sum(-1, keepdim=True)
     log_total = torch.where(total > 0, total, 1.0).log()
     lse = (largest / temperature[:, None] + log_total)[:, 0]
-    return _Softmax(shifted, masses, total, log_total, lse)
+    return Softmax(shifted, masses, total, log_total, lse)
 
 
 def _rank(z: torch.Tensor) -> torch.Tensor:
@@ -73,9 +84,9 @@ def _rank(z: torch.Tensor) -> torch.Tensor:
     return torch.sort(z, dim=-1, descending=True, stable=True).indices
 
 
-def _score(
+def score_of(
     z: torch.Tensor,
-    softmax: _Softmax,
+    softmax: Softmax,
     ids: torch.Tensor,
     token_ids: torch.Tensor,
     status: torch.Tensor,
@@ -115,11 +126,11 @@ def topk_confidence(
     a float32 value; a token id outside [0, V) sets status bit 8 and has confidence 0 and logprob
     -inf.
     """
-    z, status = _clean(logits, dtype)
+    z, status = clean(logits, dtype)
     outside = (token_ids < 0) | (token_ids >= z.shape[1])
-    softmax = _softmax(z, _per_row(temperature, z, torch.float32).to(dtype))
+    softmax = softmax_of(z, _per_row(temperature, z, torch.float32).to(dtype))
     ids = _rank(z)[:, :top_k]
-    return _score(z, softmax, ids, token_ids, status + 8 * outside.int(), denominator == "union")
+    return score_of(z, softmax, ids, token_ids, status + 8 * outside.int(), denominator == "union")
 
 
 def _draw(
@@ -132,7 +143,7 @@ def _draw(
     u: torch.Tensor,
 ) -> torch.Tensor:
     """[B] int64: inverse CDF at u, in id order, over the tokens that the filters keep (float64)."""
-    softmax = _softmax(z.double(), temperature.double())
+    softmax = softmax_of(z.double(), temperature.double())
     masses, shifted = softmax.masses.gather(1, ranked), softmax.shifted.gather(1, ranked)
     before = masses.cumsum(-1) - masses
     rank = torch.arange(z.shape[1], device=z.device)
@@ -141,12 +152,30 @@ def _draw(
     keep &= (min_p[:, None] == 0) | (shifted >= min_p.double()[:, None].log())
     keep[:, 0] = True
     kept = torch.zeros_like(masses).scatter(1, ranked, masses * keep)
-    cdf = kept.cumsum(-1)
-    target = u[:, None] * cdf[:, -1:]
-    token = torch.searchsorted(cdf, target, right=True)[:, 0]
-    # Where rounding puts the target at the end: the last token that has any mass.
-    last = z.shape[1] - 1 - (kept > 0).flip(-1).int().argmax(-1)
-    return torch.where(token < z.shape[1], token, last)
+    return first_beyond(kept, u * kept.cumsum(-1)[:, -1])
+
+
+def first_beyond(masses: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Where the cumulative mass [B, N] first exceeds target [B]; else the last of any mass."""
+    found = torch.searchsorted(masses.cumsum(-1), target[:, None], right=True)[:, 0]
+    # Rounding may put the target at the end.
+    last = masses.shape[1] - 1 - (masses > 0).flip(-1).int().argmax(-1)
+    return torch.where(found < masses.shape[1], found, last)
+
+
+def add_to_paths(
+    confidence: torch.Tensor,
+    path_sums: torch.Tensor | None,
+    path_counts: torch.Tensor | None,
+    active: torch.Tensor | None,
+) -> None:
+    """Adds each row's confidence [B] to its path, where there are paths and it is active."""
+    counted = torch.ones_like(confidence, dtype=torch.bool) if active is None else active
+    if path_sums is not None:
+        fixed = (confidence.float().double() * 2.0**40).round().long()
+        path_sums += torch.where(counted, fixed, 0)
+    if path_counts is not None:
+        path_counts += counted.int()
 
 
 def _per_row(value: float | torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -177,9 +206,9 @@ def sample_confidence(
     cumulative mass exceeds u * (mass of all kept); u is `philox_uniform(seed, position)`. top_p
     compares the mass of the tokens ranked before one with top_p * (mass of all V).
     """
-    z, status = _clean(logits, dtype)
+    z, status = clean(logits, dtype)
     sampling_t = _per_row(temperature, z, torch.float32)
-    greedy = sampling_t < 1e-5
+    greedy = sampling_t < GREEDY_TEMPERATURE
     ranked = _rank(z)
     drawn = _draw(
         z,
@@ -192,17 +221,12 @@ def sample_confidence(
     )
     token_ids = torch.where(greedy, ranked[:, 0], drawn).masked_fill(status & 4 > 0, -1).int()
     score_t = sampling_t if score == "tempered" else torch.ones_like(sampling_t)
-    softmax = _softmax(z, score_t.to(dtype))
-    scored = _score(z, softmax, ranked[:, :top_k], token_ids, status, denominator == "union")
+    softmax = softmax_of(z, score_t.to(dtype))
+    scored = score_of(z, softmax, ranked[:, :top_k], token_ids, status, denominator == "union")
     weighted = torch.where(softmax.masses > 0, softmax.masses * softmax.shifted, 0.0).sum(-1)
     total = torch.where(softmax.total > 0, softmax.total, 1.0)[:, 0]
     entropy = (softmax.log_total[:, 0] - weighted / total).clamp_min(0.0)
-    counted = torch.ones_like(greedy) if active is None else active
-    if path_sums is not None:
-        fixed = (scored.confidence.float().double() * 2.0**40).round().long()
-        path_sums += torch.where(counted, fixed, 0)
-    if path_counts is not None:
-        path_counts += counted.int()
+    add_to_paths(scored.confidence, path_sums, path_counts, active)
     return SampledTokens(token_ids, *scored, entropy)
 
 
@@ -213,15 +237,15 @@ def lm_head_records(
 
     Sums are of 2^y and 2^y * y with y = (z - largest) * log2(e) / T; entries of +inf count 1 each.
     """
-    z, status = _clean(logits, torch.float64)
+    z, status = clean(logits, torch.float64)
     infs = (z == torch.inf).sum(-1)
-    sampling_t = torch.where(temperature < 1e-5, 1.0, temperature).double()
+    sampling_t = torch.where(temperature < GREEDY_TEMPERATURE, 1.0, temperature).double()
     scored, drawn = (
-        _softmax(z, t)
+        softmax_of(z, t)
         for t in (temperature.double() if tempered else torch.ones_like(sampling_t), sampling_t)
     )
     powers = torch.where(scored.masses > 0, scored.masses * scored.shifted, 0.0).sum(-1)
-    powers = torch.where(infs > 0, 0.0, powers * 1.4426950408889634)
+    powers = torch.where(infs > 0, 0.0, powers * LOG2_E)
     ids = _rank(z)[:, :candidates]
     values = z.gather(1, ids)
     missing = (0, candidates - ids.shape[1])

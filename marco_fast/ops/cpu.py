@@ -7,6 +7,7 @@ microseconds, so nothing here makes a view or a copy of a tensor.
 import torch
 
 from marco_fast import _C
+from marco_fast.ops.confidence import Sampling
 from marco_fast.ops.tree_plan import TreeAttentionPlan
 
 __all__ = [
@@ -21,6 +22,11 @@ __all__ = [
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/array.h
 _INT64 = torch.int64
 _threads = torch.get_num_threads
+
+
+def addresses(sampling: Sampling) -> list[int]:
+    """Of each field, in order; 0 where there is none."""
+    return [0 if each is None else each.data_ptr() for each in sampling]
 
 
 def append_kv(
@@ -77,30 +83,19 @@ def topk_confidence(
 
 def sample_confidence(
     logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
+    sampling: Sampling,
     tempered: bool,
     union: bool,
-    path_sums: torch.Tensor | None,
-    path_counts: torch.Tensor | None,
-    active: torch.Tensor | None,
     token_ids: torch.Tensor,
     *outputs: torch.Tensor,
 ) -> None:
     """token_ids and outputs: the fields of SampledTokens, in order."""
     rows, vocabulary = logits.shape
     *scores, entropy = outputs
-    options = (
-        temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active,
-    )  # fmt: skip
     _C.sample_confidence(
         logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
         scores[3].shape[1], union, [output.data_ptr() for output in scores],
-        [0 if each is None else each.data_ptr() for each in options],
+        addresses(sampling),
         token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
     )  # fmt: skip
 
@@ -110,31 +105,20 @@ def lm_head_confidence(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     rounded: torch.dtype,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
+    sampling: Sampling,
     tempered: bool,
     union: bool,
-    path_sums: torch.Tensor | None,
-    path_counts: torch.Tensor | None,
-    active: torch.Tensor | None,
     token_ids: torch.Tensor,
     *outputs: torch.Tensor,
 ) -> None:
     """token_ids and outputs: the fields of SampledTokens, in order."""
     *scores, entropy = outputs
-    options = (
-        temperature, top_p, min_p, sample_top_k, seeds, positions, path_sums, path_counts, active,
-    )  # fmt: skip
     _C.lm_head_confidence(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
         [hidden.stride(0), weight.stride(0)], scores[3].shape[1], union,
         [output.data_ptr() for output in scores],
-        [0 if each is None else each.data_ptr() for each in options],
+        addresses(sampling),
         token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
     )  # fmt: skip
 
@@ -144,20 +128,16 @@ def lm_head_records(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     rounded: torch.dtype,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
+    sampling: Sampling,
     all_vocab: int,
     tempered: bool,
     *outputs: torch.Tensor,
 ) -> None:
     """outputs: the tensors of LMHeadRecords, in order."""
-    options = (temperature, top_p, min_p, sample_top_k, None, None, None, None, None)
     _C.lm_head_records(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
         [hidden.stride(0), weight.stride(0)],
-        [0 if each is None else each.data_ptr() for each in options], tempered,
+        addresses(sampling), tempered,
         outputs[-1].shape[1], [output.data_ptr() for output in outputs], _threads(),
     )  # fmt: skip

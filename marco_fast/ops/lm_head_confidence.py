@@ -60,7 +60,7 @@ def lm_head_confidence(
     """
     check_product(hidden, weight, bias, round_logits)
     check_scoring(len(weight), top_k, denominator)
-    *sampling, path_sums, path_counts, active = sampling_arguments(
+    sampling = sampling_arguments(
         hidden, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
         path_sums, path_counts, active,
     )  # fmt: skip
@@ -71,12 +71,9 @@ def lm_head_confidence(
         weight,
         None if bias is None else bias.float(),
         round_logits or torch.float32,
-        *sampling,
+        sampling,
         score == "tempered",
         denominator == "union",
-        path_sums,
-        path_counts,
-        active,
         *result,
     )
     return result

@@ -1,9 +1,9 @@
 """lm_head_confidence over shards of the vocabulary, as tensor parallelism cuts an LM head.
 
-Each shard reads its own weights and leaves a record a row, about 150 bytes (lm_head_records). From
-the records of all shards every rank computes the same result (merge_records). A draw that they do
-not decide needs logits of that row: of one shard where nothing is filtered, of all where the
-filters keep more tokens than the records hold, or there is a +inf.
+Each shard reads its own weights and leaves a record a row, of 164 bytes with 16 candidates
+(lm_head_records). From the records of all shards every rank computes the same result
+(merge_records). A draw that they do not decide needs logits of that row: of one shard where nothing
+is filtered, of all where the filters keep more tokens than the records hold, or there is a +inf.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,19 @@ import torch
 from marco_fast.ops.backends import load_backend
 from marco_fast.ops.confidence import (
     SampledTokens,
+    Sampling,
     check_scoring,
     sample_confidence,
     sampling_arguments,
+)
+from marco_fast.ops.confidence_reference import (
+    GREEDY_TEMPERATURE,
+    LOG2_E,
+    add_to_paths,
+    clean,
+    first_beyond,
+    score_of,
+    softmax_of,
 )
 from marco_fast.ops.lm_head_confidence import check_product
 from marco_fast.ops.philox import philox_uniform
@@ -24,8 +34,6 @@ from marco_fast.ops.philox import philox_uniform
 __all__ = ["LMHeadRecords", "lm_head_records", "merge_records"]
 
 CANDIDATES = 16  # of the largest, at least: a filtered draw looks at so many
-GREEDY_TEMPERATURE = 1e-5
-LOG2_E = 1.4426950408889634
 LogitsOf = Callable[[int, torch.Tensor], torch.Tensor]
 
 
@@ -85,7 +93,7 @@ def lm_head_records(
     none = torch.zeros(rows, dtype=torch.int64, device=device)
     sampling = sampling_arguments(
         hidden, temperature, top_p, min_p, sample_top_k, none, none, score, None, None, None
-    )[:4]
+    )
     module = load_backend(backend, device, "lm_head_confidence")
     kept = max(top_k, CANDIDATES)
     tensors = (
@@ -101,7 +109,7 @@ def lm_head_records(
         weight_shard,
         None if bias is None else bias.float(),
         round_logits or torch.float32,
-        *sampling,
+        sampling,
         vocab_size,
         score == "tempered",
         *tensors,
@@ -150,19 +158,14 @@ def merge_records(
     """
     vocab = _check_shards(records, top_k)
     check_scoring(vocab, top_k, denominator)
-    *options, path_sums, path_counts, active = sampling_arguments(
+    sampling = sampling_arguments(
         records[0].top, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
         path_sums, path_counts, active,
     )  # fmt: skip
-    merged = _Merged(records, options, score == "tempered", vocab)
+    merged = _Merged(records, sampling, score == "tempered", vocab)
     token, logit = merged.draw(logits_of)
     result = merged.score(token, logit, top_k, denominator == "union")
-    counted = torch.ones_like(token, dtype=torch.bool) if active is None else active
-    if path_sums is not None:
-        fixed = (result.confidence.double() * 2.0**40).round().long()
-        path_sums += torch.where(counted, fixed, 0)
-    if path_counts is not None:
-        path_counts += counted.int()
+    add_to_paths(result.confidence, path_sums, path_counts, active)
     return result
 
 
@@ -197,12 +200,12 @@ class _Merged:
     def __init__(
         self,
         records: Sequence[LMHeadRecords],
-        options: list[torch.Tensor],
+        sampling: Sampling,
         tempered: bool,
         vocab: int,
     ) -> None:
-        self.records, self.vocab, self.options = records, vocab, options
-        temperature, self.top_p, self.min_p, top_k, seeds, positions = options
+        self.records, self.vocab, self.sampling = records, vocab, sampling
+        temperature, self.top_p, self.min_p, top_k, seeds, positions, *_ = sampling
         self.greedy = temperature < GREEDY_TEMPERATURE
         self.temperature = torch.where(self.greedy, 1.0, temperature).double()
         self.score_temperature = (
@@ -286,7 +289,7 @@ class _Merged:
             if not mine.any():
                 continue
             some = rows[mine]
-            z = clean(logits_of(shard, some))
+            z, _ = clean(logits_of(shard, some), torch.float64)
             rate = rate_of(self.temperature[some])[:, None]
             mass = ((z - self.top[some, None]) * rate).exp2()
             at = first_beyond(mass, (target - before)[mine])
@@ -300,66 +303,47 @@ class _Merged:
         if len(rows) == 0:
             return
         z = torch.cat([logits_of(shard, rows) for shard in range(len(self.records))], 1)
-        temperature, top_p, min_p, sample_top_k, seeds, positions = (
-            each[rows] for each in self.options
-        )
+        temperature, top_p, min_p, sample_top_k, seeds, positions, *_ = self.sampling
         drawn = sample_confidence(
-            z, temperature=temperature, top_p=top_p, min_p=min_p, sample_top_k=sample_top_k,
-            seeds=seeds, positions=positions, top_k=1,
+            z, temperature=temperature[rows], top_p=top_p[rows], min_p=min_p[rows],
+            sample_top_k=sample_top_k[rows], seeds=seeds[rows], positions=positions[rows], top_k=1,
         ).token_ids.long()  # fmt: skip
         token[rows] = drawn
-        logit[rows] = clean(z).gather(1, drawn[:, None])[:, 0]
+        logit[rows] = clean(z, torch.float64)[0].gather(1, drawn[:, None])[:, 0]
 
     def score(
         self, token: torch.Tensor, logit: torch.Tensor, top_k: int, union: bool
     ) -> SampledTokens:
-        best, temperature = self.z[:, :top_k], self.score_temperature[:, None]
-        log_total = torch.where(self.total > 0, self.total, 1.0).log()
-        shifted = self.shifted(best, temperature)
-        own = self.shifted(logit[:, None], temperature)[:, 0]
-        sum_of_best = shifted.exp().sum(1)
-        if union:
-            sum_of_best += torch.where(logit < best[:, -1], own.exp(), 0.0)
-        confidence = own.exp() / torch.where(sum_of_best > 0, sum_of_best, 1.0)
-        some = torch.where(self.total > 0, self.total, 1.0)
-        weighted = torch.where(self.infs > 0, 0.0, self.weighted)
-        entropy = some.log() - weighted / LOG2_E / some
+        """As of any row, over the best candidates and the token, with the total of all shards."""
+        z = torch.cat([self.z[:, :top_k], logit[:, None]], 1)
+        total = self.total[:, None].double()
+        log_total = torch.where(total > 0, total, 1.0).log()
+        softmax = softmax_of(z, self.score_temperature)._replace(
+            total=total,
+            log_total=log_total,
+            lse=self.top / self.score_temperature + log_total[:, 0],
+        )
         empty = self.top == -torch.inf
         status = self.nan + 2 * (self.infs > 0).int() + 4 * empty.int()
+        places = torch.arange(top_k, device=z.device).expand(len(z), top_k)
+        own = torch.where(empty, -1, top_k)
+        scored = score_of(z, softmax, places, own, status.int(), union)
+        ids = torch.where(scored.topk_ids >= 0, self.ids[:, :top_k], -1)
+        weighted = torch.where(self.infs > 0, 0.0, self.weighted) / LOG2_E
+        entropy = log_total[:, 0] - weighted / torch.where(total > 0, total, 1.0)[:, 0]
         return SampledTokens(
             torch.where(empty, -1, token).int(),
-            torch.where(empty, 0.0, confidence).float(),
-            (own - log_total).float(),
-            (self.top / self.score_temperature + log_total).float(),
-            (shifted - log_total[:, None]).float(),
-            torch.where(best > -torch.inf, self.ids[:, :top_k], -1).int(),
-            status.int(),
+            scored.confidence.float(),
+            scored.token_logprobs.float(),
+            scored.lse.float(),
+            scored.topk_logprobs.float(),
+            ids.int(),
+            scored.status,
             entropy.clamp_min(0.0).float(),
         )
-
-    def shifted(self, z: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-        """(z - top) / T; of a row with +inf, 0 for those and -inf for the rest."""
-        top, infs = self.top[:, None], self.infs[:, None] > 0
-        equal = (z == top) & (top > -torch.inf)
-        return torch.where(
-            equal, 0.0, torch.where(infs, -torch.inf, (z - top) / temperature)
-        ).where(z > -torch.inf, -torch.inf)
 
 
 def rate_of(temperature: torch.Tensor) -> torch.Tensor:
     """log2(e) / T in float64, rounded to a float32 below infinity as the kernels do."""
     rate = LOG2_E / temperature
     return rate.clamp_max(torch.finfo(torch.float32).max).float().double()
-
-
-def clean(logits: torch.Tensor) -> torch.Tensor:
-    """float64, NaN read as -inf."""
-    return logits.double().masked_fill(logits.isnan(), -torch.inf)
-
-
-def first_beyond(mass: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Where the cumulative mass [B, N] first exceeds target [B]; else the last of any mass."""
-    reached = mass.cumsum(1)
-    found = torch.searchsorted(reached, target[:, None], right=True)[:, 0]
-    last = mass.shape[1] - 1 - (mass > 0).flip(1).int().argmax(1)
-    return torch.minimum(found, last)

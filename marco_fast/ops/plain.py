@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from marco_fast.ops import reference
+from marco_fast.ops.confidence import Sampling
 from marco_fast.ops.reference import append_kv, tree_attention
 
 __all__ = [
@@ -43,34 +44,18 @@ def topk_confidence(
 
 def sample_confidence(
     logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
+    sampling: Sampling,
     tempered: bool,
     union: bool,
-    path_sums: torch.Tensor | None,
-    path_counts: torch.Tensor | None,
-    active: torch.Tensor | None,
     *outputs: torch.Tensor,
 ) -> None:
     """outputs: the fields of SampledTokens, in order."""
     result = reference.sample_confidence(
         logits,
-        temperature=temperature,
-        top_p=top_p,
-        min_p=min_p,
-        sample_top_k=sample_top_k,
-        seeds=seeds,
-        positions=positions,
+        **sampling._asdict(),
         top_k=outputs[4].shape[1],
         score="tempered" if tempered else "raw",
         denominator="union" if union else "top_k",
-        path_sums=path_sums,
-        path_counts=path_counts,
-        active=active,
         dtype=torch.float32,
     )
     _copy(result, outputs)
@@ -101,14 +86,12 @@ def lm_head_records(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     rounded: torch.dtype,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    sample_top_k: torch.Tensor,
+    sampling: Sampling,
     all_vocab: int,
     tempered: bool,
     *outputs: torch.Tensor,
 ) -> None:
     """outputs: the tensors of LMHeadRecords, in order."""
     logits = _logits(hidden, weight, bias, rounded)
-    _copy(reference.lm_head_records(logits, temperature, tempered, outputs[-1].shape[1]), outputs)
+    kept = outputs[-1].shape[1]
+    _copy(reference.lm_head_records(logits, sampling.temperature, tempered, kept), outputs)
