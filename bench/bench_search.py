@@ -14,6 +14,7 @@ import transformers
 import marco_fast
 from bench.roofline import read_bandwidth
 from marco_fast import Engine, SearchConfig, solve
+from marco_fast.search.marco import as_messages
 from marco_fast.search.mcts import Search
 
 NANO = Path(marco_fast.__file__).parent / "models" / "nano-marco"
@@ -76,7 +77,7 @@ def test_solve_against_generate(benchmark, engine, branches):
         expansions=2 * branches, children=2 * branches, parallel=branches, temperature=0.7, seed=1
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
-    prompt = torch.tensor([engine.prompt_token_ids(QUESTION)])
+    prompt = torch.tensor([engine.prompt_token_ids(as_messages(QUESTION), "")])
     stats = solve(QUESTION, engine, config).stats
     each = max(1, round(stats.tokens / branches))
     generate(model, prompt, branches, each)

@@ -3,7 +3,9 @@
 Everything public is here; each name loads its module at first use, so that the import stays light.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -34,6 +36,17 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [*sorted(_HOME), "reference"]
+
+
+class _Package(ModuleType):
+    """A module that is named like its function never takes the function's place here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ Tickets of the searches become branches; tokens become text, text becomes the en
 those become tree nodes whose KV is the segment the tokens were decoded into.
 """
 
+import json
 import math
 import threading
 import time
@@ -16,6 +17,7 @@ from marco_fast.errors import KVCacheFull
 from marco_fast.result import Progress, SearchResult, SearchStats
 from marco_fast.search.marco import REFLECTION, Event, PathText, parse_reply
 from marco_fast.search.mcts import Search, SearchConfig, Ticket, choose_answer
+from marco_fast.search.tree import FIXED_POINT
 
 __all__ = ["Forest", "ProgressFunction"]
 
@@ -35,9 +37,11 @@ class _Run:
 class _Question:
     """One question: its search, and the segments that hold its nodes' KV."""
 
-    def __init__(self, text: str, prompt: list[int], root: Segment, config: SearchConfig) -> None:
-        self.text, self.prompt = text, prompt
-        self.search = Search(text, config)
+    def __init__(
+        self, messages: list[dict[str, str]], prompt: list[int], root: Segment, config: SearchConfig
+    ) -> None:
+        self.messages, self.prompt = messages, prompt
+        self.search = Search(_key(messages), config)
         self.segments = {0: root}  # tree node -> its segment; terminal nodes have none
         self.running: dict[Branch, _Run] = {}
         self.answers: dict[int, str] = {}  # finished node -> the text inside <Output>
@@ -56,7 +60,7 @@ class Forest:
     """Searches questions together.
 
     Args:
-        engine: decodes. questions, prompts: texts and their token ids.
+        engine: decodes. chats, prompts: the messages of each question, and their token ids.
         config: of every search. report: called with a Progress now and then, or None.
         interrupted: when set, the search ends with the best so far.
     """
@@ -64,7 +68,7 @@ class Forest:
     def __init__(
         self,
         engine: Engine,
-        questions: list[str],
+        chats: list[list[dict[str, str]]],
         prompts: list[list[int]],
         config: SearchConfig,
         report: ProgressFunction | None,
@@ -75,12 +79,12 @@ class Forest:
         shared = _shared_prefix(prompts, engine.cache.page_size)
         root = Segment(None, 0, prompts[0][:shared], prompt=True) if shared else None
         self.questions = [
-            _Question(text, prompt, Segment(root, shared, prompt[shared:-1], prompt=True), config)
-            for text, prompt in zip(questions, prompts, strict=True)
+            _Question(each, prompt, Segment(root, shared, prompt[shared:-1], prompt=True), config)
+            for each, prompt in zip(chats, prompts, strict=True)
         ]
         self.reflection = engine.tokenizer(REFLECTION, add_special_tokens=False)["input_ids"]
         sampling = Sampling(config.temperature, config.top_p, config.top_k)
-        self.scheduler = Scheduler(engine, self, sampling, config.parallel * len(questions))
+        self.scheduler = Scheduler(engine, self, sampling, config.parallel * len(chats))
         self.first_open = 0  # all questions in front of it have handed out all their branches
         self.began = time.perf_counter()
         self.reported = -math.inf
@@ -287,7 +291,8 @@ class Forest:
             told = [each for each, value in enumerate(tree.end_value) if not math.isnan(value)]
             node = max(told, key=lambda each: (tree.end_value[each], -each), default=0)
         return SearchResult(
-            question=question.text,
+            question=question.messages[-1]["content"],
+            messages=question.messages,
             answer=question.answers.get(node, ""),
             thought=self._thought(question, node),
             confidence=confidence,
@@ -298,6 +303,7 @@ class Forest:
             stop_reason=question.stop_reason,
             model=self.engine.name,
             prompt_token_ids=question.prompt,
+            token_bytes=self.engine.token_bytes,
             config=self.config,
             error=error if question.stop_reason in ("error", "kv_full") else None,
         )
@@ -321,6 +327,18 @@ class Forest:
             kv_tokens_path=self.scheduler.path_tokens,
         )
 
+    def _live(self, question: _Question) -> str:
+        """The text of the path that is decoding with the highest mean confidence."""
+
+        def confidence(branch: Branch) -> float:
+            tree, node = question.search.tree, question.running[branch].ticket.node
+            scored = [c for c in branch.confidences if c is not None]
+            total = tree.path_sum[node] / FIXED_POINT + sum(scored)
+            return total / max(1, tree.path_count[node] + len(scored))
+
+        best = max(question.running, key=confidence, default=None)
+        return "" if best is None else question.running[best].text.text.decode(errors="replace")
+
     def progress(self) -> Progress:
         """Where the search is now."""
         begun = [index for index, each in enumerate(self.questions) if not math.isnan(each.began)]
@@ -335,6 +353,7 @@ class Forest:
             done=sum(each.released for each in self.questions),
             answer=None if best is None else question.answers[best],
             thought="" if best is None else self._thought(question, best),
+            live=self._live(question),
             value=0.0 if best is None else tree.end_value[best],
             expansions=sum(each.search.expansions for each in self.questions),
             target=self.config.expansions * len(self.questions),
@@ -343,6 +362,13 @@ class Forest:
             branches=len(self.scheduler.active),
             sharing=self.scheduler.path_tokens / max(1, self.scheduler.unique_tokens),
         )
+
+
+def _key(messages: list[dict[str, str]]) -> str:
+    """What keys a question's draws: its text, with all that stands in front of it."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return json.dumps([[each["role"], each["content"]] for each in messages], ensure_ascii=False)
 
 
 def _shared_prefix(prompts: list[list[int]], page_size: int) -> int:

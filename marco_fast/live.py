@@ -66,7 +66,8 @@ class LiveView:
         line = Text("best so far  ", style="bold")
         line.append(best, style="green")
         line.truncate(width, overflow="ellipsis")
-        thought = Text(progress.thought[-4 * width :], style="dim", overflow="fold")
+        shown = progress.thought or progress.live
+        thought = Text(shown[-4 * width :], style="dim", overflow="fold")
         lines = thought.wrap(self.console, width)
         grid = Table.grid(padding=(0, 2))
         rows = counters(progress)

@@ -1,12 +1,13 @@
 """What comes out of a search: the result, its figures, and snapshots on the way."""
 
+import codecs
 import json
 import os
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from marco_fast.files import write_whole
 from marco_fast.search.mcts import SearchConfig
 from marco_fast.search.tree import SearchTree
 
@@ -41,7 +42,8 @@ class SearchResult:
     """What came out of a search.
 
     Attributes:
-        question: the text. answer: the text inside <Output>, "" when no path got there.
+        question: the text. messages: the whole chat that it ends.
+        answer: the text inside <Output>, "" when no path got there.
         thought: the text inside <Thought> of the chosen path.
         confidence: the value of the chosen path, in [0, 1] unless a value function says otherwise;
             0.0 without an answer.
@@ -51,9 +53,11 @@ class SearchResult:
             "interrupted", "kv_full" or "error".
         error: the exception behind "error", else None.
         model: the engine's name. prompt_token_ids: what the model was given. config: the options.
+        token_bytes: the UTF-8 bytes of each token id of the model.
     """
 
     question: str
+    messages: list[dict[str, str]]
     answer: str
     thought: str
     confidence: float
@@ -65,19 +69,30 @@ class SearchResult:
     model: str
     prompt_token_ids: list[int]
     config: SearchConfig
+    token_bytes: Sequence[bytes] = field(repr=False)
     error: BaseException | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole reply of the chosen path, tags included."""
+        ids = self.tree.path_token_ids(self.answer_node)
+        known = (self.token_bytes[each] for each in ids if each < len(self.token_bytes))
+        return b"".join(known).decode(errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
         """The search as tree.json holds it."""
+        texts = _token_texts(self.tree, self.token_bytes)
+        rows = [row | {"texts": each} for row, each in zip(self.tree.rows(), texts, strict=True)]
         return {
             "format": "marco-fast-tree",
             "version": 1,
             "model": self.model,
             "question": self.question,
+            "messages": self.messages,
             "prompt_token_ids": self.prompt_token_ids,
             "config": self.config.to_dict(),
             "seed": self.config.seed,
-            "nodes": self.tree.rows(),
+            "nodes": rows,
             "answer_node": self.answer_node,
             "answer": self.answer,
             "thought": self.thought,
@@ -92,19 +107,20 @@ class SearchResult:
         Raises:
             OSError: the file cannot be written; an older one is then as it was.
         """
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, ensure_ascii=False, allow_nan=False)
-            # mkstemp makes a private file; a result has the permissions of any new file.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_whole(path, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False))
+
+
+def _token_texts(tree: SearchTree, token_bytes: Sequence[bytes]) -> list[list[str]]:
+    """The text of every node's tokens; a character belongs to the token that completes it."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    texts: list[list[str]] = []
+    pending: list[bytes] = []  # of each node, the bytes of a character that it leaves incomplete
+    for node, token_ids in enumerate(tree.token_ids):
+        decoder.setstate((pending[tree.parent[node]] if node else b"", 0))
+        known = (token_bytes[each] if each < len(token_bytes) else b"" for each in token_ids)
+        texts.append([decoder.decode(each) for each in known])
+        pending.append(decoder.getstate()[0])
+    return texts
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,8 @@ class Progress:
         question: index of the question in the list. questions: how many there are.
         done: questions that are finished.
         answer, thought, value: of the best finished path so far; answer is None without one.
+        live: the text, as far as it goes, of the path that is decoding with the highest mean
+            confidence; "" when none is.
         expansions, tokens, seconds: so far, over all questions. target: expansions to do in all.
         branches: paths decoding now. sharing: kv_tokens_path / kv_tokens_unique so far.
     """
@@ -124,6 +142,7 @@ class Progress:
     done: int
     answer: str | None
     thought: str
+    live: str
     value: float
     expansions: int
     target: int

@@ -18,8 +18,13 @@ from marco_fast.kernels.variants import ARCHITECTURES
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+# Those that are promised; the others of ARCHITECTURES are compiled by bench.aot, for its table.
+PROMISED = ("sm_80", "sm_90", "gfx942")
+
+
+@pytest.mark.parametrize("arch", PROMISED)
 def test_compiles(arch, tmp_path):
+    assert arch in ARCHITECTURES
     # A process of its own: this one may have set Triton to interpret.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")

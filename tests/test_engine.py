@@ -12,6 +12,7 @@ from marco_fast import Engine, ModelError, SearchConfig, solve
 from marco_fast.engine import engine as engine_module
 from marco_fast.engine import scheduler as scheduler_module
 from marco_fast.engine.decoder import Decoder
+from marco_fast.search.marco import as_messages
 from tests.tiny_models import PlainForward, save_model
 
 SLIDING = ["sliding_attention"] * 2
@@ -139,7 +140,7 @@ def test_the_dtype_is_that_of_weights_and_pages(qwen2, dtype):
 
 def test_the_question_is_put_into_the_models_chat_template(qwen2):
     with Engine.from_pretrained(qwen2) as engine:
-        text = engine.tokenizer.decode(engine.prompt_token_ids("Why?"))
+        text = engine.tokenizer.decode(engine.prompt_token_ids(as_messages("Why?"), "plain"))
     assert text == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -147,8 +148,15 @@ def test_without_a_chat_template_there_is_a_warning(folder):
     (folder / "chat_template.jinja").unlink()
     with Engine.from_pretrained(folder) as engine:
         with pytest.warns(UserWarning, match="no chat template"):
-            ids = engine.prompt_token_ids("Why?")
-        assert engine.tokenizer.decode(ids) == "Why?\n"
+            ids = engine.prompt_token_ids(as_messages("Why?"), "User: Why?")
+        assert engine.tokenizer.decode(ids) == "User: Why?"
+
+
+def test_a_chat_that_the_template_refuses_is_bad_input(qwen2):
+    with Engine.from_pretrained(qwen2) as engine:
+        engine.tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
+        with pytest.raises(ValueError, match=r"takes, got the roles system, user: no system"):
+            engine.prompt_token_ids(as_messages("Why?", "Be brief."), "")
 
 
 @pytest.mark.parametrize("decoder", [True, False])

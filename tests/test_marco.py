@@ -4,7 +4,17 @@ import random
 
 import pytest
 
-from marco_fast.search.marco import REFLECTION, Event, PathText, may_complete_marker, parse_reply
+from marco_fast.search.marco import (
+    MARCO_PROMPT,
+    PLAIN_SYSTEM,
+    REFLECTION,
+    Event,
+    PathText,
+    as_messages,
+    may_complete_marker,
+    parse_reply,
+    plain_prompt,
+)
 
 REPLY = "<Thought>\nOne.\n\nTwo.\n</Thought>\n<Output>\n42\n</Output>"
 
@@ -141,3 +151,55 @@ def test_only_tokens_with_a_bracket_or_a_line_end_can_complete_anything():
         assert may_complete_marker(marker[-1:])
     assert not may_complete_marker(b"</Thought")
     assert not may_complete_marker("答".encode())
+
+
+CHAT = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "Why?", "name": "Ann"},
+]
+
+
+def test_a_text_and_a_chat_become_messages():
+    assert as_messages("Why?") == [{"role": "user", "content": "Why?"}]
+    made = as_messages(CHAT)
+    assert made == [{"role": m["role"], "content": m["content"]} for m in CHAT]
+    assert made[0] is not CHAT[0]
+
+
+def test_a_system_prompt_stands_in_front():
+    assert as_messages(CHAT, "Be brief.")[0] == {"role": "system", "content": "Be brief."}
+    assert as_messages("Why?", "marco-o1")[0]["content"] == MARCO_PROMPT
+    assert len(as_messages(CHAT, "Be brief.")) == len(CHAT) + 1
+
+
+@pytest.mark.parametrize(
+    ("chat", "says"),
+    [
+        ([], "last message is the user's, got 'no message'"),
+        (CHAT[:2], "last message is the user's, got 'assistant'"),
+        ([*CHAT, {"role": "system", "content": "x"}], "at place 3 to be 'user' or 'assistant'"),
+        ([{"role": "tool", "content": "x"}], "at place 0 to be 'user' or 'assistant' or 'system'"),
+        ([{"content": "x"}], "messages like"),
+        ([{"role": "user"}], "messages like"),
+        ([{"role": "user", "content": ["x"]}], "messages like"),
+        (["x", "y"], "got 'x' at place 0"),
+        ([{"role": "user", "content": " \n"}], "some text"),
+        (" ", "some text"),
+    ],
+)
+def test_other_chats_are_refused(chat, says):
+    with pytest.raises(ValueError, match=says):
+        as_messages(chat)
+
+
+def test_two_system_prompts_are_refused():
+    chat = [{"role": "system", "content": "a"}, *CHAT]
+    with pytest.raises(ValueError, match="one system prompt"):
+        as_messages(chat, "b")
+
+
+def test_a_plain_prompt_ends_where_the_model_goes_on():
+    text = plain_prompt(as_messages(CHAT))
+    assert text == (f"{PLAIN_SYSTEM}\n\nUser: Hello\n\nAssistant: Hi\n\nUser: Why?\n\nAssistant:\n")
+    assert plain_prompt(as_messages("Why?", "Be brief.")).startswith("Be brief.\n\nUser: Why?")

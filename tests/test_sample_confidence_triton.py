@@ -125,10 +125,10 @@ def test_a_draw_does_not_depend_on_its_batch():
         assert_same_bits(alone, type(together)(*[field[b : b + 1] for field in together]))
 
 
-@pytest.mark.parametrize("top_k", [1, 17, 32])
+@pytest.mark.parametrize("top_k", [1, 32])
 def test_the_draw_does_not_depend_on_what_is_scored(top_k):
-    logits = logits_of("normal", 6, 300)
-    for name in ("top_p", "wide top_p", "all"):
+    logits = logits_of("normal", 4, 300)
+    for name in ("top_p", "wide top_p"):
         want = sample(logits, name).token_ids
         for score in ("raw", "tempered"):
             got = sample(logits, name, top_k=top_k, score=score)

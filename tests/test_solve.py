@@ -5,17 +5,19 @@ import json
 import os
 import signal
 import stat
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 import marco_fast
+import marco_fast.forest
 from marco_fast import Engine, KVCacheFull, ModelError, SearchConfig, solve
 from marco_fast.engine.scheduler import Branch, Scheduler
 from marco_fast.ops import reference
 from marco_fast.result import Progress
-from marco_fast.search.marco import REFLECTION
+from marco_fast.search.marco import MARCO_PROMPT, REFLECTION, as_messages
 from tests.tiny_models import CONFIGS, PlainForward, save_model
 
 # Two float32 programs of one model: sums in another order, 2 to 6 layers, logits of about +-30.
@@ -207,7 +209,7 @@ def test_running_out_in_mid_search_returns_the_best_so_far(folders, plain):
     """The prompt and a start fit, one path to its end does not."""
     config = dataclasses.replace(SMALL, step_tokens=8, rollout_tokens=100, parallel=1)
     with Engine.from_pretrained(folders["qwen2"], kv_tokens=512) as engine:
-        prompt = len(engine.prompt_token_ids(QUESTION))
+        prompt = len(engine.prompt_token_ids(as_messages(QUESTION), ""))
     with Engine.from_pretrained(folders["qwen2"], kv_tokens=16 * (prompt // 16 + 6)) as engine:
         engine.context = 512
         result = solve(QUESTION, engine, config)
@@ -220,7 +222,7 @@ def test_running_out_in_mid_search_returns_the_best_so_far(folders, plain):
 
 def test_the_end_of_the_context_is_terminal(folders, plain):
     with Engine.from_pretrained(folders["qwen2"]) as engine:
-        prompt = len(engine.prompt_token_ids(QUESTION))
+        prompt = len(engine.prompt_token_ids(as_messages(QUESTION), ""))
         engine.context = prompt + 20
         result = solve(QUESTION, engine, dataclasses.replace(SMALL, rollout_tokens=100))
     lengths = {len(result.tree.path_token_ids(n)) for n, t in enumerate(result.tree.terminal) if t}
@@ -508,3 +510,81 @@ def test_bfloat16_numbers_are_nearer_to_the_exact_ones_than_a_bfloat16_forward(f
     path = [*result.prompt_token_ids, *range(50, 80)]
     error = (rounding.logprobs(path) - exact.logprobs(path)).abs().max().item()
     assert exact.check(result, error) > 150
+
+
+CHAT = [
+    {"role": "user", "content": "How many s are in glass?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": QUESTION},
+]
+
+
+def test_a_chat_is_answered_after_all_that_was_said(nano, plain):
+    result = solve(CHAT, nano, SMALL)
+    text = nano.tokenizer.decode(result.prompt_token_ids)
+    assert all(each["content"] in text for each in CHAT)
+    assert result.question == QUESTION
+    assert result.messages == CHAT == result.to_dict()["messages"]
+    assert plain("nano-marco").check(result, ATOL) > 100
+
+
+def test_what_was_said_before_keys_the_draws(nano):
+    alone, after = solve([QUESTION, CHAT], nano, SMALL)
+    assert same_tree(alone, solve(CHAT[-1:], nano, SMALL))
+    assert same_tree(after, solve(CHAT, nano, SMALL))
+    other = [{**CHAT[0], "content": "How many s are in lass?"}, *CHAT[1:]]
+    assert after.tree.seed[0] != alone.tree.seed[0] != solve(other, nano, SMALL).tree.seed[0]
+
+
+def test_a_system_prompt_stands_in_front_of_every_question(nano):
+    results = solve([QUESTION, CHAT], nano, SMALL, system="marco-o1")
+    for result in results:
+        assert result.messages[0] == {"role": "system", "content": MARCO_PROMPT}
+        assert MARCO_PROMPT in nano.tokenizer.decode(result.prompt_token_ids)
+
+
+def test_a_bad_chat_is_refused_before_anything_is_decoded(nano):
+    with pytest.raises(ValueError, match="the user's, got 'assistant'"):
+        solve([QUESTION, CHAT[:2]], nano, SMALL)
+    with pytest.raises(ValueError, match="messages like"):
+        solve([{"role": "user"}], nano, SMALL)
+    assert nano.cache.used_pages == 0
+
+
+def test_the_live_text_is_that_of_a_path_being_decoded(nano):
+    seen = []
+    config = dataclasses.replace(SMALL, expansions=40, rollout_tokens=200)
+    reporting = marco_fast.forest.REPORT_SECONDS
+    marco_fast.forest.REPORT_SECONDS = 0.0
+    try:
+        result = solve(QUESTION, nano, config, progress=seen.append)
+    finally:
+        marco_fast.forest.REPORT_SECONDS = reporting
+    live = [each.live for each in seen]
+    assert live[-1] == ""
+    growing = [b for a, b in pairwise(live) if a and b.startswith(a) and b != a]
+    assert len(growing) > 20
+    texts = [
+        b"".join(nano.token_bytes[i] for i in result.tree.path_token_ids(node)).decode(
+            errors="replace"
+        )
+        for node in range(len(result.tree))
+    ]
+    assert all(any(text.startswith(each.rstrip("\ufffd")) for text in texts) for each in live)
+
+
+def test_the_texts_of_the_tree_file_are_those_of_its_tokens(tiny):
+    """Also where a character spans tokens, or nodes: the model's tokens are random bytes."""
+    config = dataclasses.replace(SMALL, step_tokens=3, temperature=3.0, top_p=1.0)
+    result = solve("自动 🍓", tiny, config)
+    nodes = result.to_dict()["nodes"]
+    for node in nodes:
+        assert len(node["texts"]) == len(node["token_ids"])
+        path = result.tree.path(node["id"])
+        text = "".join(each for at in path for each in nodes[at]["texts"])
+        whole = b"".join(tiny.token_bytes[i] for i in result.tree.path_token_ids(node["id"]))
+        assert whole.decode(errors="replace").startswith(text)
+        assert len(text.encode()) >= len(whole) - 3
+    assert result.text == "".join(
+        each for at in result.tree.path(result.answer_node) for each in nodes[at]["texts"]
+    ) or result.text.endswith("\ufffd")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from marco_fast.engine.attention import ATTENTION_NAME, PromptBatch, TreeBatch
@@ -21,7 +22,7 @@ from marco_fast.ops import SampledTokens, lm_head_confidence, sample_confidence
 
 __all__ = ["BUNDLED", "PREFILL_CHUNK", "Engine"]
 
-BUNDLED = ("nano-marco",)
+BUNDLED = ("nano-marco", "nano-llama")
 PREFILL_CHUNK = 512  # prompt tokens of one forward pass: bounds the activations' memory
 MEMORY_SHARE = 0.25  # of the machine's memory, for the KV cache when kv_tokens is not given
 
@@ -99,8 +100,8 @@ class Engine:
         """Load a model.
 
         Args:
-            path: "nano-marco" (bundled), a folder with a Hugging Face config, safetensors weights
-                and tokenizer, or a hub id.
+            path: "nano-marco" or "nano-llama" (bundled), a folder with a Hugging Face config,
+                safetensors weights and tokenizer, or a hub id.
             device: where to run; by default "cuda" when there is one, else "cpu".
             dtype: of weights and KV: float32, bfloat16 or float16; by default float32 on a CPU
                 and the checkpoint's own on a GPU.
@@ -143,18 +144,33 @@ class Engine:
             kv_tokens=kv_tokens,
         )
 
-    def prompt_token_ids(self, question: str) -> list[int]:
-        """The question as a chat prompt, ready for the model's reply."""
+    def prompt_token_ids(self, messages: list[dict[str, str]], plain: str) -> list[int]:
+        """A chat as the model's prompt for its reply.
+
+        Args:
+            messages: role and content of each.
+            plain: the prompt of a model without a chat template.
+
+        Raises:
+            ValueError: the model's template does not take such a chat.
+        """
         if self.tokenizer.chat_template is None:
             warnings.warn(
-                f"the model {self.name!r} has no chat template: it gets the question as it is",
+                f"the model {self.name!r} has no chat template: it gets a plain prompt",
                 stacklevel=2,
             )
-            text = question + "\n"
+            text = plain
         else:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-            )
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False
+                )
+            except TemplateError as error:
+                roles = ", ".join(each["role"] for each in messages)
+                raise ValueError(
+                    f"expected a chat that the template of {self.name!r} takes, got the roles "
+                    f"{roles}: {error}"
+                ) from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @torch.inference_mode()

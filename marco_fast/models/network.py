@@ -1,7 +1,7 @@
-"""The Qwen2 forward pass for training on a CPU: bfloat16 products, float32 stream and weights.
+"""The forward pass of Qwen2 and Llama for training on a CPU: float32 weights, products as asked.
 
-The parameters carry the names of transformers' Qwen2ForCausalLM, so that a state dict moves between
-the two as it is; tests hold the two forward passes together.
+The parameters carry the names of transformers' Qwen2ForCausalLM and LlamaForCausalLM, so that a
+state dict moves between the two as it is; tests hold the two forward passes together.
 """
 
 import torch
@@ -11,6 +11,8 @@ from torch.nn import functional
 
 class SharedHeadAttention(torch.autograd.Function):
     """softmax(q k^T) v under a causal mask, all query heads on one KV head; q is already scaled.
+
+    Several KV heads are several entries of the batch, each with its own group of query heads.
 
     The heads are stacked along the queries, so that each product is one matrix product a sample;
     the probabilities are kept for the backward pass.
@@ -40,28 +42,36 @@ class SharedHeadAttention(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Causal attention with query heads that share one KV head."""
+    """Causal attention with groups of query heads that share a KV head."""
 
-    def __init__(self, hidden: int, heads: int, head_dim: int) -> None:
+    def __init__(self, config) -> None:
         super().__init__()
-        self.heads, self.head_dim = heads, head_dim
-        self.q_proj = nn.Linear(hidden, heads * head_dim)
-        self.k_proj = nn.Linear(hidden, head_dim)
-        self.v_proj = nn.Linear(hidden, head_dim)
-        self.o_proj = nn.Linear(heads * head_dim, hidden, bias=False)
+        hidden, self.head_dim = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        bias = config.model_type == "qwen2"
+        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim, bias)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, T, hidden] bfloat16 -> the same."""
+        """x [B, T, hidden], of the products' type -> the same."""
         batch, length, _ = x.shape
-        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
-        bias = torch.cat((self.q_proj.bias, self.k_proj.bias, self.v_proj.bias))
-        qkv = functional.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+        heads, kv_heads = self.heads, self.kv_heads
+        three = (self.q_proj, self.k_proj, self.v_proj)
+        weight = torch.cat([each.weight for each in three]).to(x.dtype)
+        bias = None
+        if self.q_proj.bias is not None:
+            bias = torch.cat([each.bias for each in three]).to(x.dtype)
+        qkv = functional.linear(x, weight, bias)
         qkv = qkv.view(batch, length, -1, self.head_dim).transpose(1, 2).float()
-        turned, v = qkv.split((self.heads + 1, 1), 1)
+        turned, v = qkv.split((heads + kv_heads, kv_heads), 1)
         turned = turned * cos + torch.cat(turned.chunk(2, -1)[::-1], -1) * sin
-        q, k = turned.split((self.heads, 1), 1)
+        q, k = turned.split((heads, kv_heads), 1)
         q = (q * self.head_dim**-0.5).to(x.dtype)
-        out = SharedHeadAttention.apply(q, k[:, 0].to(x.dtype), v[:, 0].to(x.dtype))
+        q = q.reshape(batch * kv_heads, heads // kv_heads, length, self.head_dim)
+        k, v = (each.to(x.dtype).reshape(-1, length, self.head_dim) for each in (k, v))
+        out = SharedHeadAttention.apply(q, k, v).view(batch, heads, length, -1)
         out = out.transpose(1, 2).reshape(batch, length, -1)
         return functional.linear(out, self.o_proj.weight.to(x.dtype))
 
@@ -76,7 +86,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, hidden] bfloat16 -> the same."""
+        """x [B, T, hidden], of the products' type -> the same."""
         gate = functional.linear(x, self.gate_proj.weight.to(x.dtype))
         up = functional.linear(x, self.up_proj.weight.to(x.dtype))
         return functional.linear(functional.silu(gate) * up, self.down_proj.weight.to(x.dtype))
@@ -85,26 +95,27 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, each after a norm and added to the stream."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, dtype: torch.dtype) -> None:
         super().__init__()
-        self.self_attn = Attention(config.hidden_size, config.num_attention_heads, config.head_dim)
+        self.self_attn = Attention(config)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.dtype = dtype
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [B, T, hidden] float32 -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x).bfloat16(), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x).bfloat16())
+        x = x + self.self_attn(self.input_layernorm(x).to(self.dtype), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x).to(self.dtype))
 
 
 class Body(nn.Module):
     """Embedding, layers and the last norm."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, dtype: torch.dtype) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, dtype) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -116,14 +127,21 @@ class Body(nn.Module):
 
 
 class Network(nn.Module):
-    """Qwen2ForCausalLM with one KV head and tied embeddings; `config` is its Qwen2Config."""
+    """Qwen2ForCausalLM or LlamaForCausalLM with tied embeddings.
+
+    Args:
+        config: its Qwen2Config or LlamaConfig.
+        frequencies: [head_dim / 2] float32, the angles of RoPE a position.
+        dtype: of the products.
+    """
 
     rotary: Tensor
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, frequencies: Tensor, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.model = Body(config)
-        self.register_buffer("rotary", _rotary(config), persistent=False)
+        self.model, self.dtype = Body(config, dtype), dtype
+        rotary = _rotary(frequencies, config.max_position_embeddings)
+        self.register_buffer("rotary", rotary, persistent=False)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 scale = (2 * config.num_hidden_layers) ** -0.5
@@ -140,16 +158,11 @@ class Network(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, hidden] -> [N, vocabulary] float32."""
         weight = self.model.embed_tokens.weight
-        return functional.linear(hidden.bfloat16(), weight.bfloat16()).float()
+        return functional.linear(hidden.to(self.dtype), weight.to(self.dtype)).float()
 
 
-def _rotary(config) -> Tensor:
-    """[2, T, head_dim]: cos, and sin with the sign of the half-turned first half."""
-    half = config.head_dim // 2
-    theta = config.rope_parameters["rope_theta"]
-    angle = torch.outer(
-        torch.arange(config.max_position_embeddings).float(),
-        theta ** (-torch.arange(half).float() / half),
-    )
+def _rotary(frequencies: Tensor, length: int) -> Tensor:
+    """[2, length, head_dim]: cos, and sin with the sign of the half-turned first half."""
+    angle = torch.outer(torch.arange(length).float(), frequencies)
     sin = angle.sin()
     return torch.stack((angle.cos().repeat(1, 2), torch.cat((-sin, sin), -1)))

@@ -1,14 +1,17 @@
 """The optimizer of the nano models: orthogonalised momentum for matrices, AdamW for the rest.
 
 A matrix moves by U V^T of its momentum's singular value decomposition (the Muon update), computed
-by Newton-Schulz iterations in bfloat16 and scaled to the usual size of an Adam update, so that one
-learning rate and one weight decay serve both kinds. Embeddings, norms and biases take AdamW.
+by Newton-Schulz iterations in the type of the network's products and scaled to the usual size of an
+Adam update, so that one learning rate and one weight decay serve both kinds. Embeddings, norms and
+biases take AdamW.
 """
 
 from concurrent.futures import Executor
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .network import Network
 
 MOMENTUM = 0.95
 BETAS = (0.9, 0.95)
@@ -17,10 +20,10 @@ _POLYNOMIAL = (3.4445, -4.775, 2.0315)  # a quintic that drives singular values 
 _ITERATIONS = 5
 
 
-def orthogonalise(momentum: Tensor) -> Tensor:
+def orthogonalise(momentum: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """[N, rows, columns] -> about U V^T of each, scaled to a root mean square of 0.2."""
     a, b, c = _POLYNOMIAL
-    x = momentum.bfloat16()
+    x = momentum.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -39,7 +42,8 @@ class Optimizer:
         pool: runs the updates of the matrices, one task a shape.
     """
 
-    def __init__(self, network: nn.Module, pool: Executor) -> None:
+    def __init__(self, network: Network, pool: Executor) -> None:
+        self.dtype = network.dtype
         self.weights = dict(network.named_parameters())
         self.pool = pool
         self.steps = 0
@@ -69,7 +73,8 @@ class Optimizer:
         for name in names:
             self.first[name].lerp_(gradients[name], 1 - MOMENTUM)
             ahead.append(gradients[name].lerp(self.first[name], MOMENTUM))
-        for name, update in zip(names, orthogonalise(torch.stack(ahead)), strict=True):
+        updates = orthogonalise(torch.stack(ahead), self.dtype)
+        for name, update in zip(names, updates, strict=True):
             self.weights[name].mul_(1 - rate * WEIGHT_DECAY).sub_(update, alpha=rate)
 
     def _adam(self, name: str, gradient: Tensor, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""Word pools of the question generator."""
+"""Word pools of the question generator, English and Chinese."""
 
 # Real words for letter counting; spliced into new ones as well, so that letters follow naturally.
 WORDS = """
@@ -50,9 +50,9 @@ Luke Mark Max Nick Noah Oscar Otto Paul Peter Ray Rob Sam Simon Theo Tom Will
 """.split()
 
 OBJECTS = """
-apples balls beads books buttons candles cards coins cookies cups eggs flowers keys kites lemons
+apples balls beads books buttons candles cards coins cookies cups eggs keys kites lemons
 marbles muffins nuts oranges pears pencils pens plates plums roses seeds shells spoons stamps stars
-stickers stones toys tulips
+stickers stones tulips
 """.split()
 BOXES = "bags baskets boxes jars packs trays".split()
 COLORS = "red blue green yellow black white brown pink".split()
@@ -73,3 +73,31 @@ SCALES = (
     ("stronger", "strongest", "weaker", "weakest", "strong", True),
 )
 ORDINALS = ("", "second ", "third ", "fourth ", "fifth ")
+
+# Names of kinds of things that do not exist: what follows about them follows from the text alone.
+KINDS = """
+blick borp dask drim fep fim glim gorf hib jov kel lorp mib nard molp pell quib rond sarn tove
+tulb tulm vark wug yim zib zorn
+""".split()
+CITIES = "Berlin Cairo Delhi Lima London Madrid Oslo Paris Rome Tokyo".split()
+PLACES = "bank bakery cafe library museum office pool school shop zoo".split()
+BELONGINGS = "bag ball bike book box car chair coat cup door hat kite lamp table".split()
+
+ZH_NAMES_SHE = "小红 小丽 小芳 小燕 小雪 小静 小梅 小兰 小玲 小雨 小月 小云".split()
+ZH_NAMES_HE = "小明 小刚 小华 小强 小军 小龙 小宇 小杰 小勇 小文 小东 小伟".split()
+# (measure word, thing)
+ZH_OBJECTS = tuple(
+    (pair[0], pair[1:])
+    for pair in """
+个苹果 本书 支铅笔 张卡片 颗糖 个球 枚硬币 朵花 块石头 个杯子 个鸡蛋 个橙子 张邮票
+把钥匙 个贝壳
+""".split()
+)
+ZH_ANIMALS = "猫 狗 马 牛 羊 猪 鸡 鸭 鹅 熊 虎 狼 象 猴 兔 鼠".split()
+ZH_COLORS = "红色 蓝色 绿色 黄色 黑色 白色".split()
+ZH_CITIES = "北京 上海 广州 杭州 南京 西安".split()
+ZH_PLACES = "商店 学校 银行 公园 书店 医院".split()
+ZH_BELONGINGS = "书包 盒子 椅子 桌子 帽子 车子 杯子 门".split()
+# (the more of it, the less of it, fits animals)
+ZH_SCALES = (("高", "矮", True), ("重", "轻", True), ("快", "慢", True), ("大", "小", True))
+ZH_NUMERALS = "最 第二 第三 第四 第五".split()

@@ -92,6 +92,28 @@ class Work:
         product = _number([*digits, carry])
         return f"{a}*{digit}: {', '.join(parts)}, so {product}", product
 
+    def divide(self, a: int, digit: int) -> tuple[str, int]:
+        """(text of the work, a / digit) for 2 <= digit <= 9; ValueError where there is a rest."""
+        if a % digit:
+            raise ValueError(f"expected a multiple of {digit}, got {a}")
+        slip = self._slip_column(max(1, a // digit))
+        if a < 10 * digit:
+            quotient = _nudge(a // digit, 9, self.rng) if slip == 0 else a // digit
+            return f"{a}/{digit}={quotient}", quotient
+        parts: list[str] = []
+        result = rest = 0
+        columns = len(str(a))
+        for place in reversed(range(columns)):
+            part = rest * 10 + a // 10**place % 10
+            quotient, rest = divmod(part, digit)
+            if not parts and not quotient and place:
+                continue
+            if place == slip:
+                quotient = _nudge(quotient, 9, self.rng)
+            parts.append(f"{part}/{digit}={quotient} rest {rest}")
+            result = result * 10 + quotient
+        return f"{a}/{digit}: {', '.join(parts)}, so {result}", result
+
     def multiply(self, a: int, b: int) -> int:
         """Writes a * b (each below 100) as steps of its own; returns the product."""
         if a < 10:

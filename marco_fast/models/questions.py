@@ -1,11 +1,13 @@
 """Questions with checkable answers and written thoughts: the data of the bundled nano models.
 
-Four tests (letters, sums, orderings, geometry), eight levels each, from one short step to more than
-a small model does reliably. Everything is a pure function of (test, level, split, seed, ordinal).
+Six tests, eight levels each, from one short step to more than a small model does reliably, in
+English and in Chinese. The thought is in English for both, as Marco-o1's own prompt asks for; the
+output is in the question's language. Everything is a pure function of (test, level, split,
+language, seed, ordinal).
 
 The split of a question is decided by a hash of its content: every word of a letter question, the
-set of names of an ordering, the person and numbers of a sum, the shape and numbers of a geometry
-question. What is in one split is never in another.
+set of names of an ordering, the person and numbers of a word problem, the shape and numbers of a
+geometry question, the facts of a set of statements. What is in one split is never in another.
 """
 
 import hashlib
@@ -14,15 +16,34 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .question_letters import letters, orderings
-from .question_numbers import geometry, sums
+from .question_facts import facts
+from .question_geometry import geometry
+from .question_letters import letters
+from .question_logic import logic
+from .question_statements import contradictions
+from .question_steps import steps
 from .question_work import Work
 
-TESTS = {"letters": letters, "sums": sums, "orderings": orderings, "geometry": geometry}
+TESTS = {
+    "logic": logic,
+    "letters": letters,
+    "geometry": geometry,
+    "steps": steps,
+    "facts": facts,
+    "contradictions": contradictions,
+}
+TITLES = {
+    "logic": "logical reasoning",
+    "letters": "counting letters",
+    "geometry": "geometry",
+    "steps": "step-by-step arithmetic",
+    "facts": "irrelevant facts",
+    "contradictions": "contradictory information",
+}
+LANGUAGES = ("en", "zh")
 LEVELS = range(1, 9)
 SPLITS = ("train", "validation", "test")
-REFLECTION = "\nWait! Maybe I made some mistakes! I need to rethink from scratch.\n\n"
-_ALWAYS_TEST = {"strawberry"}
+_ALWAYS_TEST = {"letters:strawberry"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +52,7 @@ class Question:
 
     test: str
     level: int
+    language: str
     text: str
     answer: str
     steps: tuple[str, ...]
@@ -38,15 +60,17 @@ class Question:
     solve: Callable[[Work], str]  # writes the steps, returns the answer
 
 
-def split_of(test: str, key: str) -> str:
-    """The split that a piece of content belongs to: 80% train, 10% validation, 10% test."""
+def split_of(key: str) -> str:
+    """The split that a piece of content, `kind:content`, belongs to: 80%, 10% and 10%."""
     if key in _ALWAYS_TEST:
         return "test"
-    bucket = hashlib.blake2b(f"{test}:{key}".encode(), digest_size=4).digest()[0] * 10 // 256
+    bucket = hashlib.blake2b(key.encode(), digest_size=4).digest()[0] * 10 // 256
     return SPLITS[max(0, bucket - 7)]
 
 
-def make_question(test: str, level: int, split: str, rng: random.Random) -> Question:
+def make_question(
+    test: str, level: int, split: str, rng: random.Random, language: str = "en"
+) -> Question:
     """One question.
 
     Args:
@@ -54,24 +78,31 @@ def make_question(test: str, level: int, split: str, rng: random.Random) -> Ques
         level: 1 (easy) to 8.
         split: "train", "validation" or "test".
         rng: decides everything else.
+        language: "en" or "zh".
 
     Raises:
-        ValueError: an unknown test, level or split.
+        ValueError: an unknown test, level, split or language.
     """
-    if test not in TESTS or level not in LEVELS or split not in SPLITS:
-        raise ValueError(f"expected a test, level and split, got {test!r}, {level!r}, {split!r}")
-    text, keys, solve = TESTS[test](level, rng, lambda key: split_of(test, key) == split)
+    known = test in TESTS and level in LEVELS and split in SPLITS and language in LANGUAGES
+    if not known:
+        raise ValueError(
+            "expected a test, level, split and language, got "
+            f"{test!r}, {level!r}, {split!r}, {language!r}"
+        )
+    text, keys, solve = TESTS[test](level, rng, lambda key: split_of(key) == split, language)
     work = Work()
     answer = solve(work)
-    return Question(test, level, text, answer, tuple(work.steps), keys, solve)
+    return Question(test, level, language, text, answer, tuple(work.steps), keys, solve)
 
 
-def questions(test: str, level: int, split: str, *, seed: int = 0) -> Iterator[Question]:
+def questions(
+    test: str, level: int, split: str, *, seed: int = 0, language: str = "en"
+) -> Iterator[Question]:
     """Endless distinct questions: the same arguments give the same ones."""
-    rng = random.Random(f"{test} {level} {split} {seed}")
+    rng = random.Random(f"{test} {level} {split} {language} {seed}")
     seen: set[str] = set()
     while True:
-        question = make_question(test, level, split, rng)
+        question = make_question(test, level, split, rng, language)
         if question.text not in seen:
             seen.add(question.text)
             yield question
@@ -106,14 +137,25 @@ def plant_slip(question: Question, rng: random.Random) -> Work | None:
     return None
 
 
-def is_correct(question: Question, output: str) -> bool:
-    """Whether the text of an output gives the reference answer.
+def answer_key(output: str) -> str:
+    """What two outputs have in common that give the same answer.
 
-    Case, spaces, trailing punctuation, a leading "the" and a unit after a number do not matter. An
-    output with two different numbers, or with more than one name, is wrong.
+    The numbers, in any order and each once, where there are any; else the text without case,
+    surrounding punctuation, a leading "the" and differences of white space.
     """
-    text = output.strip().strip(".!\"'` \n").lower()
-    if question.answer.isdigit():
-        numbers = set(re.findall(r"\d+", text.replace(",", "")))
-        return numbers == {question.answer}
-    return text.removeprefix("the ").strip() == question.answer.lower()
+    text = output.strip().strip(".!\"'` \n。！").lower()
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).replace("−", "-")
+    numbers = re.findall(r"(?:(?<!\w)-)?\d+(?:[./]\d+)*", plain)
+    if numbers:
+        return " ".join(
+            sorted({re.sub(r"^(-?\d+)\.0+$|(\.\d*?[1-9])0+$", r"\1\2", each) for each in numbers})
+        )
+    return " ".join(text.removeprefix("the ").split())
+
+
+def is_correct(question: Question, output: str) -> bool:
+    """Whether the text of an output gives the reference answer, as answer_key compares them.
+
+    An output with another set of numbers, or with more than one name, is wrong.
+    """
+    return answer_key(output) == answer_key(question.answer)

@@ -1,48 +1,93 @@
 """Training samples of the nano models: token ids, and which of them the loss counts."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from .questions import LEVELS, REFLECTION, TESTS, Question, make_question, plant_slip, write_output
+from marco_fast.search.marco import MARCO_PROMPT, REFLECTION
+
+from .questions import (
+    LEVELS,
+    TESTS,
+    Question,
+    make_question,
+    plant_slip,
+    write_answer,
+    write_output,
+)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Which questions are drawn, and how often their thoughts are reconsidered.
+    """Which questions are drawn, and how they are answered.
 
     Args:
         weights: for each test, the weight of each level.
         reflect: share of samples with the reflection phrase; half of them, where one can be
             planted, have a slip before it.
+        chinese: share of the questions in Chinese.
+        concise: answered by the output alone, without a thought.
     """
 
     weights: dict[str, tuple[float, ...]]
     reflect: float = 0.15
+    chinese: float = 0.2
+    concise: bool = False
 
 
 UNIFORM = Mix({test: (1.0,) * len(LEVELS) for test in TESTS})
 
 
-def prompt_text(question: str) -> str:
-    """A question as the chat template writes it."""
-    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+SYSTEM_PROMPTS = (
+    MARCO_PROMPT,
+    "You are a helpful assistant.",
+    "You are a careful assistant. Think in steps.",
+    "你是一个有用的助手。",
+)
 
 
-def sample(tokenizer: Tokenizer, question: Question, mode: str, rng: random.Random):
+def prompt_text(question: str, before: Sequence[tuple[str, str]] = ()) -> str:
+    """A question as the chat template writes it, after earlier (role, content) messages."""
+    messages = [*before, ("user", question)]
+    written = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
+    return f"{written}<|im_start|>assistant\n"
+
+
+def earlier_messages(mix: Mix, rng: random.Random) -> list[tuple[str, str]]:
+    """What one sample in twelve has in front of its question: a system prompt, or a short chat."""
+    roll = rng.random()
+    if roll < 0.04:
+        return [("system", rng.choice(SYSTEM_PROMPTS))]
+    if roll > 0.08:
+        return []
+    language = "zh" if rng.random() < mix.chinese else "en"
+    asked = make_question(rng.choice(list(TESTS)), rng.choice((1, 2)), "train", rng, language)
+    whole = rng.random() < 0.5 and not mix.concise
+    reply = write_answer(asked) if whole else write_output(asked.answer)
+    return [("user", asked.text), ("assistant", reply)]
+
+
+def sample(
+    tokenizer: Tokenizer,
+    question: Question,
+    mode: str,
+    rng: random.Random,
+    before: Sequence[tuple[str, str]] = (),
+):
     """(ids, loss flags) of one sample.
 
     Args:
-        mode: "plain", or "reflect" or "slip": the thought, right or with one wrong step, then the
-            phrase in place of the closing tag, then the thought again. The pieces are encoded one
-            by one, as a search that forces the phrase has them. The phrase and the wrong step have
-            no loss.
+        mode: "plain"; "concise": the output alone; or "reflect" or "slip": the thought, right or
+            with one wrong step, then the phrase in place of the closing tag, then the thought
+            again. The pieces are encoded one by one, as a search that forces the phrase has them.
+            The phrase and the wrong step have no loss.
+        before: earlier (role, content) messages.
     """
     slip = plant_slip(question, rng) if mode == "slip" else None
-    pieces = [(prompt_text(question.text), False)]
-    if mode != "plain":
+    pieces = [(prompt_text(question.text, before), False)]
+    if mode in ("reflect", "slip"):
         pieces.append(("<Thought>\n", True))
         steps = slip.steps if slip else question.steps
         for index, step in enumerate(steps):
@@ -53,8 +98,8 @@ def sample(tokenizer: Tokenizer, question: Question, mode: str, rng: random.Rand
         body = "\n\n".join(question.steps)
     else:
         body = "<Thought>\n" + "\n\n".join(question.steps)
-    end = f"{body}\n</Thought>\n{write_output(question.answer)}<|im_end|>"
-    pieces.append((end, True))
+    thought = "" if mode == "concise" else f"{body}\n</Thought>\n"
+    pieces.append((f"{thought}{write_output(question.answer)}<|im_end|>", True))
     ids: list[int] = []
     flags: list[bool] = []
     for text, counted in pieces:
@@ -71,10 +116,12 @@ def samples(tokenizer: Tokenizer, mix: Mix, seed: str, context: int) -> Iterator
     weights = [w for test in mix.weights for w in mix.weights[test]]
     while True:
         test, level = rng.choices(cells, weights)[0]
-        question = make_question(test, level, "train", rng)
-        roll = rng.random() / mix.reflect if mix.reflect else 1.0
+        language = "zh" if rng.random() < mix.chinese else "en"
+        question = make_question(test, level, "train", rng, language)
+        roll = rng.random() / mix.reflect if mix.reflect and not mix.concise else 1.0
         mode = "slip" if roll < 0.5 else "reflect" if roll < 1 else "plain"
-        ids, flags = sample(tokenizer, question, mode, rng)
+        mode = "concise" if mix.concise else mode
+        ids, flags = sample(tokenizer, question, mode, rng, earlier_messages(mix, rng))
         if len(ids) <= context:
             yield ids, flags
 

@@ -1,6 +1,10 @@
-"""Trains a bundled nano model from nothing: tokenizer, weights, Hugging Face folder.
+"""Trains a bundled nano model: tokenizer, weights, Hugging Face folder.
 
-    python -m marco_fast.models.train --folder marco_fast/models/nano-marco --tokens 14000000
+    python -m marco_fast.models.train nano-marco --tokens 40000000 --work .train/nano-marco
+    python -m marco_fast.models.train nano-llama --tokens 6000000 --work .train/nano-llama
+
+From nothing, or with --init from an earlier model's folder: its tokenizer is extended, its weights
+are taken over, and layers that it lacks begin as the identity.
 
 Killed at any time, the same command goes on from the last checkpoint: the data are a function of
 the seed and the number of the batch, and the checkpoint holds weights, averages and optimizer. The
@@ -12,9 +16,9 @@ has learned. The exported weights are a moving average.
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,36 +27,72 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from transformers import Qwen2Config
+from transformers import LlamaConfig, Qwen2Config
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .network import Network
 from .optimizer import Optimizer
 from .samples import UNIFORM, Mix, batches
-from .tokenizer import replace_text, save_tokenizer, train_tokenizer
+from .tokenizer import extend_tokenizer, replace_text, save_tokenizer, train_tokenizer
 
 AVERAGE = 0.99  # of the exported weights, a step
 CHUNK = 1024  # samples drawn and sorted by length at once
 
 
-def qwen2_config(layers: int = 5, hidden: int = 224, inner: int = 576) -> Qwen2Config:
-    """nano-marco: 7 query heads on 1 KV head of 32 dimensions, tied embeddings."""
+def nano_marco() -> Qwen2Config:
+    """Qwen2: 7 query heads on 1 KV head of 32 dimensions, tied embeddings."""
     return Qwen2Config(
-        vocab_size=1024,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
+        **_COMMON,
+        hidden_size=224,
+        intermediate_size=576,
+        num_hidden_layers=6,
         num_attention_heads=7,
         num_key_value_heads=1,
-        head_dim=32,  # type: ignore[call-arg]  # read by attention, but no field of the class
-        max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
-        dtype="bfloat16",
         architectures=["Qwen2ForCausalLM"],
     )
+
+
+def nano_llama() -> LlamaConfig:
+    """Llama: groups of 3 on 2 KV heads of 32 dimensions, tied embeddings, RoPE scaled as llama3."""
+    return LlamaConfig(
+        **_COMMON,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-6,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256,
+        },
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+_COMMON: dict = {
+    "vocab_size": 1664,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "dtype": "bfloat16",
+}
+ENGLISH_TOKENS = 1024  # of the vocabulary; the rest is for Chinese
+Config = Qwen2Config | LlamaConfig
+MODELS: dict[str, Callable[[], Config]] = {"nano-marco": nano_marco, "nano-llama": nano_llama}
+
+
+def frequencies(config: Config) -> Tensor:
+    """[head_dim / 2] float32: RoPE's angles a position, as transformers has them."""
+    return LlamaRotaryEmbedding(config).inv_freq  # type: ignore[arg-type]
 
 
 def learning_rate(done: int, total: int, peak: float, decay: float, warmup: int = 300_000) -> float:
@@ -72,15 +112,35 @@ class Run:
     seconds: float = 0.0
 
 
-def start(config: Qwen2Config, checkpoint: Path, seed: int, pool: Executor) -> Run:
-    """A new run, or the one that the checkpoint holds."""
+def start(
+    config: Config,
+    checkpoint: Path,
+    seed: int,
+    pool: Executor,
+    *,
+    init: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """A new run, one from the weights in the folder `init`, or the one in the checkpoint."""
     torch.manual_seed(seed)
-    network = Network(config)
+    network = Network(config, frequencies(config), dtype)
+    if init is not None:
+        _take_over(network, load_file(init / "model.safetensors"))
     average = {name: w.detach().clone() for name, w in network.named_parameters()}
     run = Run(network, average, Optimizer(network, pool))
     if checkpoint.exists():
         _load(run, checkpoint)
     return run
+
+
+@torch.no_grad()
+def _take_over(network: Network, weights: dict[str, Tensor]) -> None:
+    """Weights of a model with fewer tokens or layers; what is new begins as nothing."""
+    for name, weight in network.named_parameters():
+        if name in weights:
+            weight[: len(weights[name])] = weights[name]
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.zero_()
 
 
 def _load(run: Run, checkpoint: Path) -> None:
@@ -113,7 +173,7 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     part.replace(path)
 
 
-def export(run: Run, config: Qwen2Config, folder: Path) -> None:
+def export(run: Run, config: Config, folder: Path) -> None:
     """Writes the averaged weights as a Hugging Face folder, each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.bfloat16() for name, tensor in run.average.items()}
@@ -170,22 +230,23 @@ def train_step(run: Run, batch: Sequence[Sequence[tuple]], rate: float, pool: Ex
 
 
 def read_mix(path: str | None) -> Mix:
-    """A mix from a JSON file {"weights": {test: [eight numbers]}, "reflect": share}."""
+    """A mix from a JSON file {"weights": {test: [eight numbers]}, and fields of Mix}."""
     if path is None:
         return UNIFORM
     data = json.loads(Path(path).read_text())
-    return Mix({test: tuple(row) for test, row in data["weights"].items()}, data["reflect"])
+    data["weights"] = {test: tuple(row) for test, row in data["weights"].items()}
+    return Mix(**data)
 
 
 def train(
-    run: Run, config: Qwen2Config, tokenizer: Tokenizer, args: argparse.Namespace, pool: Executor
+    run: Run, config: Config, tokenizer: Tokenizer, args: argparse.Namespace, pool: Executor
 ) -> None:
     """Steps until args.tokens are seen; a checkpoint every two minutes, an export every fifteen."""
     saved = exported = clock = time.monotonic()
     losses: list[float] = []
     while run.counts["tokens"] < args.tokens:
         seed = f"{args.seed} {run.counts['chunk']}"
-        mix = read_mix(args.mix)
+        mix = replace(read_mix(args.mix), concise=args.model == "nano-llama")
         cut = batches(
             tokenizer, mix, seed, tokens=args.batch, parts=args.parts,
             context=config.max_position_embeddings, count=CHUNK,
@@ -220,8 +281,10 @@ def train(
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m marco_fast.models.train")
-    parser.add_argument("--folder", type=Path, required=True, help="the model's folder")
-    parser.add_argument("--work", type=Path, default=Path(".train"), help="checkpoints")
+    parser.add_argument("model", choices=MODELS, help="nano-llama answers without a thought")
+    parser.add_argument("--folder", type=Path, help="default: .train/MODEL/model")
+    parser.add_argument("--work", type=Path, help="checkpoints; default: .train/MODEL")
+    parser.add_argument("--init", type=Path, help="folder of an earlier model to go on from")
     parser.add_argument("--tokens", type=int, default=14_000_000, help="tokens to train on")
     parser.add_argument("--batch", type=int, default=4096, help="tokens of a step")
     parser.add_argument("--parts", type=int, default=4, help="parts of a step that threads take")
@@ -230,11 +293,26 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--decay", type=float, default=0.35, help="share of tokens that it falls over"
     )
     parser.add_argument("--mix", help="JSON file: weights of the levels, share of reflection")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of the products; bfloat16 is faster only where the CPU multiplies it",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export-minutes", type=float, default=10)
     parser.add_argument("--export-only", action="store_true", help="export the checkpoint and stop")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.work = args.work or Path(".train") / args.model
+    args.folder = args.folder or args.work / "model"
+    return args
+
+
+def new_tokenizer(size: int, args: argparse.Namespace) -> Tokenizer:
+    """Trained from nothing, or that of --init, extended."""
+    if args.init is None:
+        return train_tokenizer(ENGLISH_TOKENS, size, seed=args.seed)
+    earlier = Tokenizer.from_file(str(args.init / "tokenizer.json"))
+    return extend_tokenizer(earlier, size, seed=args.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -243,14 +321,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(args.threads, initializer=lambda: torch.set_num_threads(1))
     args.work.mkdir(parents=True, exist_ok=True)
-    config = qwen2_config()
+    config = MODELS[args.model]()
     vocabulary = args.work / "tokenizer.json"
     if not vocabulary.exists():
-        replace_text(vocabulary, train_tokenizer(config.vocab_size, seed=args.seed).to_str())
+        replace_text(vocabulary, new_tokenizer(config.vocab_size, args).to_str())
     tokenizer = Tokenizer.from_file(str(vocabulary))
     args.folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, args.folder, config.max_position_embeddings)
-    run = start(config, args.work / "checkpoint.safetensors", args.seed, pool)
+    checkpoint, dtype = args.work / "checkpoint.safetensors", getattr(torch, args.dtype)
+    run = start(config, checkpoint, args.seed, pool, init=args.init, dtype=dtype)
     if args.export_only:
         export(run, config, args.folder)
     else:

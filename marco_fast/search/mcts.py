@@ -12,7 +12,7 @@ from typing import Any
 
 from marco_fast.search.tree import SearchTree, child_seed, mean_confidence, root_seed
 
-__all__ = ["Search", "SearchConfig", "Ticket", "ValueFunction", "choose_answer"]
+__all__ = ["Search", "SearchConfig", "Ticket", "ValueFunction", "canonical", "choose_answer"]
 
 ValueFunction = Callable[[Sequence[int], Sequence[float | None], str], float]
 
@@ -300,10 +300,10 @@ def choose_answer(tree: SearchTree, answers: dict[int, str], rule: str) -> int |
     if rule == "vote":
         weights: dict[str, float] = {}
         for node in sorted(finished):
-            key = _canonical(answers[node])
+            key = canonical(answers[node])
             weights[key] = weights.get(key, 0.0) + tree.end_value[node]
         winner = max(weights, key=weights.__getitem__)
-        finished = [node for node in finished if _canonical(answers[node]) == winner]
+        finished = [node for node in finished if canonical(answers[node]) == winner]
     elif rule == "visits":
         return _most_visited(tree, finished)
     return max(finished, key=lambda node: (tree.end_value[node], -node))
@@ -320,6 +320,6 @@ def _most_visited(tree: SearchTree, finished: list[int]) -> int:
     return node
 
 
-def _canonical(answer: str) -> str:
+def canonical(answer: str) -> str:
     """Answers that differ in case, white space or a final full stop vote together."""
     return " ".join(answer.lower().split()).rstrip(".").rstrip()
