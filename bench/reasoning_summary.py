@@ -1,0 +1,268 @@
+"""What the answers of bench.reasoning come to: shares, attempts, calibration, tables, a diagram."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from marco_fast.files import write_whole
+from marco_fast.models.questions import LEVELS, TESTS, TITLES
+from marco_fast.statistics import Share, auroc, reliability
+
+ATTEMPTS = (1, 8, 32)
+Rows = list[dict[str, Any]]
+
+
+def summarise(
+    done: dict[str, Rows],
+    tiers: dict[str, dict[str, int]],
+    methods: Sequence[str],
+    count: int,
+    chunk: int,
+) -> dict[str, Any]:
+    """{tier: {test or "all": {method: figures}}} of all rows; a method without rows is left out."""
+    made: dict[str, Any] = {}
+    for tier, levels in tiers.items():
+        rows = {
+            test: {
+                method: [
+                    row
+                    for begin in range(0, count, chunk)
+                    for row in done.get(f"{tier}/{test}/{method}/{begin}", [])
+                ]
+                for method in methods
+            }
+            for test in levels
+        }
+        rows["all"] = {m: [r for test in levels for r in rows[test][m]] for m in methods}
+        made[tier] = {
+            test: {
+                method: figures(these, method != "samples") for method, these in by.items() if these
+            }
+            | majorities(by, methods)
+            for test, by in rows.items()
+        }
+    return made
+
+
+def figures(rows: Rows, by_value: bool) -> dict[str, Any]:
+    """One method on some questions."""
+    pairs = [(path["confidence"], path["right"]) for row in rows for path in row["paths"]]
+    result: dict[str, Any] = {
+        rule: share([row["right"][rule] for row in rows]) for rule in ("value", "visits", "vote")
+    }
+    result["tokens"] = sum(row["tokens"] for row in rows) / len(rows)
+    result["paths"] = sum(len(row["paths"]) for row in rows) / len(rows)
+    result["chinese"] = share([r["right"]["value"] for r in rows if r["language"] == "zh"])
+    result["path_auroc"] = auroc(pairs)
+    bins, error = reliability(pairs)
+    result["reliability"] = [[mean, each.share, each.low, each.high] for mean, each in bins]
+    result["calibration_error"] = error
+    chosen = [
+        (max(p["confidence"] for p in r["paths"]), r["right"]["value"]) for r in rows if r["paths"]
+    ]
+    result["answer_auroc"] = auroc(chosen)
+    if result["paths"] > 1:
+        result["attempts"] = {str(k): attempts(rows, k, by_value) for k in ATTEMPTS}
+        result["any"] = share([any(path["right"] for path in row["paths"]) for row in rows])
+    return result
+
+
+def attempts(rows: Rows, k: int, by_value: bool) -> dict[str, float]:
+    """Test@k: how often one of k attempts is right.
+
+    Of a search the k paths of the highest value, of samples any k of them.
+    """
+    flags = []
+    for row in rows:
+        paths = row["paths"]
+        ordered = sorted(paths, key=lambda p: -p["value"]) if by_value else shuffled(paths)
+        flags.append(any(path["right"] for path in ordered[:k]))
+    return share(flags)
+
+
+def shuffled(paths: Rows) -> Rows:
+    """Samples decoded together end in the order of their lengths: k of them must not be the
+    shortest."""
+    return random.Random(len(paths)).sample(paths, len(paths))
+
+
+def majorities(by: dict[str, Rows], methods: Sequence[str]) -> dict[str, Any]:
+    """Self-consistency: the most frequent answer of samples, at each search's tokens a question."""
+    samples = by.get("samples", [])
+    made = {}
+    for method in methods:
+        if not method.startswith("search") or len(by[method]) != len(samples) or not samples:
+            continue
+        flags = [
+            majority(row["paths"], other["tokens"])
+            for row, other in zip(samples, by[method], strict=True)
+        ]
+        made[f"majority at the tokens of {method}"] = {"majority": share(flags)}
+    if samples:
+        made["majority of all samples"] = {
+            "majority": share([majority(row["paths"], 10**9) for row in samples]),
+            "tokens": sum(row["tokens"] for row in samples) / len(samples),
+        }
+    return made
+
+
+def majority(paths: Rows, budget: int) -> bool:
+    """Whether the most frequent answer (of equals the first) of samples within budget is right."""
+    taken, spent = [], 0
+    for path in shuffled(paths):
+        if taken and spent + path["tokens"] > budget:
+            break
+        taken.append(path)
+        spent += path["tokens"]
+    if not taken:
+        return False
+    votes = Counter(path["answer"] for path in taken)
+    winner = votes.most_common(1)[0][0]
+    return next(path["right"] for path in taken if path["answer"] == winner)
+
+
+def share(flags: Sequence[bool]) -> dict[str, float]:
+    """A share with its interval, as JSON holds it."""
+    made = Share.of(flags)
+    return {"share": made.share, "low": made.low, "high": made.high, "count": made.total}
+
+
+def percent(made: dict[str, float] | None) -> str:
+    """62.0 (55.1-68.4)"""
+    if not made or not made["count"]:
+        return "–"
+    return f"{100 * made['share']:.1f} ({100 * made['low']:.1f}–{100 * made['high']:.1f})"
+
+
+def write_tables(report: dict[str, Any], out: Path) -> None:
+    """Markdown tables and the reliability diagram beside the JSON file."""
+    parts = [
+        "# Six tests, two tiers, and what a search adds\n",
+        "Written by `python -m bench.reasoning`; percent right with 95% Wilson intervals. "
+        f"{report['settings']['questions']} held-out questions a test and tier, one in four "
+        "Chinese.\n\nTest@k: one of k attempts is right; of a search the k paths of the highest "
+        "value, of samples any k.\n",
+    ]
+    for tier, tests in report["results"].items():
+        levels = report["tiers"][tier]
+        parts.append(f"\n## {tier.capitalize()} tier\n")
+        named = ", ".join(f"{TITLES[t]} {levels[t]}" for t in TESTS if t in levels)
+        parts.append(f"Levels: {named or 'none'}.\n")
+        if tests.get("all"):
+            parts.append(_methods_table(tests["all"]))
+            parts.append(_tests_table(tests, levels))
+    parts.append("\n## Greedy on validation questions, by level\n\n" + _levels(report))
+    parts.append("\n## Reflection\n\n" + _reflection(report))
+    write_whole(out.with_suffix(".md"), "\n".join(parts) + "\n")
+    _diagram(report, out.with_suffix(".png"))
+
+
+def _methods_table(made: dict[str, Any]) -> str:
+    lines = [
+        "| method | best value | most visits | vote | Test@1 | Test@8 | Test@32 | majority of "
+        "samples at its tokens | tokens | AUROC of paths | AUROC of answers |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method, row in made.items():
+        if "value" not in row:
+            continue
+        tries = row.get("attempts", {})
+        beside = made.get(f"majority at the tokens of {method}", {})
+        if method == "samples":
+            beside = made.get("majority of all samples", {})
+        cells = [
+            method,
+            *(percent(row[rule]) for rule in ("value", "visits", "vote")),
+            *(percent(tries.get(str(k))) for k in ATTEMPTS),
+            percent(beside.get("majority")),
+            f"{row['tokens']:.0f}",
+            *(
+                f"{row[k]:.2f}" if row[k] is not None else "–"
+                for k in ("path_auroc", "answer_auroc")
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _tests_table(tests: dict[str, Any], levels: dict[str, int]) -> str:
+    names = [test for test in TESTS if test in levels]
+    lines = [
+        f"| best value | {' | '.join(TITLES[test] for test in names)} |",
+        "|---" * (1 + len(names)) + "|",
+    ]
+    for method in tests["all"]:
+        key = "value" if "value" in tests["all"][method] else "majority"
+        cells = [percent(tests[test].get(method, {}).get(key)) for test in names]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _levels(report: dict[str, Any]) -> str:
+    lines = [f"| test | {' | '.join(map(str, LEVELS))} |", "|---" * (1 + len(LEVELS)) + "|"]
+    for test, seen in report["validation"].items():
+        shares = {int(level): share for level, share in seen["greedy"].items()}
+        cells = [f"{100 * shares[level]:.0f}" for level in LEVELS]
+        lines.append(f"| {TITLES[test]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _reflection(report: dict[str, Any]) -> str:
+    lines = [
+        "| tier | method | wrong answers mended | right answers spoiled |",
+        "|---|---|---|---|",
+    ]
+    for tier, rows in report.get("reflection", {}).items():
+        for method, made in rows.items():
+            mended, spoiled = percent(made["mended"]), percent(made["spoiled"])
+            lines.append(f"| {tier} | {method} | {mended} | {spoiled} |")
+    return "\n".join(lines) + "\n"
+
+
+def reflections(done: dict[str, Rows]) -> dict[str, Any]:
+    """How many wrong answers of a method come out right with reflection, and the other way."""
+    flags: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
+    for unit, rows in done.items():
+        tier, test, method, begin = unit.split("/")
+        other = done.get(f"{tier}/{test}/{method}, reflection/{begin}")
+        if other is None:
+            continue
+        mended, spoiled = flags.setdefault((tier, method), ([], []))
+        for before, after in zip(rows, other, strict=True):
+            if before["right"]["value"]:
+                spoiled.append(not after["right"]["value"])
+            else:
+                mended.append(after["right"]["value"])
+    made: dict[str, Any] = {}
+    for (tier, method), (mended, spoiled) in flags.items():
+        made.setdefault(tier, {})[method] = {"mended": share(mended), "spoiled": share(spoiled)}
+    return made
+
+
+def _diagram(report: dict[str, Any], path: Path) -> None:
+    """Confidence of finished paths beside how many of them are right, a line a tier and method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.5, 5), layout="constrained")
+    lowest = 1.0
+    for tier, color in (("easy", "#0072b2"), ("hard", "#d55e00")):
+        for method, style in (("samples", "o-"), ("search, 32", "s--")):
+            row = report["results"].get(tier, {}).get("all", {}).get(method)
+            if row:
+                means, rights = zip(*[each[:2] for each in row["reliability"]], strict=True)
+                lowest = min(lowest, *means)
+                axes.plot(means, rights, style, color=color, label=f"{tier}: {method}")
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    axes.set(
+        xlim=(lowest - 0.01, 1.002), ylim=(-0.02, 1.02), ylabel="share of them that is right",
+        xlabel="mean confidence of a finished path (tenths of all paths)",
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

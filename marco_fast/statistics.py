@@ -1,0 +1,74 @@
+"""How sure a measured share is, and how well a confidence tells right from wrong."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+__all__ = ["Share", "auroc", "reliability", "wilson"]
+
+
+class Share(NamedTuple):
+    """A proportion with its 95% Wilson interval."""
+
+    right: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """right / total; 0.0 of nothing."""
+        return self.right / self.total if self.total else 0.0
+
+    @classmethod
+    def of(cls, flags: Sequence[bool]) -> "Share":
+        """The share of true flags."""
+        return cls(sum(flags), len(flags), *wilson(sum(flags), len(flags)))
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a proportion; 95% at z 1.96; (0, 1) of nothing."""
+    if total == 0:
+        return 0.0, 1.0
+    share, spread = right / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * (share * (1 - share) / total + spread / (4 * total)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def auroc(pairs: Sequence[tuple[float, bool]]) -> float | None:
+    """How likely a right reply has the higher confidence than a wrong one; None: one kind only."""
+    values = [value for value, _ in sorted(pairs)]
+    right = [ok for _, ok in sorted(pairs)]
+    good = sum(right)
+    if not good or good == len(right):
+        return None
+    ranks: dict[float, list[int]] = {}
+    for rank, value in enumerate(values, 1):
+        ranks.setdefault(value, []).append(rank)
+    total = sum(
+        sum(ranks[v]) / len(ranks[v]) for v, ok in zip(values, right, strict=True) if ok
+    )  # equal values share their mean rank
+    return (total - good * (good + 1) / 2) / (good * (len(right) - good))
+
+
+def reliability(
+    pairs: Sequence[tuple[float, bool]], bins: int = 10
+) -> tuple[list[tuple[float, Share]], float]:
+    """Confidence beside accuracy, in bins of about as many replies.
+
+    Returns:
+        ([(mean confidence, share that is right)] from low to high, expected calibration error: the
+        mean distance of the two, weighted by the replies in a bin).
+    """
+    ordered = sorted(pairs)
+    count = min(bins, len(ordered))
+    edges = [len(ordered) * i // count for i in range(count + 1)] if count else []
+    rows, error = [], 0.0
+    for begin, end in pairwise(edges):
+        part = ordered[begin:end]
+        mean = sum(value for value, _ in part) / len(part)
+        share = Share.of([ok for _, ok in part])
+        rows.append((mean, share))
+        error += abs(mean - share.share) * len(part) / len(ordered)
+    return rows, error
