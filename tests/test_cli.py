@@ -221,3 +221,61 @@ def test_the_version(capfd):
         main(["--version"])
     assert stop.value.code == 0
     assert capfd.readouterr().out.startswith("marco-fast ")
+
+
+def test_a_history_and_a_system_prompt_stand_in_front(capfd, tmp_path):
+    history = tmp_path / "chat.json"
+    history.write_text(
+        json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
+    )
+    options = ["--history", str(history), "--system", "marco-o1", "--json", "--quiet", *FAST]
+    assert main(["solve", QUESTION, *options]) == 0
+    messages = json.loads(capfd.readouterr().out)["messages"]
+    assert [each["role"] for each in messages] == ["system", "user", "assistant", "user"]
+    assert "Marco-o1" in messages[0]["content"]
+    assert messages[-1]["content"] == QUESTION
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "expected JSON in"),
+        ('{"role": "user"}', "expected a list of messages"),
+        ('[{"role": "user"}]', "expected messages like"),
+        ('[{"role": "tool", "content": "x"}]', "expected the role at place 0"),
+    ],
+)
+def test_a_bad_history_is_refused(capfd, tmp_path, text, says):
+    history = tmp_path / "chat.json"
+    history.write_text(text)
+    assert main(["solve", QUESTION, "--history", str(history), *FAST]) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("marco-fast solve: error: ")
+    assert says in last
+
+
+def test_a_saved_tree_becomes_a_page(capfd, tmp_path):
+    tree, page = tmp_path / "tree.json", tmp_path / "tree.html"
+    assert main(["solve", QUESTION, "--save", str(tree), "--quiet", *FAST]) == 0
+    capfd.readouterr()
+    assert main(["tree", str(tree), "--html", str(page)]) == 0
+    assert capfd.readouterr().out == f"wrote {page}\n"
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("tree", "page", "says"),
+    [
+        ("nowhere.json", "tree.html", "nowhere.json"),
+        ("bad.json", "tree.html", "expected JSON in"),
+        ("bad.json", "nowhere/tree.html", "expected --html in a folder that exists"),
+    ],
+)
+def test_a_bad_tree_is_refused(capfd, tmp_path, tree, page, says):
+    (tmp_path / "bad.json").write_text("[")
+    assert main(["tree", str(tmp_path / tree), "--html", str(tmp_path / page)]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not (tmp_path / "tree.html").exists()

@@ -122,7 +122,10 @@ def test_the_wheel_holds_the_package_alone(wheel):
     assert held >= MODELS
     assert "marco_fast/py.typed" in held
     assert "marco_fast/kernels/__init__.py" not in held
-    for floor in ("engine", "ops", "search", "integrations"):
+    assert {
+        f"marco_fast/pages/{path.name}" for path in (ROOT / "marco_fast/pages").iterdir()
+    } <= held
+    for floor in ("commands", "engine", "models", "ops", "search", "integrations"):
         modules = (ROOT / "marco_fast" / floor).glob("*.py")
         assert {f"marco_fast/{floor}/{path.name}" for path in modules} <= held
     assert len([name for name in held if name.startswith("marco_fast/_C.")]) == 1

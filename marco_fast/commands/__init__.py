@@ -1,0 +1,1 @@
+"""The commands of marco-fast: one file each, with add() for its options and run()."""

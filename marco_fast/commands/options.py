@@ -1,0 +1,96 @@
+"""What the commands share: exit codes, and the options of engines and searches."""
+
+import argparse
+import os
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from marco_fast.search.mcts import CHOICES, RANGES, SearchConfig
+
+__all__ = [
+    "BAD_INPUT",
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "add_config_options",
+    "add_engine_options",
+    "check_writable",
+    "config_of",
+    "engine_options",
+]
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_HELP = {
+    "action": "what a tree node holds: a step up to a blank line, or step_tokens tokens",
+    "step_tokens": "tokens of a mini-step",
+    "max_step_tokens": "most tokens of a step",
+    "expansions": "nodes to add",
+    "children": "actions sampled from a selected node",
+    "parallel": "branches decoded at once",
+    "rollout_tokens": "most tokens of a rollout; 0: none",
+    "c_uct": "weight of exploration",
+    "normalize": "scale values by the smallest and largest in the tree",
+    "virtual_loss": "visits in flight count as visits of value 0",
+    "temperature": "of the draws; 0: the most likely token",
+    "top_p": "nucleus of the draws",
+    "top_k": "candidates in the confidence",
+    "reflect": "reconsider once at the end of a thought",
+    "value": "mean confidence of the whole path or of the last rollout",
+    "answer": "which finished path answers",
+    "seed": "same seed, same tree",
+    "max_tokens": "budget of decoded tokens",
+    "max_seconds": "budget of seconds",
+}
+
+
+def add_engine_options(parser: Any) -> None:
+    """Where and how a model runs."""
+    parser.add_argument("--device", default=None, help="cpu or cuda (default: what there is)")
+    parser.add_argument("--dtype", default=None, help="float32, bfloat16 or float16")
+    parser.add_argument("--max-branches", type=int, default=64, help="rows of a batch (default 64)")
+    parser.add_argument("--kv-tokens", type=int, default=None, help="capacity of the KV cache")
+
+
+def engine_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of Engine.from_pretrained."""
+    names = ("device", "dtype", "max_branches", "kv_tokens")
+    return {name: getattr(options, name) for name in names}
+
+
+def add_config_options(group: Any, **defaults: Any) -> None:
+    """One option for each field of SearchConfig, which checks the values itself.
+
+    Args:
+        group: of an argparse parser.
+        defaults: of the fields whose default is another one here.
+    """
+    for each in fields(SearchConfig):
+        assert each.default is not MISSING
+        name = "--" + each.name.replace("_", "-")
+        default = defaults.get(each.name, each.default)
+        kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if each.name in CHOICES:
+            kind = {"choices": CHOICES[each.name]}
+        elif not isinstance(default, bool):
+            number = RANGES[each.name][0]
+            kind = {"type": number, "metavar": number.__name__.upper()}
+        text = f"{_HELP[each.name]} (default {default})"
+        group.add_argument(name, default=default, help=text, **kind)
+
+
+def config_of(options: argparse.Namespace) -> SearchConfig:
+    """The SearchConfig that the options name."""
+    return SearchConfig(**{each.name: getattr(options, each.name) for each in fields(SearchConfig)})
+
+
+def check_writable(path: Path, option: str) -> None:
+    """A file that cannot be written is found before the work, not after it."""
+    folder = path.parent
+    if path.is_dir():
+        raise ValueError(f"expected {option} to name a file, got the folder {str(path)!r}")
+    if not folder.is_dir():
+        raise ValueError(f"expected {option} in a folder that exists, got {str(path)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ValueError(f"expected {option} to be writable, got {str(path)!r}")
