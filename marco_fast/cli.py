@@ -1,4 +1,4 @@
-"""The command line: marco-fast solve | compare | tree | info."""
+"""The command line: marco-fast solve | compare | generate-data | tree | info."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from marco_fast import __version__
-from marco_fast.commands import compare, info, solve, tree
+from marco_fast.commands import compare, generate_data, info, solve, tree
 from marco_fast.commands.options import BAD_INPUT, INTERRUPTED
 from marco_fast.errors import MarcoFastError
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="marco-fast", description="Tree search over a model's reasoning.")
     parser.add_argument("--version", action="version", version=f"marco-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    for command in (solve, compare, tree, info):
+    for command in (solve, compare, generate_data, tree, info):
         command.add(commands)
     return parser
 

@@ -1,0 +1,250 @@
+"""marco-fast generate-data: questions in, fine-tuning data out."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from marco_fast.commands.options import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    OK,
+    add_config_options,
+    add_engine_options,
+    check_writable,
+    config_of,
+    engine_options,
+)
+
+if TYPE_CHECKING:
+    from marco_fast.data_filters import Limits
+    from marco_fast.data_questions import BadLine
+    from marco_fast.generate_data import DataProgress, Summary
+
+__all__ = ["add"]
+
+SHOWN = 20  # bad lines
+DESCRIPTION = """\
+Searches every question of a JSONL file and writes the replies that pass the filters as ChatML
+messages, one JSON object a line, ready for TRL's SFTTrainer or datasets.load_dataset("json").
+
+A line of QUESTIONS.jsonl:  {"question": "text"}  or  {"messages": [{"role": "user", "content":
+"text"}, ...]} that end with the user's; optionally "id" (text or integer; else the line's number)
+and "answer", the reference answer.  Other keys are ignored.
+
+A line of the output:  {"id", "messages", "thought", "output", "confidence", "tree", "model"}.
+
+A run that was interrupted or killed goes on where it was when the same command is given again; the
+filters may have other limits then.
+"""
+FILTER_TITLES = {
+    "answer": "no path reached an answer",
+    "tags": "not one thought, then one output",
+    "length": "too short or too long",
+    "repetition": "repeats itself",
+    "agreement": "too few paths agree",
+    "confidence": "too low a confidence",
+    "correct": "not the reference answer",
+}
+
+
+def add(commands: Any) -> None:
+    """Adds the command and its options."""
+    parser = commands.add_parser(
+        "generate-data", help="search many questions, write fine-tuning data",
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    parser.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl")
+    parser.add_argument("--out", type=Path, required=True, metavar="DATA.jsonl", help="the output")
+    parser.add_argument("--model", default="nano-marco", help="bundled name, folder or hub id")
+    add_engine_options(parser)
+    parser.add_argument(
+        "--system", default=None,
+        help='system prompt of every question; "marco-o1" for the one of Marco-o1',
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, default=None,
+        help="questions searched together (default: max-branches / parallel, rounded up, which "
+        "fills the decode batch; more wait for each other, fewer leave it empty)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bad-lines", choices=("refuse", "skip"), default="refuse",
+        help="what to do where a line is no question: name them all and do nothing, or leave them "
+        "out (default refuse)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--restart", action="store_true", help="throw away an output or a journal that exists"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    _add_filters(parser.add_argument_group("filters, in the order in which they are asked"))
+    add_config_options(parser.add_argument_group("search"))
+
+
+def _add_filters(group: Any) -> None:
+    from marco_fast.data_filters import Limits
+
+    limits = Limits()
+    group.add_argument(
+        "--min-tokens", type=int, default=limits.min_tokens,
+        help=f"of a reply (default {limits.min_tokens}: the four tags are some 15, and a thought "
+        "of fewer than that many words explains nothing)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-tokens-kept", type=int, default=limits.max_tokens,
+        help=f"of a reply (default {limits.max_tokens}: with its prompt it fits the sequences of "
+        "4,096 that a 7B model is usually tuned with)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-repetition", type=float, default=limits.max_repetition,
+        help="share of the thought's windows of 8 words that stood in it before (default "
+        f"{limits.max_repetition}: worked sums repeat their phrases, a loop soon repeats more "
+        "than half)",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-agreement", type=float, default=limits.min_agreement,
+        help="share of the finished paths' votes, weighted by confidence, that the answer holds: "
+        f"outputs with the same numbers, or else the same text, agree (default "
+        f"{limits.min_agreement}: more than for all others together; 0 where outputs are prose, "
+        "which hardly ever agrees)",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-confidence", type=float, default=limits.min_confidence,
+        help=f"of the chosen path (default {limits.min_confidence}: below it the model wavered "
+        "at most of its words; a gross net, since a search picks confident paths anyway)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Searches; progress goes to standard error, the summary to standard output."""
+    from marco_fast.data_filters import Limits
+    from marco_fast.generate_data import check_output
+
+    config = config_of(options)
+    limits = Limits(
+        options.min_tokens, options.max_tokens_kept, options.max_repetition,
+        options.min_agreement, options.min_confidence,
+    )  # fmt: skip
+    check_writable(options.out, "--out")
+    check_output(options.out, restart=options.restart)
+    if not options.questions.is_file():
+        raise ValueError(f"expected a file of questions, got {str(options.questions)!r}")
+    if options.out.exists() and options.out.samefile(options.questions):
+        raise ValueError("expected --out to be another file than the questions, got the same")
+    return _generate(options, config, limits)
+
+
+def _generate(options: argparse.Namespace, config: Any, limits: "Limits") -> int:
+    from marco_fast.data_questions import read_questions
+    from marco_fast.engine.engine import Engine
+    from marco_fast.engine.notices import silence_libraries
+    from marco_fast.generate_data import generate_data
+
+    silence_libraries()
+    with Engine.from_pretrained(options.model, **engine_options(options)) as engine:
+        questions = read_questions(options.questions, engine, system=options.system)
+        _name(questions.bad, skipped=options.bad_lines == "skip")
+        if questions.bad and options.bad_lines == "refuse":
+            return BAD_INPUT
+        with _View() as view:
+            summary = generate_data(
+                questions, options.out, engine, config, limits=limits, batch=options.batch,
+                restart=options.restart, progress=view,
+            )  # fmt: skip
+    if options.json:
+        print(json.dumps(summary.to_dict(), ensure_ascii=False))
+    else:
+        _print_summary(summary)
+    return _exit_code(summary, options.out)
+
+
+def _name(bad: list["BadLine"], *, skipped: bool) -> None:
+    """Names the first bad lines on standard error."""
+    for each in bad[:SHOWN]:
+        print(f"marco-fast generate-data: line {each.line}: {each.message}", file=sys.stderr)
+    if bad:
+        rest = f" ({len(bad) - SHOWN} of them not shown)" if len(bad) > SHOWN else ""
+        end = "left out" if skipped else "nothing was done; --bad-lines skip leaves them out"
+        print(
+            f"marco-fast generate-data: error: {len(bad)} bad lines{rest}: {end}", file=sys.stderr
+        )
+
+
+def _print_summary(summary: "Summary") -> None:
+    rows = [("questions", summary.questions, ""), ("bad lines", summary.bad_lines, "left out")]
+    rows += [("searched", summary.done, f"{summary.resumed} of them by earlier runs")]
+    rows += [(f"- {name}", n, FILTER_TITLES[name]) for name, n in summary.refused.items()]
+    rows += [("kept", summary.kept, "")]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for name, count, text in rows:
+            print(f"{name} {count}{f' ({text})' if text else ''}")
+        return
+    table = Table("", "", "", show_header=False)
+    table.columns[1].justify = "right"
+    for name, count, text in rows:
+        style = "bold" if name == "kept" else "dim" if not count else ""
+        table.add_row(Text(name), f"{count}", Text(text), style=style)
+    console.print(table)
+
+
+def _exit_code(summary: "Summary", out: Path) -> int:
+    if summary.complete:
+        print(f"wrote {out}", file=sys.stderr)
+        return OK
+    kind, code = "interrupted", INTERRUPTED
+    if summary.error is not None:
+        kind = f"the model failed: {type(summary.error).__name__}: {summary.error}"
+        code = FAILED
+    print(
+        f"marco-fast generate-data: {kind}; {summary.done} of {summary.questions} questions are "
+        "done, the same command goes on from there",
+        file=sys.stderr,
+    )
+    return code
+
+
+class _View:
+    """How far the run is, on standard error; silent where that is no terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = Live(console=self.console, transient=True, auto_refresh=False)
+
+    def __enter__(self) -> "_View":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def __call__(self, now: "DataProgress") -> None:
+        if not self.console.is_terminal:
+            return
+        seconds = max(now.seconds, 1e-9)
+        left = "?"
+        if now.new:
+            rest = seconds / now.new * (now.questions - now.done)
+            left = time.strftime("%H:%M:%S", time.gmtime(rest)) if rest < 86400 else "over a day"
+        line = Text(
+            f"{now.done} of {now.questions} questions, {now.kept} kept, "
+            f"{now.new / seconds:.2f} questions/s, {now.tokens / seconds:.0f} tokens/s, "
+            f"{left} left",
+            style="dim", overflow="ellipsis", no_wrap=True,
+        )  # fmt: skip
+        bar = ProgressBar(total=now.questions, completed=now.done, width=self.console.width)
+        grid = Table.grid()
+        grid.add_row(bar)
+        grid.add_row(line)
+        self.live.update(grid, refresh=True)
