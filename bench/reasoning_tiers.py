@@ -14,6 +14,7 @@ import json
 from itertools import islice
 
 from marco_fast import Engine, SearchConfig, solve
+from marco_fast.compare import CHINESE
 from marco_fast.files import write_whole
 from marco_fast.models.questions import LEVELS, TESTS, Question, is_correct, questions
 
@@ -21,7 +22,6 @@ GOAL = 0.70  # greedy accuracy of the hard tier,
 BAND = (0.50, 0.85)  # and where it may be
 REACH = 0.92  # of the hard tier: some sample is right
 SAMPLES = 16
-CHINESE = 4  # one question in so many is Chinese
 
 
 def tier_questions(test: str, level: int, split: str, count: int, seed: int) -> list[Question]:

@@ -94,16 +94,11 @@ def questions_of(test: str, count: int, seed: int) -> list[Question]:
         for level in LEVELS
         for language in ("en", "zh")
     }
-    wanted = [
-        (1 + index % len(LEVELS), "zh" if index % CHINESE == CHINESE - 1 else "en")
-        for index in _spread(count)
+    return [
+        # Every third level: few questions still cover easy and hard.
+        next(sources[1 + 3 * i % len(LEVELS), "zh" if 3 * i % CHINESE == CHINESE - 1 else "en"])
+        for i in range(count)
     ]
-    return [next(sources[level, language]) for level, language in wanted]
-
-
-def _spread(count: int) -> list[int]:
-    """0, 3, 6, ... of every 8 and its neighbours: few questions still cover easy and hard."""
-    return [index * 3 for index in range(count)]
 
 
 def system_prompt(engine: Engine) -> str | None:
@@ -120,7 +115,6 @@ def compare(
     *,
     count: int = 8,
     tests: Sequence[str] = tuple(TESTS),
-    seed: int = 0,
     watch: Callable[[Comparison], None] = lambda _: None,
     **options: Any,
 ) -> Comparison:
@@ -128,14 +122,13 @@ def compare(
 
     Args:
         models: bundled names, folders or hub ids, loaded one after the other.
-        config: of every search.
-        count: questions a test, at least 1. tests: names of the tests. seed: of the questions.
+        config: of every search; its seed is that of the questions too.
+        count: questions a test, at least 1. tests: names of the tests.
         watch: called with the comparison before the first and after every few answers.
         options: of Engine.from_pretrained.
 
     Returns:
-        The Comparison. After Ctrl-C what there is so far is raised with it as the argument of
-        KeyboardInterrupt.
+        The Comparison. Ctrl-C raises KeyboardInterrupt: `watch` has what there is by then.
 
     Raises:
         ValueError: a number or a name that is not as above; ModelError: of a model.
@@ -148,7 +141,9 @@ def compare(
     if unknown:
         raise ValueError(f"expected tests among {', '.join(TESTS)}, got {unknown[0]!r}")
     names = [str(each) for each in models]
-    made = Comparison(names, config, {test: questions_of(test, count, seed) for test in tests})
+    made = Comparison(
+        names, config, {test: questions_of(test, count, config.seed) for test in tests}
+    )
     watch(made)
     for name in names:
         with Engine.from_pretrained(name, **options) as engine:

@@ -1,8 +1,9 @@
 """The live view of a search on a terminal."""
 
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -10,7 +11,10 @@ from rich.text import Text
 
 from marco_fast.result import Progress
 
-__all__ = ["LiveView", "counters"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LiveView", "StderrView", "counters"]
 
 
 def counters(progress: Progress) -> list[tuple[str, str]]:
@@ -31,18 +35,18 @@ def counters(progress: Progress) -> list[tuple[str, str]]:
     return rows
 
 
-class LiveView:
-    """A context manager that shows each Progress it is called with, and nothing when it ends.
+class StderrView:
+    """A context manager that shows whatever show() was given last, and nothing when it ends.
 
     Written to standard error, so that standard output holds results alone; silent where standard
     error is not a terminal.
     """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, highlight=False)
         self.live = Live(console=self.console, transient=True, auto_refresh=False)
 
-    def __enter__(self) -> "LiveView":
+    def __enter__(self) -> "Self":
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -56,9 +60,17 @@ class LiveView:
         if self.console.is_terminal:
             self.live.stop()
 
+    def show(self, view: RenderableType) -> None:
+        """Takes the place of what was shown before."""
+        self.live.update(view, refresh=True)
+
+
+class LiveView(StderrView):
+    """Shows each Progress that it is called with."""
+
     def __call__(self, progress: Progress) -> None:
         if self.console.is_terminal:
-            self.live.update(self._render(progress), refresh=True)
+            self.show(self._render(progress))
 
     def _render(self, progress: Progress) -> Group:
         width = self.console.width

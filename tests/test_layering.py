@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "__init__.py": [],
     "errors.py": [],
     "kernels/*": ["marco_fast.kernels"],
-    "models/*": ["marco_fast.models", "marco_fast.search"],
+    "models/*": ["marco_fast.models", "marco_fast.search", "marco_fast.files"],
     "search/*": ["marco_fast.search"],
     "ops/cpu.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],
     "ops/native_plan.py": ["marco_fast._C", "marco_fast.ops", "marco_fast.errors"],

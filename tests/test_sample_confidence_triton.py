@@ -127,7 +127,7 @@ def test_a_draw_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("top_k", [1, 32])
 def test_the_draw_does_not_depend_on_what_is_scored(top_k):
-    logits = logits_of("normal", 4, 300)
+    logits = logits_of("normal", 6, 300)
     for name in ("top_p", "wide top_p"):
         want = sample(logits, name).token_ids
         for score in ("raw", "tempered"):

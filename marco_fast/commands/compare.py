@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +21,7 @@ from marco_fast.commands.options import (
     config_of,
     engine_options,
 )
+from marco_fast.live import StderrView
 from marco_fast.models.questions import TESTS, TITLES
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             compare(
                 options.models, config, count=options.questions, tests=options.tests,
-                seed=config.seed, watch=view, **engine_options(options),
+                watch=view, **engine_options(options),
             )  # fmt: skip
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -87,23 +87,13 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-class _View:
-    """The table while it fills, on standard error; silent where that is no terminal."""
+class _View(StderrView):
+    """The table while it fills."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.comparison: Comparison | None = None
-        self.console = Console(stderr=True, highlight=False)
-        self.live = Live(console=self.console, transient=True, auto_refresh=False)
         self.began = time.monotonic()
-
-    def __enter__(self) -> "_View":
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
 
     def __call__(self, comparison: "Comparison") -> None:
         self.comparison = comparison
@@ -114,7 +104,7 @@ class _View:
         bar = ProgressBar(total=total, completed=done, width=self.console.width)
         seconds = time.monotonic() - self.began
         line = Text(f"{done} of {total} answers, {seconds:.0f} s", style="dim")
-        self.live.update(Group(table(comparison), bar, line), refresh=True)
+        self.show(Group(table(comparison), bar, line))
 
 
 def table(comparison: "Comparison") -> Table:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +23,7 @@ from marco_fast.commands.options import (
     config_of,
     engine_options,
 )
+from marco_fast.live import StderrView
 
 if TYPE_CHECKING:
     from marco_fast.data_filters import Limits
@@ -213,21 +213,8 @@ def _exit_code(summary: "Summary", out: Path) -> int:
     return code
 
 
-class _View:
-    """How far the run is, on standard error; silent where that is no terminal."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.live = Live(console=self.console, transient=True, auto_refresh=False)
-
-    def __enter__(self) -> "_View":
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
+class _View(StderrView):
+    """How far the run is."""
 
     def __call__(self, now: "DataProgress") -> None:
         if not self.console.is_terminal:
@@ -247,4 +234,4 @@ class _View:
         grid = Table.grid()
         grid.add_row(bar)
         grid.add_row(line)
-        self.live.update(grid, refresh=True)
+        self.show(grid)

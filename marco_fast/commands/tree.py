@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from marco_fast.commands.options import OK, check_writable
-from marco_fast.tree_page import read_tree, write_tree_page
 
 __all__ = ["add"]
 
@@ -20,6 +19,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page."""
+    from marco_fast.tree_page import read_tree, write_tree_page
+
     check_writable(options.html, "--html")
     write_tree_page(read_tree(options.tree), options.html)
     print(f"wrote {options.html}")

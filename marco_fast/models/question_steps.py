@@ -63,6 +63,20 @@ def _things(rng: random.Random, zh: bool, count: int) -> list[tuple[str, str]]:
     return rng.sample(ZH_OBJECTS, count) if zh else [("", o) for o in rng.sample(OBJECTS, count)]
 
 
+def _sum_of_products(work: Work, parts: list[tuple[str, int, int]]) -> int:
+    """Writes label a*b of each part, after each but the first the sum so far; returns the sum."""
+    total = 0
+    for index, (label, a, b) in enumerate(parts):
+        line, product = work.scale(a, b)
+        work.write(f"{label}{line}.")
+        if index:
+            line, total = work.add(total, product)
+            work.write(f"{line}.")
+        else:
+            total = product
+    return total
+
+
 def _shopping(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
     """Some of each of several things, and the change."""
     count = min(parts, 5)
@@ -91,15 +105,7 @@ def _shopping(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
             text = f"{costs[0].upper() + costs[1:]}. {buys}. {ask}"
 
     def solve(work: Work) -> int:
-        total = 0
-        for index, ((_, thing), price, number) in enumerate(rows):
-            line, part = work.scale(price, number)
-            work.write(f"{thing}: {line}.")
-            if index:
-                line, total = work.add(total, part)
-                work.write(f"{line}.")
-            else:
-                total = part
+        total = _sum_of_products(work, [(f"{thing}: ", p, n) for (_, thing), p, n in rows])
         if paid:
             line, total = work.subtract(paid, total)
             work.write(f"{line}.")
@@ -229,15 +235,7 @@ def _travelling(parts: int, largest: int, rng: random.Random, zh: bool) -> _Stor
         )  # fmt: skip
 
     def solve(work: Work) -> int:
-        total = 0
-        for index, (speed, hours) in enumerate(legs):
-            line, part = work.scale(speed, hours)
-            work.write(f"{line}.")
-            if index:
-                line, total = work.add(total, part)
-                work.write(f"{line}.")
-            else:
-                total = part
+        total = _sum_of_products(work, [("", speed, hours) for speed, hours in legs])
         if whole:
             line, total = work.subtract(whole, total)
             work.write(f"{line}.")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from marco_fast.files import write_whole
 from marco_fast.search.marco import REFLECTION
 
 from .questions import LEVELS, TESTS, make_question, write_answer
@@ -108,12 +109,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    replace_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    replace_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside its place and moves it there."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")

@@ -30,10 +30,12 @@ from torch.nn import functional
 from transformers import LlamaConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from marco_fast.files import write_whole
+
 from .network import Network
 from .optimizer import Optimizer
 from .samples import UNIFORM, Mix, batches
-from .tokenizer import extend_tokenizer, replace_text, save_tokenizer, train_tokenizer
+from .tokenizer import extend_tokenizer, save_tokenizer, train_tokenizer
 
 AVERAGE = 0.99  # of the exported weights, a step
 CHUNK = 1024  # samples drawn and sorted by length at once
@@ -178,11 +180,11 @@ def export(run: Run, config: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.bfloat16() for name, tensor in run.average.items()}
     _save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
-    replace_text(folder / "config.json", config.to_json_string())
+    write_whole(folder / "config.json", config.to_json_string())
     generation = {
         "do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 768,
     }  # fmt: skip
-    replace_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    write_whole(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
 
 
 def padded(batch: Sequence[tuple]) -> tuple[Tensor, Tensor]:
@@ -324,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = MODELS[args.model]()
     vocabulary = args.work / "tokenizer.json"
     if not vocabulary.exists():
-        replace_text(vocabulary, new_tokenizer(config.vocab_size, args).to_str())
+        write_whole(vocabulary, new_tokenizer(config.vocab_size, args).to_str())
     tokenizer = Tokenizer.from_file(str(vocabulary))
     args.folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, args.folder, config.max_position_embeddings)
