@@ -127,8 +127,7 @@ class Forest:
             question.began = time.perf_counter()
         tree, node = question.search.tree, ticket.node
         segment = question.segments[node]
-        table = self.engine.token_bytes
-        text = b"".join(table[token] for token in tree.path_token_ids(node) if token < len(table))
+        text = b"".join(self.engine.token_bytes[token] for token in tree.path_token_ids(node))
         branch = Branch(
             owner=question,
             segment=segment,
@@ -147,7 +146,7 @@ class Forest:
         run = question.running[branch]
         event = self._push(run, branch)
         if event is Event.THOUGHT:
-            pieces = [self._piece(token) for token in branch.token_ids]
+            pieces = [self.engine.token_bytes[token] for token in branch.token_ids]
             kept = run.text.take_back(pieces)
             self.scheduler.take_back(branch, kept, self.reflection)
             event = self._push(run, branch)
@@ -160,12 +159,7 @@ class Forest:
     def _push(self, run: _Run, branch: Branch) -> Event:
         branch.owner.tokens += 1
         run.rollout += bool(run.ticket.nodes)
-        return run.text.push(self._piece(branch.token_ids[-1]))
-
-    def _piece(self, token: int) -> bytes:
-        """The token's bytes; none for the ids that only pad the model's vocabulary."""
-        table = self.engine.token_bytes
-        return table[token] if token < len(table) else b""
+        return run.text.push(self.engine.token_bytes[branch.token_ids[-1]])
 
     def _cut(self, branch: Branch, run: _Run, event: Event) -> Verdict:
         """Whether the action is complete, and whether the rollout goes on."""
@@ -309,8 +303,9 @@ class Forest:
         )
 
     def _thought(self, question: _Question, node: int) -> str:
-        pieces = (self._piece(token) for token in question.search.tree.path_token_ids(node))
-        return parse_reply(b"".join(pieces).decode(errors="replace")).thought
+        ids = question.search.tree.path_token_ids(node)
+        text = b"".join(self.engine.token_bytes[token] for token in ids)
+        return parse_reply(text.decode(errors="replace")).thought
 
     def _stats(self, question: _Question) -> SearchStats:
         search = question.search

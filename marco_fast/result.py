@@ -76,8 +76,7 @@ class SearchResult:
     def text(self) -> str:
         """The whole reply of the chosen path, tags included."""
         ids = self.tree.path_token_ids(self.answer_node)
-        known = (self.token_bytes[each] for each in ids if each < len(self.token_bytes))
-        return b"".join(known).decode(errors="replace")
+        return b"".join(self.token_bytes[each] for each in ids).decode(errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
         """The search as tree.json holds it."""
@@ -117,8 +116,7 @@ def _token_texts(tree: SearchTree, token_bytes: Sequence[bytes]) -> list[list[st
     pending: list[bytes] = []  # of each node, the bytes of a character that it leaves incomplete
     for node, token_ids in enumerate(tree.token_ids):
         decoder.setstate((pending[tree.parent[node]] if node else b"", 0))
-        known = (token_bytes[each] if each < len(token_bytes) else b"" for each in token_ids)
-        texts.append([decoder.decode(each) for each in known])
+        texts.append([decoder.decode(token_bytes[each]) for each in token_ids])
         pending.append(decoder.getstate()[0])
     return texts
 

@@ -83,7 +83,9 @@ class Engine:
         self.decoder = Decoder.of(model, self.cache)
         if self.decoder is None:
             model.set_attn_implementation(ATTENTION_NAME)
-        self.token_bytes = token_bytes(tokenizer)
+        table = token_bytes(tokenizer)
+        # ids that only pad the model's vocabulary stand for nothing
+        self.token_bytes = table + [b""] * (config.vocab_size - len(table))
         self.eos_ids = _eos_ids(model, tokenizer)
         self.lock = threading.Lock()
 
