@@ -12,6 +12,7 @@ independent samples are a search in which every child of the root is a whole rep
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import marco_fast
 from bench.reasoning_summary import reflections, summarise, write_tables
 from bench.reasoning_tiers import choose_tiers, tier_questions
 from marco_fast import Engine, SearchConfig, SearchResult, solve
@@ -88,13 +90,17 @@ def row(question: Question, result: SearchResult) -> dict[str, Any]:
                 "tokens": len(tree.path_token_ids(node)),
             }
         )
-    chosen = {}
-    for rule in ("value", "visits", "vote"):
-        node = choose_answer(tree, result.answers, rule)
-        chosen[rule] = node is not None and is_correct(question, result.answers[node])
+    nodes = {
+        rule: choose_answer(tree, result.answers, rule) for rule in ("value", "visits", "vote")
+    }
+    best = nodes["value"]
     return {
         "language": question.language,
-        "right": chosen,
+        "right": {
+            rule: node is not None and is_correct(question, result.answers[node])
+            for rule, node in nodes.items()
+        },
+        "confidence": None if best is None else tree.path_confidence(best),
         "paths": paths,
         "tokens": result.stats.tokens,
         "stop": result.stop_reason,
@@ -111,6 +117,22 @@ def units(
                 for test in TESTS:
                     if test in levels:
                         yield tier, test, method, begin
+
+
+def check_work(args: argparse.Namespace) -> None:
+    """Refuses a journal of other weights or other questions."""
+    models = Path(marco_fast.__file__).parent / "models"
+    key = {"seed": args.seed, "validation": args.validation} | {
+        name: hashlib.sha256((models / name / "model.safetensors").read_bytes()).hexdigest()
+        for name in sorted({each.model for each in METHODS.values()})
+    }
+    path = args.work / "key.json"
+    if path.exists() and json.loads(path.read_text()) != key:
+        raise SystemExit(
+            f"expected a journal of these weights, seed and validation in {args.work}, got one of "
+            "others: remove it, or name another --work"
+        )
+    write_whole(path, json.dumps(key))
 
 
 def read_journal(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -187,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
+    check_work(args)
     began = time.monotonic()
     engines = Engines()
     try:

@@ -59,9 +59,7 @@ def figures(rows: Rows, by_value: bool) -> dict[str, Any]:
     bins, error = reliability(pairs)
     result["reliability"] = [[mean, each.share, each.low, each.high] for mean, each in bins]
     result["calibration_error"] = error
-    chosen = [
-        (max(p["confidence"] for p in r["paths"]), r["right"]["value"]) for r in rows if r["paths"]
-    ]
+    chosen = [(row["confidence"], row["right"]["value"]) for row in rows if row["paths"]]
     result["answer_auroc"] = auroc(chosen)
     if result["paths"] > 1:
         result["attempts"] = {str(k): attempts(rows, k, by_value) for k in ATTEMPTS}

@@ -1,6 +1,7 @@
 """The paper's table: how tiers are chosen, answers summed up, and an interrupted run goes on."""
 
 import argparse
+import hashlib
 import json
 
 import pytest
@@ -21,7 +22,11 @@ def path(answer: str, right: bool, value: float = 0.9, tokens: int = 10) -> dict
 
 def row(paths: list[dict], right: bool = True, tokens: int = 100, language: str = "en") -> dict:
     rules = dict.fromkeys(("value", "visits", "vote"), right)
-    return {"language": language, "right": rules, "paths": paths, "tokens": tokens, "stop": ""}
+    first = paths[0]["confidence"] if paths else None
+    return {
+        "language": language, "right": rules, "confidence": first, "paths": paths,
+        "tokens": tokens, "stop": "",
+    }  # fmt: skip
 
 
 def test_tiers_are_chosen_by_their_rule():
@@ -71,15 +76,17 @@ def test_a_majority_stays_within_its_budget():
 def test_figures_of_some_questions():
     rows = [
         row([path("1", True, 0.9), path("2", False, 0.6)], True, 100),
-        row([path("1", False, 0.8)], False, 300, "zh"),
+        row([path("1", False, 0.5), path("3", False, 0.95)], False, 300, "zh"),
+        row([], False, 200),
     ]
     made = figures(rows, by_value=True)
-    assert made["value"]["share"] == 0.5
+    assert made["value"]["share"] == 1 / 3
     assert (made["chinese"]["share"], made["chinese"]["count"]) == (0.0, 1)
-    assert (made["tokens"], made["paths"]) == (200, 1.5)
-    assert made["path_auroc"] == 1.0
-    assert made["any"]["share"] == 0.5
-    assert len(made["reliability"]) == 3
+    assert (made["tokens"], made["paths"]) == (200, 4 / 3)
+    assert made["path_auroc"] == 2 / 3
+    assert made["answer_auroc"] == 1.0  # of the chosen paths, not of the most confident ones
+    assert made["any"]["share"] == 1 / 3
+    assert len(made["reliability"]) == 4
 
 
 def test_a_summary_has_every_method_that_ran():
@@ -139,6 +146,18 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     engines.close()
     assert solved == [4, 4, 4]
     assert sum(each["right"]["value"] for each in whole["easy/geometry/greedy/0"]) >= 3
+
+
+def test_a_journal_of_other_weights_or_questions_is_refused(tmp_path, monkeypatch):
+    args = argparse.Namespace(work=tmp_path, validation=20, seed=0)
+    reasoning.check_work(args)
+    reasoning.check_work(args)
+    for other in ({"seed": 1}, {"validation": 40}):
+        with pytest.raises(SystemExit, match="got one of others: remove it"):
+            reasoning.check_work(argparse.Namespace(**{**vars(args), **other}))
+    monkeypatch.setattr(reasoning.hashlib, "sha256", hashlib.blake2b)  # as if the bytes differed
+    with pytest.raises(SystemExit, match="a journal of these weights"):
+        reasoning.check_work(args)
 
 
 @pytest.mark.parametrize("method", ["greedy", "samples"])
