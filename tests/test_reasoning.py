@@ -36,7 +36,8 @@ def test_tiers_are_chosen_by_their_rule():
     assert hard_order(greedy)[:2] == [6, 5]
     assert hard_order({1: 0.6, 2: 0.8}) == [1, 2]
     assert hard_order({1: 0.86, 2: 0.51, 3: 0.4}) == [2]  # inside the band, though further
-    assert hard_order({1: 0.99, 2: 0.2}) == []
+    assert hard_order({1: 0.99, 2: 0.9, 3: 0.88, 4: 0.92}) == [3, 2, 4]  # none is inside
+    assert hard_order({1: 0.99, 2: 0.95, 3: 0.2}) == []
     assert hard_level({6: 0.91, 5: 0.92, 4: 0.99}) == 5
     assert hard_level({6: 0.9, 5: 0.91, 4: 0.8}) == 5
 
