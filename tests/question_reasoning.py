@@ -8,6 +8,7 @@ noticed.
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import NamedTuple
 
 Table = list[tuple[str, str]]  # (template, what it means)
 Fields = dict[str, str]
@@ -202,25 +203,37 @@ def kinds_above(kind: str, rules: list[tuple[str, str]]) -> set[str]:
     return found
 
 
-def read_syllogism(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """(answer, the rules (kind, kind that it is))."""
+class Syllogism(NamedTuple):
+    """What a text says, in its order: who or what is of a kind, what is not, and the answer."""
+
+    answer: str
+    person: str
+    asked: str
+    so: list[tuple[str, str]]
+    apart: list[tuple[str, str]]
+
+
+def read_syllogism(text: str) -> Syllogism:
+    """A syllogism, after a look that no kind of it is empty."""
     *story, last = sentences(text)
     language, asked = read(last, _RULES_ASK)
-    said: dict[str, list[Fields]] = {"all": [], "no": [], "is": []}
+    told: dict[str, list[tuple[str, str]]] = {"all": [], "no": [], "is": []}
+    so = []
     for meaning, fields in (read(sentence, _RULES) for sentence in story):
-        said[meaning].append(fields)
-    rules, apart = ([(each["i"], each["j"]) for each in said[key]] for key in ("all", "no"))
-    [person] = said["is"]
-    assert person["p"] == asked["p"], text
+        pair = (fields["p"], fields["i"]) if meaning == "is" else (fields["i"], fields["j"])
+        told[meaning].append(pair)
+        so += [pair] * (meaning != "no")
+    rules, apart = told["all"], told["no"]
+    [(person, kind_of_person)] = told["is"]
+    assert person == asked["p"], text
     for kind in {kind for pair in rules + apart for kind in pair}:
         above = kinds_above(kind, rules)
         assert not any(a in above and b in above for a, b in apart), (text, kind)
-    mine, theirs = kinds_above(person["i"], rules), kinds_above(asked["i"], rules)
+    mine, theirs = kinds_above(kind_of_person, rules), kinds_above(asked["i"], rules)
     yes, no, unknown = _VERDICTS[language]
-    if asked["i"] in mine:
-        return yes, rules
     denied = any((a in mine and b in theirs) or (b in mine and a in theirs) for a, b in apart)
-    return no if denied else unknown, rules
+    answer = yes if asked["i"] in mine else no if denied else unknown
+    return Syllogism(answer, person, asked["i"], so, apart)
 
 
 def logic_answer(text: str) -> str:
@@ -248,8 +261,8 @@ _JOINTS = {"en": ("none", " and "), "zh": ("没有", " 和 ")}
 Edges = dict[int, tuple[str, str, str]]  # number of the statement: (scale, more, less)
 
 
-def read_statements(text: str) -> tuple[str, dict[int, tuple[str, str]], Edges]:
-    """(language, the slot and value that statements give, the comparisons)."""
+def read_statements(text: str) -> tuple[str, dict[int, tuple[tuple[str, str], str]], Edges]:
+    """(language, ((subject, what of it), value) of the facts, the comparisons)."""
     facts, orders, at, number = {}, {}, 0, 0
     while match := re.compile(r"(\d+)\. (.*?[.。]) ").match(text, at):
         at, number = match.end(), number + 1
@@ -260,8 +273,7 @@ def read_statements(text: str) -> tuple[str, dict[int, tuple[str, str]], Edges]:
             assert orders[number][0] not in AGES, text
         else:
             value = fields.get("n") or fields.get("color") or fields["city"]
-            about = fields.get("p") or fields["x"]
-            facts[number] = f"{meaning} {about} {fields.get('o')}", value
+            facts[number] = (fields.get("p") or fields["x"], fields.get("o", meaning)), value
     return read(text[at:], _SAID_ASK)[0], facts, orders
 
 

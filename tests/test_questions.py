@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from itertools import combinations, islice, pairwise
+from itertools import combinations, islice
 
 import pytest
 import question_numbers as numbers
@@ -113,54 +113,76 @@ def letters_thought(question: Question) -> bool:
     return " ".join(question.steps[1:-1]).split() == counted
 
 
-def walk(steps: tuple[str, ...], label: str, sign: str) -> list[str]:
-    """The names of a walk; each of its steps begins with the name that ended the one before."""
-    parts = [step[len(label) : -1].split(f" {sign} ") for step in steps if step.startswith(label)]
-    assert all(after[0] == before[-1] for before, after in pairwise(parts)), steps
-    return [name for part in parts for name in part[:-1]] + parts[-1][-1:]
+def items(steps: tuple[str, ...], label: str) -> list[str]:
+    """What the steps that begin with the label list."""
+    return [
+        each
+        for step in steps
+        if step.startswith(f"{label}: ")
+        for each in step.removeprefix(f"{label}: ").removesuffix(".").split(", ")
+    ]
+
+
+def syllogism_thought(question: Question) -> bool:
+    """What is so and what is not, as told; then the walk up to the kind asked for or the end."""
+    told, steps = reasoning.read_syllogism(question.text), question.steps
+    above, way = dict(told.so), [told.person]
+    while way[-1] != told.asked and way[-1] in above:
+        way.append(above[way[-1]])
+    apart = [f"{a} not {b}{' asked' * (b == told.asked)}" for a, b in told.apart]
+    return (
+        items(steps, "Is") == [" ".join(pair) for pair in told.so]
+        and f"No: {', '.join(apart) or 'none'}." in steps
+        and f"So: {' '.join(way)}{' asked' * (way[-1] == told.asked)}." in steps
+        and steps[-1] == f"So {told.answer}."
+    )
 
 
 def logic_thought(question: Question) -> bool:
-    """The comparisons both ways, up from the first, down from the top; or the kinds in turn."""
+    """What the text says, in its order; then the walk over it, and the verdict or the row."""
     steps = question.steps
     if question.keys[0].startswith("syllogisms"):
-        _, rules = reasoning.read_syllogism(question.text)
-        lines = [re.fullmatch(r"(\w+): .+, then (\w+)\.", step).groups() for step in steps[1:-1]]
-        assert [a for a, _ in lines[1:]] + ["end"] == [b for _, b in lines], steps
-        assert reasoning.kinds_above(lines[0][0], rules) == {a for a, _ in lines}, steps
-        return {*lines[:-1]} <= {*rules}
+        return syllogism_thought(question)
     _, pairs = reasoning.read_ordering(question.text)
-    order = reasoning.sort({*pairs})
-    said = [re.findall(rf"(\S+) {sign} ([^ ,.]+)", " ".join(s for s in steps if s[:4] == label))
-            for label, sign in (("More", ">"), ("Less", "up"))]  # fmt: skip
-    up = order[order.index(pairs[0][0]) :: -1]
     row = re.findall(r"(\d+) ([^ ,.]+)", " ".join(s for s in steps if s.startswith("So ")))
+    named = [(str(place), name) for place, name in enumerate(reasoning.sort({*pairs}), 1)]
+    joint = "" if question.language == "zh" else " "
+    pairs = [(a.removeprefix("小"), b.removeprefix("小")) for a, b in pairs]
+    order = reasoning.sort({*pairs})
     return (
-        said == [pairs, [pair[::-1] for pair in pairs]]
-        and walk(steps, "Up: ", "up") == [*up, "top"]
-        and walk(steps, "Down: ", ">") == [*order, "end"]
-        and row == [(str(place), name) for place, name in enumerate(order, 1)]
+        steps[-1].startswith(steps[0].replace("Find the", "The")[:-1] + " is number ")
+        and items(steps, "Less") == [joint.join(pair[::-1]) for pair in pairs]
+        and f"Up: {joint.join(order[order.index(pairs[0][1]) :: -1])}." in steps
+        and items(steps, "More") == [joint.join(pair) for pair in pairs]
+        and f"Down: {joint.join(order)}." in steps
+        and row == named
     )
 
 
 def contradictions_thought(question: Question) -> bool:
-    """Each statement as it is, beside an earlier one of its slot or with the way down from it."""
+    """Each statement after all of its subject, or with the way down from it."""
     _, facts, orders = reasoning.read_statements(question.text)
     for number, step in enumerate(question.steps[:-1], 1):
         if number in orders:
             _, more, name = orders[number]
-            assert step.startswith(f"{number}: {more} > {name}"), step
-            for by, below in re.findall(r" >(\d+) (\w+)", step):
+            assert step.startswith(f"{number}: {more}{number} {name}"), step
+            for by, below in re.findall(r"(\d+) (\w+?)(?=[\d.:])", step)[1:]:
                 assert int(by) < number and orders[int(by)][1:] == (name, below), step  # noqa: PT018
                 name = below
-            assert step.endswith(": conflict." if name == more else " > end."), step
+            assert step.endswith(": conflict.") == (name == more), step
+            assert name == more or all(orders[n][1] != name for n in orders if n < number), step
             continue
-        slot, value = facts[number]
-        first = next(n for n in facts if facts[n][0] == slot)
-        verdict = "same" if facts[first][1] == value else "conflict"
-        beside = f", {first} {facts[first][1]}: {verdict}" if first < number else ""
-        assert re.fullmatch(rf"{number}: \S.* {value}{beside}\.", step), step
-    conflicts = sum(step.endswith(": conflict.") for step in question.steps)
+        subject, about = facts[number][0]
+        told = [n for n in facts if n <= number and facts[n][0][0] == subject]
+        items = ", ".join(f"{facts[n][0][1]} {facts[n][1]} ({n})" for n in told)
+        space = "" if re.match(r"[^a-z]", items) else " "
+        verdict = ""
+        for n in told[:-1]:
+            if facts[n][0][1] == about:
+                same = facts[n][1] == facts[number][1]
+                verdict = ": same" if same else f": conflict with {n}"
+        assert step == f"{number}: {subject}{space}{items}{verdict}.", step
+    conflicts = sum(": conflict" in step for step in question.steps)
     return conflicts == (question.answer not in NONE)
 
 
@@ -184,6 +206,15 @@ def test_a_slip_changes_one_step_and_the_answer(test, level, language):
         assert work.steps[-1] != question.steps[-1]
         false = [i for i, step in enumerate(work.steps) if wrong_equations(step)]
         assert false == ([work.slip_step] if test in ("geometry", "steps", "facts") else [])
+
+
+def test_a_slip_of_a_syllogism_is_in_what_is_denied_or_on_the_way():
+    rng, found = random.Random(5), set()
+    for question in some("logic", 3, "en"):
+        work = generator.plant_slip(question, rng)
+        if work and question.keys[0].startswith("syllogisms"):
+            found.add(work.steps[work.slip_step].split(":")[0])
+    assert found == {"No", "So"}
 
 
 @pytest.mark.parametrize("test", TESTS)

@@ -20,7 +20,6 @@ from .question_words import (
 from .question_work import Work
 
 _ROW = 6  # numbered names on one line
-_WALK = 5  # names a walk adds on one line
 
 
 def logic(level: int, rng: random.Random, accept: Accept, language: str) -> Draft:
@@ -82,15 +81,18 @@ def _ordering(size: int, rng: random.Random, accept: Accept, language: str) -> D
     place = rank if from_top else size - 1 - rank
 
     def solve(work: Work) -> str:
-        # Every comparison is written in both directions: each step of a walk then continues
-        # something written before, what follows "X up" on the way up and "X >" on the way down.
-        pairs = [(_bare(a), _bare(b)) for _, a, b in facts]
-        _write_row(work, "More:", [f"{a} > {b}" for a, b in pairs], 3)
-        _write_row(work, "Less:", [f"{b} up {a}" for a, b in pairs], 3)
+        # Up from the first name to the top, then down. Each step of a walk continues a pair, and
+        # the two of a pair stand side by side (in Chinese token beside token): what followed a
+        # name before is the easiest thing for a small model to look up.
+        pairs = [(_short(a), _short(b)) for _, a, b in facts]
+        order, joint = [_short(one) for one in chain], "" if zh else " "
+        work.write(f"Find the {superlative}.")
+        _write_row(work, "Less:", [f"{b}{joint}{a}" for a, b in pairs], 3)
+        up = order[order.index(pairs[0][1]) :: -1]
+        work.write(f"Up: {joint.join(up)}.")
+        _write_row(work, "More:", [f"{a}{joint}{b}" for a, b in pairs], 3)
+        work.write(f"Down: {joint.join(order)}.")
         order = [_bare(one) for one in chain]
-        begin = order.index(pairs[0][0])
-        _write_walk(work, "Up:", [*reversed(order[: begin + 1]), "top"], "up")
-        _write_walk(work, "Down:", [*order, "end"], ">")
         if work.slips():
             _swap_neighbour(work, order, place)
         _write_row(work, "So", [f"{i} {one}" for i, one in enumerate(order, 1)], _ROW)
@@ -142,12 +144,6 @@ def _swap_neighbour(work: Work, order: list[str], place: int) -> None:
         work.slip_step = len(work.steps) + place // _ROW
 
 
-def _write_walk(work: Work, label: str, names: list[str], sign: str) -> None:
-    """Steps `label a > b > c.`, the next one beginning with the last name of the one before."""
-    for begin in range(0, len(names) - 1, _WALK):
-        work.write(f"{label} {f' {sign} '.join(names[begin : begin + _WALK + 1])}.")
-
-
 def _write_row(work: Work, label: str, items: list[str], width: int) -> None:
     """Steps of `width` items."""
     for begin in range(0, len(items), width):
@@ -156,6 +152,11 @@ def _write_row(work: Work, label: str, items: list[str], width: int) -> None:
 
 def _bare(one: str) -> str:
     return one.removeprefix("the ")
+
+
+def _short(one: str) -> str:
+    """A name, without the 小 that all Chinese names begin with."""
+    return _bare(one).removeprefix("小")
 
 
 def _capital(sentence: str) -> str:
@@ -197,43 +198,57 @@ def _syllogism(level: int, rng: random.Random, accept: Accept, language: str) ->
     for index in range(sidetracks):
         a, b = rest[2 * index], rest[2 * index + 1]
         rules.append((a, rng.choice(chain)) if verdict == 2 and index == 0 else (b, a))
-    sentences = [rng.choice(_ZH_ALL if zh else _ALL).format(a=a, b=b) for a, b in rules]
+    said = [(rng.choice(_ZH_ALL if zh else _ALL).format(a=a, b=b), a, b, True) for a, b in rules]
     decoy = (rest[1], rng.choice(chain)) if rng.random() < 0.5 else None
     for a, b in filter(None, (no, decoy)):
-        sentences.append(rng.choice(_ZH_NO if zh else _NO).format(a=a, b=b))
+        said.append((rng.choice(_ZH_NO if zh else _NO).format(a=a, b=b), a, b, False))
     first = f"{person}是一个 {chain[0]}。" if zh else f"{person} is a {chain[0]}."
-    sentences.append(first)
-    rng.shuffle(sentences)
+    said.append((first, person, chain[0], True))
+    rng.shuffle(said)
     ask = f"{person}是 {asked} 吗？" if zh else f"Is {person} a {asked}?"
-    text = ("" if zh else " ").join([*sentences, ask])
+    text = ("" if zh else " ").join([*(each[0] for each in said), ask])
 
     def solve(work: Work) -> str:
-        return _follow(work, chain, asked, no, _ANSWERS[language], person)
+        work.write(f"Is {person} {asked}?")
+        up = {a: b for _, a, b, positive in said if positive}
+        _write_row(work, "Is:", [f"{a} {b}" for a, b in up.items()], 3)
+        nots = [(a, b) for _, a, b, positive in said if not positive]
+        return _follow(work, person, asked, up, nots, _ANSWERS[language])
 
     return Draft(text, (key,), solve)
 
 
 def _follow(
     work: Work,
-    chain: list[str],
-    asked: str,
-    no: tuple[str, str] | None,
-    answers: tuple[str, str, str],
     person: str,
+    asked: str,
+    up: dict[str, str],
+    nots: list[tuple[str, str]],
+    answers: tuple[str, str, str],
 ) -> str:
-    """One step a kind that the person belongs to, from the first to the last; then the verdict."""
-    found = answers[2]
-    work.write(f"Is {person} {asked}?")
-    for kind, after in zip(chain, [*chain[1:], "end"], strict=True):
-        said = "asked" if kind == asked else "not asked"
-        if no and no[0] == kind:
-            said = f"no {kind} is {asked}"
+    """What is denied, the walk from the person to what is asked, or the end; then the verdict."""
+    ruled_out, row = set(), []
+    for a, b in nots:
+        hit = (b == asked) != work.slips()
+        if hit:
+            ruled_out.add(a)
+        row.append(f"{a} not {b} asked" if hit else f"{a} not {b}")
+    work.write(f"No: {', '.join(row) or 'none'}.")
+    walk = [person]
+    while walk[-1] != asked and walk[-1] in up:
+        after = up[walk[-1]]
         if work.slips():
-            said = "not asked" if said != "not asked" else "asked"
-        if said == "asked":
-            found = answers[0]
-        elif said != "not asked":
-            found = answers[1]
-        work.write(f"{kind}: {said}, then {after}.")
+            after = work.rng.choice([kind for kind in up.values() if kind != after])
+        if after in walk:
+            raise ValueError(f"expected another kind than those of the walk, got {after}")
+        walk.append(after)
+    reached = walk[-1] == asked
+    work.write(f"So: {' '.join(walk)}{' asked' if reached else ''}.")
+    if reached:
+        found = answers[0]
+    elif ruled_out.intersection(walk):
+        found = answers[1]
+    else:
+        found = answers[2]
     work.write(f"So {found}.")
     return found

@@ -46,8 +46,14 @@ class Fact:
     """A statement that gives something a value: two facts of one slot with two values conflict."""
 
     text: str
-    slot: str
+    subject: str
+    about: str
     value: str
+
+    @property
+    def slot(self) -> str:
+        """What has one value. A thing has a color alone."""
+        return self.subject if self.about == "color" else f"{self.subject} {self.about}"
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,14 @@ def _fact(rng: random.Random, world: _World, like: Fact | None = None) -> Fact:
 
 def _color(rng: random.Random, world: _World) -> Fact:
     thing, color = rng.choice(world.belongings), rng.choice(ZH_COLORS if world.zh else COLORS)
-    return Fact(f"{thing}是{color}的。" if world.zh else f"The {thing} is {color}.", thing, color)
+    text = f"{thing}是{color}的。" if world.zh else f"The {thing} is {color}."
+    return Fact(text, thing, "color", color)
 
 
 def _age(rng: random.Random, world: _World) -> Fact:
     person, years = rng.choice(world.people[:3]), str(rng.randint(5, 40))
     text = f"{person}今年{years}岁。" if world.zh else f"{person} is {years} years old."
-    return Fact(text, f"{person} age", years)
+    return Fact(text, person, "age", years)
 
 
 def _count(rng: random.Random, world: _World) -> Fact:
@@ -108,19 +115,19 @@ def _count(rng: random.Random, world: _World) -> Fact:
     text = (
         f"{person}有{number}{measure}{thing}。" if world.zh else f"{person} has {number} {thing}."
     )
-    return Fact(text, f"{person} {thing}", number)
+    return Fact(text, person, thing, number)
 
 
 def _home(rng: random.Random, world: _World) -> Fact:
     person, city = rng.choice(world.people[:3]), rng.choice(ZH_CITIES if world.zh else CITIES)
     text = f"{person}住在{city}。" if world.zh else f"{person} lives in {city}."
-    return Fact(text, f"{person} home", city)
+    return Fact(text, person, "home", city)
 
 
 def _opening(rng: random.Random, world: _World) -> Fact:
     place, hour = rng.choice(world.places), str(rng.randint(6, 12))
     text = f"{place}{hour}点开门。" if world.zh else f"The {place} opens at {hour}."
-    return Fact(text, f"{place} opens", hour)
+    return Fact(text, place, "opens", hour)
 
 
 _KINDS = (_color, _age, _count, _count, _home, _opening)
@@ -193,8 +200,12 @@ def _statements(count: int, longest: int, rng: random.Random, zh: bool) -> list[
 
 
 def _check(work: Work, statements: list[Statement], language: str) -> str:
-    """Each statement against those in front of it, in their order; then the verdict."""
-    values: dict[str, tuple[int, str]] = {}
+    """Each statement after those of the same subject, in their order; then the verdict.
+
+    A line goes on where an earlier line of its subject ended, so that nearly all of it is a copy:
+    what followed a name before is the easiest thing for a small model to look up.
+    """
+    told: dict[str, list[tuple[int, Fact]]] = {}
     below: dict[str, tuple[int, str]] = {}
     found: list[int] = []
     for number, each in enumerate(statements, 1):
@@ -202,17 +213,15 @@ def _check(work: Work, statements: list[Statement], language: str) -> str:
             line, conflict = _walk(each, number, below)
             below.setdefault(each.more, (number, each.less))
         else:
-            line, conflict = _compare(each, number, values)
-            values.setdefault(each.slot, (number, each.value))
+            line, conflict = _compare(each, number, told.setdefault(each.subject, []))
+            told[each.subject].append((number, each))
         if number > 1 and work.slips():
             if conflict:
-                line, conflict = line.removesuffix("conflict") + "same", []
+                line, conflict = line.partition(": conflict")[0] + ": same", []
             else:
                 other = work.rng.randrange(1, number)
-                line, conflict = (
-                    line.removesuffix(": same") + f", {other}: conflict",
-                    [other, number],
-                )
+                line = f"{line.removesuffix(': same')}: conflict with {other}"
+                conflict = [other, number]
         found = found or conflict
         work.write(f"{number}: {line}.")
     if not found:
@@ -225,24 +234,27 @@ def _check(work: Work, statements: list[Statement], language: str) -> str:
     return answer
 
 
-def _compare(fact: Fact, number: int, values: dict[str, tuple[int, str]]) -> tuple[str, list[int]]:
-    """(a fact beside what was said of its slot before, the two statements if they conflict)."""
-    line = f"{fact.slot} {fact.value}"
-    if fact.slot not in values:
-        return line, []
-    before, value = values[fact.slot]
-    if value == fact.value:
-        return f"{line}, {before} {value}: same", []
-    return f"{line}, {before} {value}: conflict", [before, number]
+def _compare(fact: Fact, number: int, told: list[tuple[int, Fact]]) -> tuple[str, list[int]]:
+    """(all that is said of a subject up to a fact, the two statements if they conflict)."""
+    listed = [*told, (number, fact)]
+    items = ", ".join(f"{each.about} {each.value} ({by})" for by, each in listed)
+    # token beside token: a Chinese thing has no space in front of it
+    line = f"{fact.subject}{' ' if listed[0][1].about.isascii() else ''}{items}"
+    for other, earlier in told:
+        if earlier.about == fact.about:
+            if earlier.value == fact.value:
+                return f"{line}: same", []
+            return f"{line}: conflict with {other}", [other, number]
+    return line, []
 
 
 def _walk(order: Order, number: int, below: dict[str, tuple[int, str]]) -> tuple[str, list[int]]:
     """(the way down from a comparison, the statements of the circle that it closes)."""
-    line, used, name = f"{order.more} > {order.less}", [number], order.less
+    line, used, name = f"{order.more}{number} {order.less}", [number], order.less
     while name in below:
         by, name = below[name]
         used.append(by)
-        line += f" >{by} {name}"
+        line += f"{by} {name}"
         if name == order.more:
             return f"{line}: conflict", used
-    return f"{line} > end", []
+    return line, []
