@@ -5,8 +5,8 @@
 - easy: the highest level of at least 97.5% greedy accuracy with every lower level at 95% or more;
 - hard: of the levels with 50% to 85% greedy accuracy (three are tried, the nearest to 70% first)
   the first where some of 16 samples is right in at least 92% of the questions; where none is, the
-  one where it is most often. A test without a level in that band takes the hardest of up to 95%;
-  one without such a level has no hard tier: the model does all of it, or none.
+  one where it is most often. Where no level is in that band, those below 95% are tried likewise;
+  a test without one has no hard tier: the model does all of it, or none.
 """
 
 import argparse

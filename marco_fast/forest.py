@@ -17,7 +17,7 @@ from marco_fast.errors import KVCacheFull
 from marco_fast.result import Progress, SearchResult, SearchStats
 from marco_fast.search.marco import REFLECTION, Event, PathText, parse_reply
 from marco_fast.search.mcts import Search, SearchConfig, Ticket, choose_answer
-from marco_fast.search.tree import FIXED_POINT
+from marco_fast.search.tree import FIXED_POINT, SearchTree
 
 __all__ = ["Forest", "ProgressFunction"]
 
@@ -127,7 +127,6 @@ class Forest:
             question.began = time.perf_counter()
         tree, node = question.search.tree, ticket.node
         segment = question.segments[node]
-        text = b"".join(self.engine.token_bytes[token] for token in tree.path_token_ids(node))
         branch = Branch(
             owner=question,
             segment=segment,
@@ -136,6 +135,7 @@ class Forest:
             seed=ticket.seed,
         )
         steps = self.config.action == "step"
+        text = self._path_text(tree, node)
         text_state = PathText(text, steps=steps, reflect=self.config.reflect)
         question.running[branch] = _Run(ticket, text_state)
         return branch
@@ -303,9 +303,11 @@ class Forest:
         )
 
     def _thought(self, question: _Question, node: int) -> str:
-        ids = question.search.tree.path_token_ids(node)
-        text = b"".join(self.engine.token_bytes[token] for token in ids)
+        text = self._path_text(question.search.tree, node)
         return parse_reply(text.decode(errors="replace")).thought
+
+    def _path_text(self, tree: SearchTree, node: int) -> bytes:
+        return b"".join(self.engine.token_bytes[token] for token in tree.path_token_ids(node))
 
     def _stats(self, question: _Question) -> SearchStats:
         search = question.search

@@ -174,14 +174,14 @@ def contradictions_thought(question: Question) -> bool:
             continue
         subject, about = facts[number][0]
         told = [n for n in facts if n <= number and facts[n][0][0] == subject]
-        items = ", ".join(f"{facts[n][0][1]} {facts[n][1]} ({n})" for n in told)
-        space = "" if re.match(r"[^a-z]", items) else " "
+        listed = ", ".join(f"{facts[n][0][1]} {facts[n][1]} ({n})" for n in told)
+        space = "" if re.match(r"[^a-z]", listed) else " "
         verdict = ""
         for n in told[:-1]:
             if facts[n][0][1] == about:
                 same = facts[n][1] == facts[number][1]
                 verdict = ": same" if same else f": conflict with {n}"
-        assert step == f"{number}: {subject}{space}{items}{verdict}.", step
+        assert step == f"{number}: {subject}{space}{listed}{verdict}.", step
     conflicts = sum(": conflict" in step for step in question.steps)
     return conflicts == (question.answer not in NONE)
 

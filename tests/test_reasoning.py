@@ -169,3 +169,15 @@ def test_a_whole_reply_is_one_node(method):
     assert all(parent == 0 for parent in result.tree.parent[1:])
     assert len(result.tree) == 1 + METHODS[method].config.expansions
     assert all(reasoning.row(question, result)["right"].values())
+
+
+def test_the_confidence_of_a_row_is_that_of_the_chosen_path():
+    questions = tier_questions("contradictions", 8, "test", 4, 0)
+    with Engine.from_pretrained("nano-marco") as engine:
+        config = METHODS["search, 32, value of the rollout"].config
+        results = reasoning.solve([each.text for each in questions], engine, config)
+    rows = [reasoning.row(q, r) for q, r in zip(questions, results, strict=True)]
+    for made, result in zip(rows, results, strict=True):
+        assert made["confidence"] == result.tree.path_confidence(result.answer_node)
+    # and not simply the highest one
+    assert any(m["confidence"] < max(p["confidence"] for p in m["paths"]) for m in rows)

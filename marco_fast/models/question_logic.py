@@ -85,13 +85,13 @@ def _ordering(size: int, rng: random.Random, accept: Accept, language: str) -> D
         # the two of a pair stand side by side (in Chinese token beside token): what followed a
         # name before is the easiest thing for a small model to look up.
         pairs = [(_short(a), _short(b)) for _, a, b in facts]
-        order, joint = [_short(one) for one in chain], "" if zh else " "
+        short, joint = [_short(one) for one in chain], "" if zh else " "
         work.write(f"Find the {superlative}.")
         _write_row(work, "Less:", [f"{b}{joint}{a}" for a, b in pairs], 3)
-        up = order[order.index(pairs[0][1]) :: -1]
+        up = short[short.index(pairs[0][1]) :: -1]
         work.write(f"Up: {joint.join(up)}.")
         _write_row(work, "More:", [f"{a}{joint}{b}" for a, b in pairs], 3)
-        work.write(f"Down: {joint.join(order)}.")
+        work.write(f"Down: {joint.join(short)}.")
         order = [_bare(one) for one in chain]
         if work.slips():
             _swap_neighbour(work, order, place)
@@ -244,11 +244,7 @@ def _follow(
         walk.append(after)
     reached = walk[-1] == asked
     work.write(f"So: {' '.join(walk)}{' asked' if reached else ''}.")
-    if reached:
-        found = answers[0]
-    elif ruled_out.intersection(walk):
-        found = answers[1]
-    else:
-        found = answers[2]
+    yes, no, unknown = answers
+    found = yes if reached else no if ruled_out.intersection(walk) else unknown
     work.write(f"So {found}.")
     return found
