@@ -3,7 +3,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 # By file: a fixture of a file is made once, and hypothesis and its cache stay in one process.
-# In the order of their names: by the number of tests, the few that compile every kernel would come
+# In the order of tests/conftest.py: by the number of tests, the few that compile every kernel would come
 # last, on one core alone.
 PYTEST_ARGS ?= -n $(JOBS) --dist loadfile --no-loadscope-reorder
 QUESTION ?= How many letters r are there in the word strawberry?
