@@ -8,7 +8,7 @@ from typing import Any
 
 from marco_fast.files import write_whole
 from marco_fast.models.questions import LEVELS, TESTS, TITLES
-from marco_fast.statistics import Share, auroc, reliability
+from marco_fast.statistics import Share, auroc, gain, reliability
 
 ATTEMPTS = (1, 8, 32)
 Rows = list[dict[str, Any]]
@@ -87,7 +87,10 @@ def shuffled(paths: Rows) -> Rows:
 
 
 def majorities(by: dict[str, Rows], methods: Sequence[str]) -> dict[str, Any]:
-    """Self-consistency: the most frequent answer of samples, at each search's tokens a question."""
+    """Self-consistency: the most frequent answer of samples, at each search's tokens a question.
+
+    "gain": what the search's answer of the highest value has over it on the same questions.
+    """
     samples = by.get("samples", [])
     made = {}
     for method in methods:
@@ -97,7 +100,11 @@ def majorities(by: dict[str, Rows], methods: Sequence[str]) -> dict[str, Any]:
             majority(row["paths"], other["tokens"])
             for row, other in zip(samples, by[method], strict=True)
         ]
-        made[f"majority at the tokens of {method}"] = {"majority": share(flags)}
+        found = [row["right"]["value"] for row in by[method]]
+        made[f"majority at the tokens of {method}"] = {
+            "majority": share(flags),
+            "gain": dict(zip(("points", "low", "high"), gain(flags, found), strict=True)),
+        }
     if samples:
         made["majority of all samples"] = {
             "majority": share([majority(row["paths"], 10**9) for row in samples]),
@@ -134,11 +141,20 @@ def percent(made: dict[str, float] | None) -> str:
     return f"{100 * made['share']:.1f} ({100 * made['low']:.1f}–{100 * made['high']:.1f})"
 
 
+def points(made: dict[str, float] | None) -> str:
+    """+2.5 (-0.4 to +5.4)"""
+    if not made:
+        return "–"
+    low, high = 100 * made["low"], 100 * made["high"]
+    return f"{100 * made['points']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def write_tables(report: dict[str, Any], out: Path) -> None:
     """Markdown tables and the reliability diagram beside the JSON file."""
     parts = [
         "# Six tests, two tiers, and what a search adds\n",
-        "Written by `python -m bench.reasoning`; percent right with 95% Wilson intervals. "
+        "Written by `python -m bench.reasoning`; percent right with 95% Wilson intervals, "
+        "differences in points with those of Bonett and Price for pairs. "
         f"{report['settings']['questions']} held-out questions a test and tier, one in four "
         "Chinese.\n\nTest@k: one of k attempts is right; of a search the k paths of the highest "
         "value, of samples any k.\n",
@@ -160,8 +176,9 @@ def write_tables(report: dict[str, Any], out: Path) -> None:
 def _methods_table(made: dict[str, Any]) -> str:
     lines = [
         "| method | best value | most visits | vote | Test@1 | Test@8 | Test@32 | majority of "
-        "samples at its tokens | tokens | AUROC of paths | AUROC of answers |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "samples at its tokens | best value over that | tokens | AUROC of paths | AUROC of "
+        "answers |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method, row in made.items():
         if "value" not in row:
@@ -175,6 +192,7 @@ def _methods_table(made: dict[str, Any]) -> str:
             *(percent(row[rule]) for rule in ("value", "visits", "vote")),
             *(percent(tries.get(str(k))) for k in ATTEMPTS),
             percent(beside.get("majority")),
+            points(beside.get("gain")),
             f"{row['tokens']:.0f}",
             *(
                 f"{row[k]:.2f}" if row[k] is not None else "–"

@@ -10,13 +10,18 @@
 """
 
 import argparse
+import functools
 import json
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 from marco_fast import Engine, SearchConfig, solve
 from marco_fast.compare import CHINESE
 from marco_fast.files import write_whole
 from marco_fast.models.questions import LEVELS, TESTS, Question, is_correct, questions
+
+Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]  # map(), or that of a pool
 
 GOAL = 0.70  # greedy accuracy of the hard tier,
 BAND = (0.50, 0.85)  # and where it should be
@@ -76,7 +81,20 @@ def hard_level(reached: dict[int, float]) -> int:
     return enough[0] if enough else max(reached, key=lambda level: reached[level])
 
 
-def choose_tiers(engine: Engine, args: argparse.Namespace) -> dict:
+def try_levels(test: str, count: int, seed: int) -> tuple[str, dict[int, float], dict[int, float]]:
+    """(test, greedy accuracy by level, share with a right sample of those that may be hard)."""
+    with Engine.from_pretrained("nano-marco") as engine:
+        asked = {level: tier_questions(test, level, "validation", count, seed) for level in LEVELS}
+        greedy = {level: shares(engine, asked[level], 1)[0] for level in LEVELS}
+        reached: dict[int, float] = {}
+        for level in hard_order(greedy)[:3]:
+            reached[level] = shares(engine, asked[level], SAMPLES)[1]
+            if reached[level] >= REACH:
+                break
+    return test, greedy, reached
+
+
+def choose_tiers(args: argparse.Namespace, each: Map) -> dict[str, Any]:
     """{"tiers": {tier: {test: level}}, "validation": what they were chosen on}.
 
     Kept in args.work, so that a run that goes on has the same tiers.
@@ -85,23 +103,14 @@ def choose_tiers(engine: Engine, args: argparse.Namespace) -> dict:
     if path.exists():
         return json.loads(path.read_text())
     tiers: dict[str, dict[str, int]] = {"easy": {}, "hard": {}}
-    seen: dict[str, dict] = {}
-    for test in TESTS:
-        asked = {
-            level: tier_questions(test, level, "validation", args.validation, args.seed)
-            for level in LEVELS
-        }
-        greedy = {level: shares(engine, asked[level], 1)[0] for level in LEVELS}
-        reached: dict[int, float] = {}
-        for level in hard_order(greedy)[:3]:
-            reached[level] = shares(engine, asked[level], SAMPLES)[1]
-            if reached[level] >= REACH:
-                break
+    seen: dict[str, dict[str, Any]] = {}
+    tried = functools.partial(try_levels, count=args.validation, seed=args.seed)
+    for test, greedy, reached in each(tried, TESTS):
         tiers["easy"][test] = easy_level(greedy)
         if reached:
             tiers["hard"][test] = hard_level(reached)
         seen[test] = {"greedy": greedy, "any of 16": reached}
-        print(test, {k: round(v, 2) for k, v in greedy.items()}, reached, flush=True)
+        print(test, greedy, reached, flush=True)
     chosen = {"tiers": tiers, "validation": seen}
     write_whole(path, json.dumps(chosen))
     return chosen

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["Share", "auroc", "reliability", "wilson"]
+__all__ = ["Share", "auroc", "gain", "reliability", "wilson"]
 
 
 class Share(NamedTuple):
@@ -34,6 +34,25 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * (share * (1 - share) / total + spread / (4 * total)) ** 0.5
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def gain(
+    before: Sequence[bool], after: Sequence[bool], z: float = 1.96
+) -> tuple[float, float, float]:
+    """How much larger the share of `after` is than that of `before`, of the same things in order.
+
+    Returns:
+        (difference, low, high): the interval is 95% at z 1.96, from the things that changed alone
+        (Bonett and Price, Adjusted Wald Confidence Interval for a Difference of Binomial
+        Proportions Based on Paired Data, 2012); (0, -1, 1) of nothing.
+    """
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    total, won, lost = len(before), sum(changed), len(changed) - sum(changed)
+    if total == 0:
+        return 0.0, -1.0, 1.0
+    up, down = (won + 1) / (total + 2), (lost + 1) / (total + 2)
+    half = z * ((up + down - (up - down) ** 2) / (total + 2)) ** 0.5
+    return (won - lost) / total, max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
 def auroc(pairs: Sequence[tuple[float, bool]]) -> float | None:

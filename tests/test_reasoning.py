@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import reasoning
-from bench.reasoning import METHODS, read_journal, units
+from bench.reasoning import METHODS, jobs, read_journal
 from bench.reasoning_summary import attempts, figures, majority, reflections, summarise
 from bench.reasoning_tiers import easy_level, hard_level, hard_order, tier_questions
 from marco_fast import Engine
@@ -101,6 +101,8 @@ def test_a_summary_has_every_method_that_ran():
     assert made["easy"]["facts"]["search, 32"]["value"]["share"] == 0.0
     equal = made["easy"]["facts"]["majority at the tokens of search, 32"]
     assert equal["majority"]["share"] == 1.0
+    assert equal["gain"]["points"] == -1.0
+    assert -1.0 <= equal["gain"]["low"] < equal["gain"]["high"] < -0.7
     assert made["easy"]["all"]["samples"]["value"] == {
         **made["easy"]["all"]["samples"]["value"], "share": 0.5, "count": 50,
     }  # fmt: skip
@@ -122,8 +124,10 @@ def test_reflection_mends_and_spoils():
 
 def test_the_work_is_every_method_on_every_question():
     tiers = {"easy": dict.fromkeys(TESTS, 1), "hard": {"logic": 4}}
-    work = list(units(tiers, 60))
-    assert len(work) == len(set(work)) == 3 * len(METHODS) * (len(TESTS) + 1)
+    args = argparse.Namespace(questions=60, seed=0, methods=list(METHODS))
+    work = list(jobs(args, tiers))
+    assert len(work) == len({job.unit for job in work}) == 3 * len(METHODS) * (len(TESTS) + 1)
+    assert sum(job.end - job.begin for job in work) == 60 * len(METHODS) * (len(TESTS) + 1)
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
@@ -135,16 +139,14 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(
         reasoning, "solve", lambda asked, *rest: solved.append(len(asked)) or real(asked, *rest)
     )
-    engines = reasoning.Engines()
-    whole = reasoning.run(args, tiers, engines)
+    whole = reasoning.run(args, tiers, map)
     journal = tmp_path / "journal.jsonl"
     lines = journal.read_text().splitlines()
     journal.write_text(lines[0] + "\n" + lines[1][: len(lines[1]) // 2])
     assert set(read_journal(journal)) == {json.loads(lines[0])["unit"]}
-    assert reasoning.run(args, tiers, engines) == whole
+    assert reasoning.run(args, tiers, map) == whole
     assert read_journal(journal) == whole
-    assert reasoning.run(args, tiers, engines) == whole
-    engines.close()
+    assert reasoning.run(args, tiers, map) == whole
     assert solved == [4, 4, 4]
     assert sum(each["right"]["value"] for each in whole["easy/geometry/greedy/0"]) >= 3
 

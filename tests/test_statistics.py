@@ -2,7 +2,7 @@
 
 import pytest
 
-from marco_fast.statistics import Share, auroc, reliability, wilson
+from marco_fast.statistics import Share, auroc, gain, reliability, wilson
 
 
 def test_wilson_intervals():
@@ -17,6 +17,17 @@ def test_a_share_knows_its_interval():
     assert (made.right, made.total, made.share) == (8, 10, 0.8)
     assert (made.low, made.high) == wilson(8, 10)
     assert Share.of([]).share == 0.0
+
+
+def test_a_gain_is_that_of_the_same_questions():
+    before = [True] * 50 + [False] * 40 + [True] * 2 + [False] * 8
+    after = [True] * 50 + [False] * 40 + [False] * 2 + [True] * 8
+    # by hand: up 9/102, down 3/102, half 1.96 * sqrt((12/102 - (6/102)^2) / 102)
+    assert gain(before, after) == pytest.approx((0.06, -0.006755, 0.124402), abs=1e-6)
+    assert gain(after, before) == pytest.approx((-0.06, -0.124402, 0.006755), abs=1e-6)
+    assert gain([True] * 9, [True] * 9)[0] == 0.0
+    assert gain([True], [False])[1] == -1.0
+    assert gain([], []) == (0.0, -1.0, 1.0)
 
 
 def test_auroc_counts_pairs():
