@@ -52,7 +52,7 @@ class Method(NamedTuple):
 
 _WHOLE = {"step_tokens": 4096, "rollout_tokens": 0}
 _GREEDY = {**_WHOLE, "temperature": 0.0, "expansions": 1, "children": 1}
-_SEARCH: dict[str, Any] = {"expansions": PATHS}
+_SEARCH: dict[str, Any] = {"expansions": PATHS, "rollout_tokens": 1024}  # to the end of any reply
 METHODS = {
     "nano-llama, direct": Method("nano-llama", _GREEDY),
     "greedy": Method("nano-marco", _GREEDY),
@@ -175,7 +175,7 @@ def check_work(args: argparse.Namespace) -> None:
 
 
 def read_journal(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """{unit: rows}; a line that a kill cut off is done again."""
+    """{unit: rows}; what a kill cut off, or was asked with other options, is done again."""
     done: dict[str, list[dict[str, Any]]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -183,7 +183,9 @@ def read_journal(path: Path) -> dict[str, list[dict[str, Any]]]:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            done[entry["unit"]] = entry["rows"]
+            method = METHODS.get(entry["unit"].split("/")[2])
+            if method is not None and method.options == entry["options"]:
+                done[entry["unit"]] = entry["rows"]
     return done
 
 
@@ -200,7 +202,8 @@ def run(args: argparse.Namespace, tiers: dict[str, dict[str, int]], each: Map) -
         task = progress.add_task("", total=len(wanted), completed=len(wanted) - len(missing))
         for unit, rows in each(answer, missing):
             done[unit] = rows
-            journal.write(json.dumps({"unit": unit, "rows": rows}) + "\n")
+            options = METHODS[unit.split("/")[2]].options
+            journal.write(json.dumps({"unit": unit, "options": options, "rows": rows}) + "\n")
             journal.flush()
             progress.update(task, description=unit, advance=1)
     return done

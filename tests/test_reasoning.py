@@ -131,7 +131,7 @@ def test_the_work_is_every_method_on_every_question():
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-    """A line that was cut off is done again; what is there is not."""
+    """A line that was cut off, or of other options, is done again; what is there is not."""
     args = argparse.Namespace(work=tmp_path, questions=4, seed=0, methods=["greedy"])
     tiers = {"easy": {"letters": 1, "geometry": 1}, "hard": {}}
     solved = []
@@ -148,6 +148,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert read_journal(journal) == whole
     assert reasoning.run(args, tiers, map) == whole
     assert solved == [4, 4, 4]
+    monkeypatch.setitem(METHODS, "greedy", METHODS["samples"])
+    assert not read_journal(journal)
     assert sum(each["right"]["value"] for each in whole["easy/geometry/greedy/0"]) >= 3
 
 
