@@ -114,5 +114,11 @@ def _print_result(result: "SearchResult", *, quiet: bool) -> None:
             f"[bold]tokens[/]      {stats.tokens} ({stats.tokens_per_second:.0f}/s), "
             f"KV sharing {sharing:.1f}x"
         )
-        console.print("[bold]answer[/]" if result.answer else "[bold]no path reached an answer[/]")
+        if result.answers:
+            console.print("[bold]answer[/]")
+    if not result.answers:
+        print(
+            "no path reached an answer: give more --expansions, --rollout-tokens or time",
+            file=sys.stderr,
+        )
     print(result.answer, flush=True)
