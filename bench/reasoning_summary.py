@@ -173,6 +173,35 @@ def write_tables(report: dict[str, Any], out: Path) -> None:
     _diagram(report, out.with_suffix(".png"))
 
 
+def summary_table(report: dict[str, Any]) -> str:
+    """README's table: all tests of a tier together; from the tokens on, the hard tier's.
+
+    Raises:
+        KeyError: the report lacks a tier.
+    """
+    easy, hard = (report["results"][tier]["all"] for tier in ("easy", "hard"))
+    lines = [
+        "| method | easy | hard | its tokens | over a majority of as many | AUROC of answers |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, row in hard.items():
+        key = "value" if "value" in row else "majority"
+        if key == "majority" and "tokens" not in row:
+            continue  # beside its search
+        over = hard.get(f"majority at the tokens of {method}", {}).get("gain")
+        told = row.get("answer_auroc")
+        cells = [
+            method,
+            percent(easy.get(method, {}).get(key)),
+            percent(row[key]),
+            f"{row['tokens']:.0f}",
+            points(over),
+            "–" if told is None else f"{told:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _methods_table(made: dict[str, Any]) -> str:
     lines = [
         "| method | best value | most visits | vote | Test@1 | Test@8 | Test@32 | majority of "

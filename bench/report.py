@@ -4,9 +4,9 @@ python -m bench.report [RAW.json] [--condense OUT.json]
 
 RAW.json is what `pytest bench --benchmark-json=RAW.json` wrote: it is condensed to
 bench/results/cpu/bench.json. README.md's tables and the plots are then made again from the files
-in that folder (search.json and scaling.json where they are there), and one table from search.json
-of a machine without AVX-512. Nothing is written unless everything can be. With --condense only
-OUT.json is written: results of another machine.
+in that folder (search.json, reasoning.json and scaling.json where they are there), and one table
+from search.json of a machine without AVX-512. Nothing is written unless everything can be. With
+--condense only OUT.json is written: results of another machine.
 """
 
 import argparse
@@ -218,6 +218,7 @@ def _load(path: Path) -> dict[str, Any]:
 def report(root: Path, raw: Path | None) -> None:
     """Write everything below `root`, then print the tables. Raises ReportError, nothing written."""
     from bench.plots import plot_scaling, plot_search
+    from bench.reasoning_summary import summary_table
 
     folder = root / RESULTS
     results = condense(_load(raw)) if raw else _load(folder / "bench.json")
@@ -235,10 +236,14 @@ def report(root: Path, raw: Path | None) -> None:
         if (root / AVX2 / "search.json").is_file():
             other = search_table(_load(root / AVX2 / "search.json"), AVX2)
             readme = between(readme, "search-avx2", other)
+        if (folder / "reasoning.json").is_file():
+            readme = between(readme, "reasoning", summary_table(_load(folder / "reasoning.json")))
         if scaling:
             plots |= plot_scaling(scaling)
     except KeyError as error:
-        raise ReportError(f"expected {error} in search.json or scaling.json, got none") from error
+        raise ReportError(
+            f"expected {error} in search.json, reasoning.json or scaling.json, got none"
+        ) from error
     files = {folder / "plots" / name: data for name, data in plots.items()}
     files[root / "README.md"] = readme.encode()
     if raw:

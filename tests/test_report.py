@@ -229,6 +229,37 @@ def test_results_of_another_machine_stand_in_a_table_of_their_own(root):
     assert f"({report.AVX2.as_posix()}/search.json)" in second
 
 
+def test_what_a_search_adds_is_a_table_of_both_tiers(root):
+    def share(part: float) -> dict:
+        return {"share": part, "low": part - 0.1, "high": part + 0.1, "count": 50}
+
+    searched = {"value": share(0.75), "tokens": 1234.4, "answer_auroc": 0.876}
+    beside = {"majority": share(0.5), "gain": {"points": 0.25, "low": -0.01, "high": 0.3}}
+    hard = {
+        "greedy": {"value": share(0.5), "tokens": 99.0, "answer_auroc": None},
+        "search, 32": searched,
+        "majority at the tokens of search, 32": beside,
+        "majority of all samples": {"majority": share(0.6), "tokens": 8000.0},
+    }
+    easy = {"greedy": {**hard["greedy"], "value": share(0.9)}}
+    tiers = {tier: {"all": rows} for tier, rows in (("easy", easy), ("hard", hard))}
+    put(root / report.RESULTS / "reasoning.json", {"results": tiers})
+    marks = "<!-- reasoning -->\n<!-- /reasoning -->\n"
+    (root / "README.md").write_text(README + marks)
+    assert run(root, raw()) == 0
+    table = (root / "README.md").read_text().split("<!-- reasoning -->\n\n")[1].split("\n")[2:]
+    assert table[:4] == [
+        "| greedy | 90.0 (80.0–100.0) | 50.0 (40.0–60.0) | 99 | – | – |",
+        "| search, 32 | – | 75.0 (65.0–85.0) | 1234 | +25.0 (-1.0 to +30.0) | 0.88 |",
+        "| majority of all samples | – | 60.0 (50.0–70.0) | 8000 | – | – |",
+        "",
+    ]
+    put(root / report.RESULTS / "reasoning.json", {"results": {"easy": {"all": easy}}})
+    before = files(root)
+    assert run(root, raw()) != 0
+    assert files(root) == before
+
+
 def test_condensing_writes_nothing_else(root):
     before, out = files(root), root.parent / "elsewhere" / "kept.json"
     what = str(put(root.parent / "raw.json", raw()))
