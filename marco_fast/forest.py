@@ -144,6 +144,8 @@ class Forest:
         """Append the newest token's text; see whether it ends an action or the path."""
         question: _Question = branch.owner
         run = question.running[branch]
+        if run.text.reflect and not self._may_think_again(branch):
+            run.text.reflect = False
         event = self._push(run, branch)
         if event is Event.THOUGHT:
             pieces = [self.engine.token_bytes[token] for token in branch.token_ids]
@@ -155,6 +157,14 @@ class Forest:
             self._end(branch, terminal=True)
             return Verdict.CLOSE
         return self._cut(branch, run, event)
+
+    def _may_think_again(self, branch: Branch) -> bool:
+        """Whether the context has room for the reflection phrase and as many tokens as so far.
+
+        A second thought that the context cuts off would take a path's answer away.
+        """
+        thought = branch.position - len(branch.owner.prompt) + 1
+        return branch.position + len(self.reflection) + thought < self.engine.context
 
     def _push(self, run: _Run, branch: Branch) -> Event:
         branch.owner.tokens += 1

@@ -290,6 +290,25 @@ def test_reflection_takes_the_end_of_the_thought_back_once(nano, plain, step_tok
         assert forced == len(phrase)
 
 
+def test_no_reflection_that_the_context_would_cut_off(nano, monkeypatch):
+    """It needs room for the phrase and for as long a thought again, token for token."""
+    config = SearchConfig(expansions=1, temperature=0.0, reflect=True, rollout_tokens=900)
+    plainly = solve(QUESTION, nano, dataclasses.replace(config, reflect=False))
+    end = plainly.answer_node
+    pieces = [nano.token_bytes[token] for token in plainly.tree.path_token_ids(end)]
+    thought = next(n for n in range(len(pieces)) if b"</Thought>" in b"".join(pieces[: n + 1])) + 1
+    phrase = len(nano.tokenizer(REFLECTION, add_special_tokens=False)["input_ids"])
+    needed = len(plainly.prompt_token_ids) + thought + phrase + thought
+    for context, reflects in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(nano, "context", context)
+        result = solve(QUESTION, nano, config)
+        tokens = result.tree.path_token_ids(result.answer_node)
+        assert (REFLECTION.strip() in nano.tokenizer.decode(tokens)) == reflects
+        if not reflects:
+            assert tokens == plainly.tree.path_token_ids(end)
+            assert result.answer == plainly.answer != ""
+
+
 def test_steps_end_at_blank_lines(nano):
     result = solve(QUESTION, nano, SearchConfig(expansions=12, action="step"))
     tree = result.tree

@@ -58,7 +58,8 @@ class SearchConfig:
         temperature: of the draws, 0 to 100; below 1e-5 the most likely token.
         top_p: nucleus of the draws, in (0, 1].
         top_k: candidates in the confidence's denominator, 1 to 32.
-        reflect: put the reflection phrase where a path first ends its thought.
+        reflect: put the reflection phrase where a path first ends its thought, if the context has
+            room for it and as many tokens again.
         value: "path" (mean confidence of all generated tokens), "rollout" (of the last branch's
             tokens), "logprob" (the tokens' geometric mean probability: exp of the path's mean
             logprob), or a callable(token_ids, confidences, text) -> float over the whole path.
