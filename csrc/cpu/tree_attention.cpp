@@ -171,7 +171,8 @@ struct Walk {
     }
     if (most == 0) return;
     Chunk<T> c;
-    locate(args, unit.kv_head, readers.segment, readers.chunk_begin, most + kDots + kAhead, &c);
+    const int located = packs ? most : most + kDots + kAhead;
+    locate(args, unit.kv_head, readers.segment, readers.chunk_begin, located, &c);
     const int first = (begin - unit.query_begin) * args.group, count = (end - begin) * args.group;
     if (packs) pack_keys<kPairs>(c.k, c.v, most, args.head_dim, s.keys);
     if constexpr (kPairs) {
@@ -182,7 +183,7 @@ struct Walk {
       if (!packs) widen_rows(c.k, most, args.head_dim, s.keys);
     }
     const float *keys[kMaxChunk + kDots + kAhead], *values[kMaxChunk + kDots + kAhead];
-    for (int t = 0; t < most + kDots + kAhead; ++t) {
+    for (int t = 0; t < located; ++t) {
       const int64_t offset = static_cast<int64_t>(t < most ? t : most - 1) * args.head_dim;
       keys[t] = s.keys + offset;
       values[t] = s.values + offset;

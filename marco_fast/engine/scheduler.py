@@ -46,6 +46,7 @@ class Segment:
         prompt: part of a prompt.
         kv: the node in the cache. users: branches that read it now.
         rank: visits of the tree node; what has fewest loses its KV first.
+        row: its place in the newest plan that it is part of.
     """
 
     parent: "Segment | None"
@@ -55,6 +56,7 @@ class Segment:
     kv: int = -1
     users: int = 0
     rank: int = 0
+    row: int = -1
 
     def path(self) -> list["Segment"]:
         """From the root to this segment."""
@@ -145,6 +147,7 @@ class Scheduler:
         self.active: list[Branch] = []
         self.waiting: deque[Branch] = deque()  # preempted for want of pages; the first goes first
         self.segments: set[Segment] = set()
+        self.read: dict[Segment, None] = {}  # those that active branches read, parents first
         self.batch: TreeBatch | None = None
         self.steps_left = 0  # steps for which the plan and the reserved pages suffice
         self.unique_tokens = self.path_tokens = 0  # KV tokens read, each once; once a branch
@@ -166,6 +169,7 @@ class Scheduler:
         for segment in self.segments:
             self.cache.release(segment.kv)
         self.segments.clear()
+        self.read.clear()
         self.active.clear()
         self.waiting.clear()
 
@@ -227,6 +231,7 @@ class Scheduler:
         for each in missing:
             self._compute(each)
         branch.path = path
+        self.read.update(dict.fromkeys(path))
         if not branch.opened:
             self._open(branch)
         branch.reserved = 0
@@ -239,6 +244,7 @@ class Scheduler:
         parent = branch.segment
         segment = Segment(parent, branch.position, [], kv=self.cache.fork(parent.kv), users=1)
         self.segments.add(segment)
+        self.read[segment] = None
         branch.segment = segment
         branch.path.append(segment)
         branch.opened = True
@@ -289,7 +295,7 @@ class Scheduler:
         for begin in range(0, len(segment.tokens), rows):
             end = min(begin + rows, len(segment.tokens))
             leaf_lens = np.arange(begin + 1, end + 1)
-            leaves = np.full(end - begin, len(path) - 1)
+            leaves = [segment] * (end - begin)
             batch = TreeBatch(
                 self.cache, self._plan(path, leaves, leaf_lens=leaf_lens), slots[begin:end]
             )
@@ -333,19 +339,21 @@ class Scheduler:
         self.active.remove(branch)
         for each in branch.path:
             each.users -= 1
+            if not each.users:
+                del self.read[each]
         self.batch = None
 
-    def _plan(self, segments: list[Segment], leaves: np.ndarray, **options: Any) -> Any:
+    def _plan(self, segments: list[Segment], leaves: list[Segment], **options: Any) -> Any:
+        """A plan of these segments, parents first, with a query at each of the leaves."""
+        for row, each in enumerate(segments):
+            each.row = row
+        parents = np.array([-1 if each.parent is None else each.parent.row for each in segments])
         nodes = np.array([each.kv for each in segments], dtype=np.int64)
-        place = {id(each): index for index, each in enumerate(segments)}
-        parents = np.array(
-            [-1 if each.parent is None else place[id(each.parent)] for each in segments]
-        )
         return plan_tree_attention(
             parents,
             self.cache.lengths(nodes),
             self.cache.block_table(nodes),
-            leaves,
+            np.array([each.row for each in leaves]),
             num_heads=self.engine.num_heads,
             num_kv_heads=self.engine.num_kv_heads,
             head_dim=self.engine.head_dim,
@@ -355,15 +363,13 @@ class Scheduler:
         )
 
     def _replan(self) -> None:
-        segments = list({id(each): each for branch in self.active for each in branch.path}.values())
-        place = {id(each): index for index, each in enumerate(segments)}
-        leaves = np.array([place[id(branch.segment)] for branch in self.active])
+        segments, leaves = list(self.read), [branch.segment for branch in self.active]
         self.steps_left = min(branch.reserved for branch in self.active)
         plan = self._plan(segments, leaves, max_new_tokens=self.steps_left)
         self.batch = TreeBatch(self.cache, plan, torch.empty(0))
-        self._leaf_nodes = np.array([branch.segment.kv for branch in self.active], dtype=np.int64)
+        self._leaf_nodes = np.array([each.kv for each in leaves], dtype=np.int64)
         self._unique = sum(len(each.tokens) for each in segments)
-        self._path = sum(len(each.tokens) for branch in self.active for each in branch.path)
+        self._path = sum(branch.position for branch in self.active)  # tokens in front of it
 
     def _step(self) -> None:
         if self.batch is None or self.steps_left == 0:
