@@ -144,12 +144,12 @@ def engine_of(model: str) -> Engine:
     return Engine.from_pretrained(model)
 
 
-def answer(job: Job) -> tuple[str, list[dict[str, Any]]]:
-    """(unit, rows) of a job."""
+def answer(job: Job) -> tuple[Job, list[dict[str, Any]]]:
+    """The job and its rows."""
     asked = tier_questions(job.test, job.level, "test", job.end, job.seed)[job.begin :]
     method = METHODS[job.method]
     results = solve([each.text for each in asked], engine_of(method.model), method.config)
-    return job.unit, [row(q, r) for q, r in zip(asked, results, strict=True)]
+    return job, [row(q, r) for q, r in zip(asked, results, strict=True)]
 
 
 def start_worker() -> None:
@@ -200,12 +200,12 @@ def run(args: argparse.Namespace, tiers: dict[str, dict[str, int]], each: Map) -
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             journal.write("\n")
         task = progress.add_task("", total=len(wanted), completed=len(wanted) - len(missing))
-        for unit, rows in each(answer, missing):
-            done[unit] = rows
-            options = METHODS[unit.split("/")[2]].options
-            journal.write(json.dumps({"unit": unit, "options": options, "rows": rows}) + "\n")
+        for job, rows in each(answer, missing):
+            done[job.unit] = rows
+            entry = {"unit": job.unit, "options": METHODS[job.method].options, "rows": rows}
+            journal.write(json.dumps(entry) + "\n")
             journal.flush()
-            progress.update(task, description=unit, advance=1)
+            progress.update(task, description=job.unit, advance=1)
     return done
 
 
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # A small model leaves the second of two threads idle while Python works: two processes do
     # 1.3 times as much. Results depend on neither.
     with get_context("spawn").Pool(args.processes, start_worker) as pool:
-        chosen = choose_tiers(args, pool.imap_unordered)
+        chosen = choose_tiers(args, pool.imap)
         done = run(args, chosen["tiers"], pool.imap_unordered)
     report = {
         "settings": {
