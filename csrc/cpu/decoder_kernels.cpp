@@ -15,8 +15,16 @@ constexpr int kGroupRows = 8 * kRows;  // rows that pass over a piece of a panel
 // Words of a piece of a panel, of 128 bytes each. Few rows at a time want it in L1, many in L2; where
 // bfloat16 is widened, the rows' share of it must stay there too.
 constexpr int64_t kPieceWords = MF_ISA == MF_ISA_AVX2 ? 128 : MF_ISA == MF_ISA_AVX512 ? 256 : 2048;
-// Words from the one that is multiplied to the one that is asked for from memory.
-constexpr int64_t kAhead = MF_ISA == MF_ISA_AVX2 ? 48 : 16;
+// With few lanes a piece takes longer to multiply than to read: its tiles ask for the next piece, each for its
+// share of it. Otherwise the first tile asks for words so far ahead of it.
+constexpr bool kAskPiece = MF_ISA == MF_ISA_AVX2;
+constexpr int64_t kAhead = 16;
+
+// What a tile asks for from memory: from `next` on, a word (of kPanel lanes) every so many that it multiplies.
+struct Ask {
+  const float* next;
+  int64_t every;
+};
 
 template <int N>
 struct Int {
@@ -87,42 +95,48 @@ inline __attribute__((always_inline)) void multiply_add(const Vec (&x)[R], W&& w
 }
 
 // sums [R, kPanel] += a [R rows, words] * panel [words, kPanel]. Where bfloat16 is not multiplied in pairs, a is
-// float32, two of them a word. kAsk: the words kAhead on are asked for.
+// float32, two of them a word.
 template <bool kPairs, bool kAsk, int R>
-inline void multiply(const float* a, int64_t stride, const float* panel, int64_t words, float* sums) {
+__attribute__((noinline)) void multiply(const float* a, int64_t stride, const float* panel,
+                                        int64_t words, Ask ask, float* sums) {
   // A local array that is nowhere passed on: GCC keeps it in registers alone.
   Vec acc[R][kVecs];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) acc[r][j] = load(sums + r * kPanel + j * kLanes);
-  for (int64_t k = 0; k < words; ++k, panel += kPanel) {
+  for (int64_t begin = 0; begin < words; begin += kAsk ? ask.every : words) {
+    int64_t end = words;
     if (kAsk) {
-      prefetch(panel + kAhead * kPanel);
-      prefetch(panel + kAhead * kPanel + 16);
+      prefetch(ask.next);
+      prefetch(ask.next + 16);
+      ask.next += kPanel;
+      if (begin + ask.every < words) end = begin + ask.every;
     }
-    const auto word = [panel](int j) { return load(panel + j * kLanes); };
-    Vec x[R];
-    if constexpr (kPairs && kPairDot) {
+    for (int64_t k = begin; k < end; ++k, panel += kPanel) {
+      const auto word = [panel](int j) { return load(panel + j * kLanes); };
+      Vec x[R];
+      if constexpr (kPairs && kPairDot) {
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + k);
+        for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + k);
 #pragma GCC unroll 4
-      for (int j = 0; j < kVecs; ++j) {
-        const Vec w = word(j);
+        for (int j = 0; j < kVecs; ++j) {
+          const Vec w = word(j);
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) acc[r][j] = dot_step_pair(x[r], w, acc[r][j]);
+          for (int r = 0; r < R; ++r) acc[r][j] = dot_step_pair(x[r], w, acc[r][j]);
+        }
+      } else if constexpr (kPairs) {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + 2 * k);
+        multiply_add(x, [&](int j) { return low(word(j)); }, acc);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + 2 * k + 1);
+        multiply_add(x, [&](int j) { return high(word(j)); }, acc);
+      } else {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + k);
+        multiply_add(x, word, acc);
       }
-    } else if constexpr (kPairs) {
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + 2 * k);
-      multiply_add(x, [&](int j) { return low(word(j)); }, acc);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + 2 * k + 1);
-      multiply_add(x, [&](int j) { return high(word(j)); }, acc);
-    } else {
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) x[r] = broadcast(a + r * stride + k);
-      multiply_add(x, word, acc);
     }
   }
 #pragma GCC unroll 12
@@ -188,7 +202,7 @@ inline void finish_row(const LinearArgs& args, int64_t row, int64_t panel, const
 // of the panel put where they belong.
 template <bool kPairs, bool kAsk, int R>
 void tile(const LinearArgs& args, int64_t row, int64_t panel, int64_t words, int64_t begin,
-          int64_t end, float* sums) {
+          int64_t end, Ask ask, float* sums) {
   if (begin == 0) std::memset(sums, 0, sizeof(float) * R * kPanel);
   const float* at = static_cast<const float*>(args.panels) + (panel * words + begin) * kPanel;
   if constexpr (kPairs && !kPairDot) {
@@ -196,11 +210,11 @@ void tile(const LinearArgs& args, int64_t row, int64_t panel, int64_t words, int
     for (int r = 0; r < R; ++r)
       widen(static_cast<const bf16*>(args.a) + (row + r) * args.a_stride + 2 * begin,
             2 * (end - begin), wide[r]);
-    multiply<kPairs, kAsk, R>(wide[0], 2 * kPieceWords, at, end - begin, sums);
+    multiply<kPairs, kAsk, R>(wide[0], 2 * kPieceWords, at, end - begin, ask, sums);
   } else {
     const int64_t stride = kPairs ? args.a_stride / 2 : args.a_stride;
     multiply<kPairs, kAsk, R>(static_cast<const float*>(args.a) + row * stride + begin, stride, at,
-                              end - begin, sums);
+                              end - begin, ask, sums);
   }
   if (end < words) return;
   for (int r = 0; r < R; ++r) finish_row(args, row + r, panel, sums + r * kPanel);
@@ -213,12 +227,15 @@ void panel_rows(const LinearArgs& args, int64_t panel, int64_t first, int count)
   const int tiles = (count + kRows - 1) / kRows;
   for (int64_t begin = 0; begin < words; begin += kPieceWords) {
     const int64_t end = words - begin < kPieceWords ? words : begin + kPieceWords;
+    const float* piece = static_cast<const float*>(args.panels) + (panel * words + begin) * kPanel;
     for (int t = 0; t < tiles; ++t) {
       const int from = count * t / tiles, to = count * (t + 1) / tiles;
+      const int64_t ahead = kAskPiece ? end - begin + (end - begin) * t / tiles : kAhead;
+      const Ask ask{piece + ahead * kPanel, kAskPiece ? tiles : 1};
       with_rows_up_to<kRows>(to - from, [&](auto rows) {
         constexpr int R = decltype(rows)::value;
-        const auto run = t == 0 ? tile<kPairs, true, R> : tile<kPairs, false, R>;
-        run(args, first + from, panel, words, begin, end, sums + from * kPanel);
+        const auto run = kAskPiece || t == 0 ? tile<kPairs, true, R> : tile<kPairs, false, R>;
+        run(args, first + from, panel, words, begin, end, ask, sums + from * kPanel);
       });
     }
   }
