@@ -6,6 +6,7 @@
 #pragma once
 
 #include "simd_tile.h"
+#include "tree_attention.h"
 
 namespace marco_fast {
 namespace MF_NS {
@@ -70,21 +71,19 @@ inline void prefetch_rows(const T* const* rows, int begin, int end, int head_dim
 // K of `tokens` tokens, tokens in lanes: keys[tile][word][lane]; lanes beyond the last are zero.
 template <bool kPairs, class T>
 void pack_keys(const T* const* k, const T* const* v, int tokens, int head_dim, float* keys) {
+  static const T zeros[kMaxHeadDim] = {};
   const int words = kPairs ? head_dim / 2 : head_dim;
   for (int begin = 0; begin < tokens; begin += kLanes, keys += words * kLanes) {
-    const int ahead = begin + 2 * kLanes < tokens ? begin + 2 * kLanes : tokens;
-    prefetch_rows(k, begin + kLanes < tokens ? begin + kLanes : tokens, ahead, head_dim);
-    prefetch_rows(v, begin, begin + kLanes < tokens ? begin + kLanes : tokens, head_dim);
+    const int left = tokens - begin, next = left < 2 * kLanes ? left : 2 * kLanes;
+    prefetch_rows(k + begin, kLanes, next, head_dim);
+    prefetch_rows(v + begin, 0, left < kLanes ? left : kLanes, head_dim);
+    const T* rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = i < left ? k[begin + i] : zeros;
     for (int word = 0; word < words; word += kLanes) {
       Vec x[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        if (begin + i >= tokens)
-          x[i] = set1(0.0f);
-        else if (kPairs)
-          x[i] = load_words(k[begin + i] + 2 * word, words - word);
-        else
-          x[i] = load(k[begin + i] + word);
-      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        x[i] = kPairs ? load_words(rows[i] + 2 * word, words - word) : load(rows[i] + word);
       transpose(x);
       const int count = words - word < kLanes ? words - word : kLanes;
       for (int i = 0; i < count; ++i) store(keys + (word + i) * kLanes, x[i]);
