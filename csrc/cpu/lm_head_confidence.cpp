@@ -230,7 +230,8 @@ Drawn draw(const LMHeadArgs& args, const HeadRows& rows, const ScannedRow& scann
                          ? fold(scanned.records, num_chunks(cols), rate, true)
                          : scored;
   const Filters filters{options.top_k[b], options.top_p[b], lowest_kept(options, b, sum.max)};
-  const int32_t n = scanned.count < kHeadCandidates ? scanned.count : kHeadCandidates;
+  const int32_t most = head_candidates(cols);
+  const int32_t n = scanned.count < most ? scanned.count : most;
   const bool complete = scanned.count == n && (n < head_capacity(scores) || n == cols);
   const int32_t token = draw_from_candidates(scanned.keys, n, complete, sum, rate, filters, u);
   for (int32_t r = 0; r < n; ++r)

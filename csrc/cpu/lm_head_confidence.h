@@ -15,8 +15,13 @@ namespace marco_fast {
 
 inline constexpr int kDrawGroup = 64;         // entries of the vocabulary whose masses are summed
 inline constexpr int kGroupsOfChunk = kChunk / kDrawGroup;
-// Candidates of a filtered row: more than topk_confidence keeps, since reading a row again costs a product.
-inline constexpr int kHeadCandidates = 128;
+// Candidates of a filtered row, at most: more than topk_confidence keeps, since reading a row again costs a
+// product. The smaller the vocabulary, the less that costs, and the more the candidates in comparison.
+inline constexpr int kMostCandidates = 128;
+inline int32_t head_candidates(int64_t entries) {
+  const int64_t share = entries / 64;
+  return share < 16 ? 16 : share < kMostCandidates ? static_cast<int32_t>(share) : kMostCandidates;
+}
 
 struct LMHeadArgs {
   const void* hidden;  // [B, H], rows `hidden_stride` elements apart
@@ -56,7 +61,7 @@ struct HeadRecords {
 };
 
 inline int32_t head_capacity(const ConfidenceArgs& args) {
-  const int32_t most = args.top_k > kHeadCandidates ? args.top_k : kHeadCandidates;
+  const int32_t drawn = head_candidates(args.logits.cols), most = args.top_k > drawn ? args.top_k : drawn;
   return most < args.logits.cols ? most : static_cast<int32_t>(args.logits.cols);
 }
 
