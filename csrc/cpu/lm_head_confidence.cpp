@@ -51,20 +51,29 @@ inline Vec dot(Vec x, Vec w, Vec acc) {
   return kPairs<T> ? dot_step_pair(x, w, acc) : fma(x, w, acc);
 }
 
-// sums[r * kEntries + n] (+)= lane by lane x[r] * w[n] over `steps` registers from element `at` on. Where
-// kAsk, the weights `ahead` elements on are asked for.
+// Which lines of weights a tile of rows asks for from memory: every so many, those of this remainder,
+// `ahead` elements on. So the next block comes in all the while, not with the first rows alone.
+struct Ask {
+  int64_t ahead;
+  int first, every;
+};
+
+// sums[r * kEntries + n] (+)= lane by lane x[r] * w[n] over `steps` registers from element `at` on.
 template <class T, int R, int N, bool kAsk>
-inline void multiply(const float* x, int64_t x_stride, const T* w, int64_t w_stride, int64_t ahead,
-                     int steps, bool resume, Vec* sums) {
-  constexpr int kLine = 64 / sizeof(T);
+inline void multiply(const float* x, int64_t x_stride, const T* w, int64_t w_stride, Ask ask, int steps,
+                     bool resume, Vec* sums) {
+  constexpr int kSteps = 64 / sizeof(T) / kStep<T>;  // of a line
   Vec acc[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) acc[r][n] = set1(0.0f);
+  int due = ask.first * kSteps;
   for (int i = 0; i < steps; ++i) {
-    if (kAsk && i * kStep<T> % kLine == 0)
-      for (int n = 0; n < N; ++n) prefetch(w + n * w_stride + ahead + i * kStep<T>);
+    if (kAsk && i == due) {
+      for (int n = 0; n < N; ++n) prefetch(w + n * w_stride + ask.ahead + i * kStep<T>);
+      due += ask.every * kSteps;
+    }
     Vec row[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) row[r] = load(x + r * x_stride + i * Vec::kLanes);
@@ -98,7 +107,7 @@ inline float round_to(Dtype dtype, float x) {
 
 // Logits of R rows and N entries, the first of which is `entry`, at logits[r * stride + n].
 template <class T, int R, int N, bool kAsk>
-void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t entry, int64_t ahead,
+void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t entry, Ask ask,
           float* logits, int64_t stride) {
   const T* w = static_cast<const T*>(args.weight) + entry * args.weight_stride;
   const float* x = rows.words + row * rows.stride;
@@ -108,17 +117,20 @@ void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t ent
   for (int64_t at = 0; at < whole; at += kPieceSteps) {
     const int steps = static_cast<int>(whole - at < kPieceSteps ? whole - at : kPieceSteps);
     multiply<T, R, N, kAsk>(x + at * Vec::kLanes, rows.stride, w + at * kStep<T>, args.weight_stride,
-                            ahead, steps, at > 0, sums);
+                            ask, steps, at > 0, sums);
   }
   if (const int64_t rest = args.size - whole * kStep<T>; rest > 0) {
     T last[N][kStep<T>] = {};  // beyond a row's end may be anything
     for (int n = 0; n < N; ++n)
       std::memcpy(last[n], w + n * args.weight_stride + whole * kStep<T>, rest * sizeof(T));
-    multiply<T, R, N, false>(x + whole * Vec::kLanes, rows.stride, last[0], kStep<T>, 0, 1, true, sums);
+    multiply<T, R, N, false>(x + whole * Vec::kLanes, rows.stride, last[0], kStep<T>, {}, 1,
+                            true, sums);
   }
+  float totals[R * kEntries];
+  reduce_add_all(sums, totals);
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) {
-      float z = reduce_add(sums[r * kEntries + n]);
+      float z = totals[r * kEntries + n];
       if (args.bias) z += args.bias[entry + n];
       logits[r * stride + n] = round_to(args.rounded, z);
     }
@@ -134,15 +146,14 @@ void logits_of(const LMHeadArgs& args, const HeadRows& rows, int64_t row_begin, 
     const int64_t to = from + block < end ? from + block : end;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = row_begin + count * t / tiles;
+      const Ask ask{block * args.weight_stride, static_cast<int>(t), static_cast<int>(tiles)};
       with_count<kRows>(static_cast<int>(row_begin + count * (t + 1) / tiles - row), [&](auto r) {
         constexpr int R = decltype(r)::value;
         float* out = logits + (row - row_begin) * stride;
         int64_t v = from;
-        for (; v + kEntries <= to; v += kEntries) {
-          const auto run = t == 0 ? tile<T, R, kEntries, true> : tile<T, R, kEntries, false>;
-          run(args, rows, row, v, block * args.weight_stride, out + (v - begin), stride);
-        }
-        for (; v < to; ++v) tile<T, R, 1, false>(args, rows, row, v, 0, out + (v - begin), stride);
+        for (; v + kEntries <= to; v += kEntries)
+          tile<T, R, kEntries, true>(args, rows, row, v, ask, out + (v - begin), stride);
+        for (; v < to; ++v) tile<T, R, 1, false>(args, rows, row, v, {}, out + (v - begin), stride);
       });
     }
   }

@@ -118,5 +118,15 @@ inline void transpose(Vec (&x)[16]) {
 
 #endif
 
+// totals[i] = reduce_add(x[i]), the same bits
+template <int N>
+inline void reduce_add_all(const Vec (&x)[N], float (&totals)[N]) {
+  int i = 0;
+#if MF_ISA == MF_ISA_AVX2
+  for (; i + 8 <= N; i += 8) store(totals + i, reduce_add_each(x + i));
+#endif
+  for (; i < N; ++i) totals[i] = reduce_add(x[i]);
+}
+
 }  // namespace MF_NS
 }  // namespace marco_fast
