@@ -131,20 +131,32 @@ def test_reserved_pages_are_used_before_others(cache):
     assert cache.used_pages == 4
 
 
-def test_extend_many_is_one_token_each_in_the_order_given():
+def test_extend_many_adds_tokens_to_each_in_the_order_given():
     batched, single = small_cache(64), small_cache(64)
     for cache in (batched, single):
         nodes = [cache.add_root() for _ in range(5)]
         for i, node in enumerate(nodes):
             cache.extend(node, i)
-    for _ in range(2 * PAGE + 1):
+    for n in [1] * PAGE + [0, 3, PAGE, 2 * PAGE + 1]:
         order = nodes[::-1]
-        got = batched.extend_many(order)
+        got = batched.extend_many(order, n)
         assert got.dtype == torch.int64
-        single.reserve_many(order, 1)
-        assert got.tolist() == [single.extend(node, 1).item() for node in order]
+        single.reserve_many(order, n)
+        assert got.T.tolist() == [single.extend(node, n).tolist() for node in order]
     assert seen(batched, nodes) == seen(single, nodes)
-    assert batched.extend_many([]).shape == (0,)
+    assert batched.extend_many([], 2).shape == (2, 0)
+
+
+def test_slots_ahead_are_those_of_the_next_tokens_and_extend_nothing():
+    cache = small_cache(64)
+    nodes = [cache.add_root() for _ in range(3)]
+    for i, node in enumerate(nodes):
+        cache.extend(node, 3 * i)
+    ahead = cache.slots_ahead(nodes, 2 * PAGE)
+    assert [cache.length(node) for node in nodes] == [0, 3, 6]
+    assert cache.slots_ahead(nodes, 2 * PAGE).tolist() == ahead.tolist()
+    got = torch.cat([cache.extend_many(nodes, n) for n in (1, PAGE, PAGE - 1)])
+    assert got.tolist() == ahead.tolist()
 
 
 def test_batched_calls_are_all_or_nothing():
@@ -166,8 +178,10 @@ def test_batched_calls_are_all_or_nothing():
             cache.reserve_many(wrong, 1)
     with pytest.raises(IndexError):
         cache.extend_many([nodes[0], 7])
+    with pytest.raises(ValueError, match="expected n >= 0, got -1"):
+        cache.extend_many(nodes[:2], -1)
     assert seen(cache, nodes) == before
-    assert cache.extend_many(nodes[:2]).shape == (2,)
+    assert cache.extend_many(nodes[:2]).shape == (1, 2)
 
 
 def test_full_pool_leaves_everything_as_it_was():
@@ -255,4 +269,4 @@ def test_slots_are_on_the_device():
     cache = small_cache(device="cuda")
     node = cache.add_root()
     assert cache.extend(node, 3).device == cache.k[0].device
-    assert cache.extend_many([node]).tolist() == [3]
+    assert cache.extend_many([node]).tolist() == [[3]]

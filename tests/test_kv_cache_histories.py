@@ -169,15 +169,15 @@ class CacheAgainstModel(RuleBasedStateMachine):
             self.hold([node], n)
             self.write(node, slots.numpy(), len(self.nodes[node].values))
 
-    @rule(picks=picks, as_array=st.booleans())
-    def extend_many(self, picks, as_array):
+    @rule(picks=picks, n=count, as_array=st.booleans())
+    def extend_many(self, picks, n, as_array):
         nodes = [self.node(pick) for pick in picks]
-        error = self.foretell(nodes, 1)
-        slots = self.run(error, self.cache.extend_many, np.array(nodes) if as_array else nodes)
+        error = self.foretell(nodes, n)
+        slots = self.run(error, self.cache.extend_many, np.array(nodes) if as_array else nodes, n)
         if error is None:
-            self.hold(nodes, 1)
-            for node, slot in zip(nodes, slots.numpy(), strict=True):
-                self.write(node, slot[None], len(self.nodes[node].values))
+            self.hold(nodes, n)
+            for node, each in zip(nodes, slots.numpy().T, strict=True):
+                self.write(node, each, len(self.nodes[node].values))
 
     @rule(pick=pick, n=count)
     def truncate(self, pick, n):

@@ -118,7 +118,7 @@ class Decoder:
             ValueError: the plan has another number of queries.
         """
         rows = len(token_ids)
-        last = int(positions.max()) if rows else -1
+        last = max(positions.tolist(), default=-1)
         if last >= self.context:
             raise IndexError(f"expected positions below {self.context}, the context, got {last}")
         self._rotate_up_to(last + 1)

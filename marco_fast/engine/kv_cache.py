@@ -158,28 +158,33 @@ class PagedKVCache(NodeTable):
         self._lengths[place] = begin + n
         return slots
 
-    def extend_many(self, nodes: Nodes) -> torch.Tensor:
-        """Adds one token to each of some distinct nodes, to all or to none: a decode step.
+    def slots_ahead(self, nodes: Nodes, n: int) -> torch.Tensor:
+        """Where the next n tokens of some distinct nodes go, in pages that are taken where none are
+        reserved. No node is extended: `extend_many` does that once they are written.
 
         Returns:
-            slot_mapping [len(nodes)] int64, in the order given, on the cache's device.
+            [n, len(nodes)] int64 slots, nodes in the order given, on the cache's device.
 
         Raises:
             KVCacheFull: too few free pages.
-            ValueError: a node is given twice, or is evicted.
+            ValueError: n < 0, a node is given twice, or is evicted.
             IndexError: a node does not live.
         """
-        places = self._distinct_places(nodes)
-        lengths = self._lengths[places]
-        column = lengths // self.page_size
-        num_held = self._num_held[places]
-        if (column >= num_held).any():
-            self._check_resident(places, num_held)  # they hold -1, so none is missed here
-            self._take_pages(places, 1)
-        slots = self._pages[places, column] * np.int64(self.page_size) + lengths % self.page_size
-        mapping = self._to_device(slots)
-        self._lengths[places] = lengths + 1
-        return mapping
+        self.reserve_many(nodes, n)
+        places = self._places(nodes)
+        tokens = self._lengths[places] + np.arange(n)[:, None]
+        pages = self._pages[places, tokens // self.page_size]
+        return self._to_device(pages * np.int64(self.page_size) + tokens % self.page_size)
+
+    def extend_many(self, nodes: Nodes, n: int = 1) -> torch.Tensor:
+        """Adds n tokens to each of some distinct nodes, to all or to none.
+
+        Returns:
+            slot_mapping [n, len(nodes)] int64, as `slots_ahead` returns and raises.
+        """
+        slots = self.slots_ahead(nodes, n)
+        self._lengths[self._places(nodes)] += n
+        return slots
 
     def truncate(self, node: int, n: int) -> None:
         """Keeps the first n tokens of `node` and frees its pages beyond them, reserved ones too.

@@ -148,8 +148,10 @@ class Scheduler:
         self.waiting: deque[Branch] = deque()  # preempted for want of pages; the first goes first
         self.segments: set[Segment] = set()
         self.read: dict[Segment, None] = {}  # those that active branches read, parents first
+        # A batch serves as many steps as its plan and the reserved pages suffice for. What it writes is
+        # told to the cache when it ends, not every step.
         self.batch: TreeBatch | None = None
-        self.steps_left = 0  # steps for which the plan and the reserved pages suffice
+        self.batch_steps = self.steps_left = 0
         self.unique_tokens = self.path_tokens = 0  # KV tokens read, each once; once a branch
         self.steps = 0
         self._unique = self._path = 0
@@ -193,6 +195,7 @@ class Scheduler:
         The first forced token is the branch's newest when this returns. `kept` must leave out at
         least the newest token, and `forced` must not be empty.
         """
+        self._end_batch()
         segment = branch.segment
         for column in (branch.token_ids, branch.logprobs, branch.confidences):
             del column[kept:]
@@ -202,7 +205,6 @@ class Scheduler:
         branch.forced.extend(forced)
         branch.take(-1, 0.0, 0.0)
         branch.reserved = 0
-        self.batch = None
 
     def _refill(self) -> bool:
         """Fill the batch; whether there is anything to decode."""
@@ -235,8 +237,8 @@ class Scheduler:
         if not branch.opened:
             self._open(branch)
         branch.reserved = 0
+        self._end_batch()
         self.active.append(branch)
-        self.batch = None
         return True
 
     def _open(self, branch: Branch) -> None:
@@ -328,7 +330,6 @@ class Scheduler:
             return False
         branch.reserved = spare + RESERVE_PAGES * size
         self.cache.reserve(branch.segment.kv, branch.reserved)
-        self.batch = None
         return True
 
     def _preempt(self, branch: Branch) -> None:
@@ -336,12 +337,12 @@ class Scheduler:
         self.waiting.append(branch)
 
     def _remove(self, branch: Branch) -> None:
+        self._end_batch()
         self.active.remove(branch)
         for each in branch.path:
             each.users -= 1
             if not each.users:
                 del self.read[each]
-        self.batch = None
 
     def _plan(self, segments: list[Segment], leaves: list[Segment], **options: Any) -> Any:
         """A plan of these segments, parents first, with a query at each of the leaves."""
@@ -362,22 +363,30 @@ class Scheduler:
             **options,
         )
 
-    def _replan(self) -> None:
+    def _begin_batch(self) -> None:
         segments, leaves = list(self.read), [branch.segment for branch in self.active]
-        self.steps_left = min(branch.reserved for branch in self.active)
+        self.batch_steps = self.steps_left = min(branch.reserved for branch in self.active)
         plan = self._plan(segments, leaves, max_new_tokens=self.steps_left)
         self.batch = TreeBatch(self.cache, plan, torch.empty(0))
         self._leaf_nodes = np.array([each.kv for each in leaves], dtype=np.int64)
+        self._slots = self.cache.slots_ahead(self._leaf_nodes, self.batch_steps)
         self._unique = sum(len(each.tokens) for each in segments)
         self._path = sum(branch.position for branch in self.active)  # tokens in front of it
 
+    def _end_batch(self) -> None:
+        if self.batch is not None:
+            self.batch = None
+            self.cache.extend_many(self._leaf_nodes, self.batch_steps - self.steps_left)
+
     def _step(self) -> None:
-        if self.batch is None or self.steps_left == 0:
+        if self.steps_left == 0:
+            self._end_batch()
+        if self.batch is None:
             self._reserve()
-            self._replan()
+            self._begin_batch()
         assert self.batch is not None
         active, batch = self.active, self.batch
-        batch.slots = self.cache.extend_many(self._leaf_nodes)
+        batch.slots = self._slots[self.batch_steps - self.steps_left]
         batch.plan.advance()
         self.steps_left -= 1
         drawn = self.engine.sample(
@@ -389,7 +398,7 @@ class Scheduler:
             top_p=self.sampling.top_p,
             top_k=self.sampling.top_k,
         )
-        if drawn.status.any():
+        if any(drawn.status.tolist()):
             raise ModelError("expected finite logits, got NaN or infinity from the model")
         self._count(len(active))
         rows = zip(
@@ -411,8 +420,8 @@ class Scheduler:
 
     def _settle(self, branch: Branch, verdict: Verdict) -> None:
         if verdict is Verdict.CUT:
+            self._end_batch()
             self._open(branch)
-            self.batch = None
         elif verdict is not Verdict.CONTINUE:
             segment = branch.segment
             self._remove(branch)

@@ -1,5 +1,6 @@
 """topk_confidence and sample_confidence: check arguments, allocate results, run a backend."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -120,7 +121,15 @@ def _row_option(
         raise ValueError(f"expected {name} as an integer, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"expected {name} in [{low}, {high}], got {value}")
+    if logits.is_cpu:
+        return torch.from_numpy(_constant(logits.shape[0], value, dtype == torch.int32))
     return torch.full((logits.shape[0],), value, dtype=dtype, device=logits.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(rows: int, value: float, whole: bool) -> np.ndarray:
+    """A number as an option of every row, which nobody writes into."""
+    return np.full(rows, value, np.int32 if whole else np.float32)
 
 
 def _empty_scores(rows: int, top_k: int, device: torch.device) -> TopKConfidence:
