@@ -60,6 +60,46 @@ inline void in_groups(int count, F&& f) {
   if (j < count) f(j, Int<1>{});
 }
 
+// What will be read next, asked for from memory a few lines at a time between other work: all at once would hold
+// up whatever is loaded meanwhile.
+class Upcoming {
+ public:
+  static constexpr int kMostLines = 8;  // at a time
+
+  void clear() { count_ = current_ = 0; }
+
+  bool full() const { return count_ == kMostRuns; }
+
+  void add(const void* at, int64_t bytes) {
+    const int lines = static_cast<int>((bytes + 63) / 64);
+    runs_[count_++] = {static_cast<const char*>(at), lines};
+    lines_ += lines;
+  }
+
+  // ask() will be called so many times.
+  void spread(int calls) {
+    share_ = (lines_ + calls - 1) / calls;
+    lines_ = 0;
+  }
+
+  void ask() {
+    for (int i = 0; i < share_ && current_ < count_; ++i) {
+      Run& run = runs_[current_];
+      prefetch(run.at);
+      run.at += 64;
+      if (--run.lines == 0) ++current_;
+    }
+  }
+
+ private:
+  static constexpr int kMostRuns = 16;
+  struct Run {
+    const char* at;
+    int lines;
+  } runs_[kMostRuns];
+  int count_ = 0, current_ = 0, lines_ = 0, share_ = 0;
+};
+
 // Asks for rows [begin, end) of a head, which are not always next to each other in memory.
 template <class T>
 inline void prefetch_rows(const T* const* rows, int begin, int end, int head_dim) {
@@ -68,15 +108,20 @@ inline void prefetch_rows(const T* const* rows, int begin, int end, int head_dim
     for (int i = 0; i < head_dim; i += kLine) __builtin_prefetch(rows[t] + i, 0, 2);
 }
 
-// K of `tokens` tokens, tokens in lanes: keys[tile][word][lane]; lanes beyond the last are zero.
+// K of `tokens` tokens, tokens in lanes: keys[tile][word][lane]; lanes beyond the last are zero. K and V of the
+// first `asked` tokens are on their way already.
 template <bool kPairs, class T>
-void pack_keys(const T* const* k, const T* const* v, int tokens, int head_dim, float* keys) {
+void pack_keys(const T* const* k, const T* const* v, int tokens, int asked, int head_dim, float* keys,
+               Upcoming& upcoming) {
   static const T zeros[kMaxHeadDim] = {};
   const int words = kPairs ? head_dim / 2 : head_dim;
   for (int begin = 0; begin < tokens; begin += kLanes, keys += words * kLanes) {
-    const int left = tokens - begin, next = left < 2 * kLanes ? left : 2 * kLanes;
-    prefetch_rows(k + begin, kLanes, next, head_dim);
-    prefetch_rows(v + begin, 0, left < kLanes ? left : kLanes, head_dim);
+    const int left = tokens - begin;
+    if (begin + kLanes >= asked) {
+      prefetch_rows(k + begin, kLanes, left < 2 * kLanes ? left : 2 * kLanes, head_dim);
+      prefetch_rows(v + begin, 0, left < kLanes ? left : kLanes, head_dim);
+    }
+    upcoming.ask();
     const T* rows[kLanes];
     for (int i = 0; i < kLanes; ++i) rows[i] = i < left ? k[begin + i] : zeros;
     for (int word = 0; word < words; word += kLanes) {
@@ -85,8 +130,10 @@ void pack_keys(const T* const* k, const T* const* v, int tokens, int head_dim, f
       for (int i = 0; i < kLanes; ++i)
         x[i] = kPairs ? load_words(rows[i] + 2 * word, words - word) : load(rows[i] + word);
       transpose(x);
-      const int count = words - word < kLanes ? words - word : kLanes;
-      for (int i = 0; i < count; ++i) store(keys + (word + i) * kLanes, x[i]);
+      // Half a tile of words may be the last. A loop to the count of them would become a call of memcpy.
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        if (i < kLanes / 2 || word + kLanes <= words) store(keys + (word + i) * kLanes, x[i]);
     }
   }
 }

@@ -90,6 +90,8 @@ struct Walk {
   const TreeAttentionUnit& unit;
   Scratch s;
   const bool packs = packs_keys(args.head_dim);
+  Upcoming upcoming{};
+  int asked = 0;  // tokens of the next chunk that `upcoming` holds
   // A negative scale is |scale| and a negated q, so that the largest score has the largest weight.
   const float scale = std::fabs(args.scale), sign = args.scale < 0 ? -1.0f : 1.0f;
 
@@ -140,9 +142,11 @@ struct Walk {
       score_packed<kPairs>(rows, q, args.head_dim, s.keys, most, s.scores, s.scores_stride);
     else
       score_rows<kAsk>(rows, q, args.head_dim, keys, most, s.scores, s.scores_stride);
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows; ++r) {
+      upcoming.ask();
       exponentiate<kPairs>(s.scores + r * s.scores_stride, visible[r], scale, state(first + r),
                            args.head_dim);
+    }
     // The chunk's weighted sums by themselves, then to the state: one chain of sums over a long path would
     // err more than PyTorch's.
     std::memset(s.sums, 0, sizeof(float) * rows * args.head_dim);
@@ -153,6 +157,7 @@ struct Walk {
       const float* p = s.scores + r * s.scores_stride;
       float *sums = s.sums + r * args.head_dim, *acc = state(first + r).acc;
       const int whole = whole_steps(visible[r], tokens);
+      upcoming.ask();
       weigh_block<kPairs, false>(1, p, 0, values, joint, whole, sums, args.head_dim);
       if (kPairs && 2 * whole < visible[r])
         weigh_half_pair(p + whole, reinterpret_cast<const float*>(values[whole]), sums,
@@ -162,7 +167,8 @@ struct Walk {
     }
   }
 
-  void chunk(const Readers& readers, int begin, int end) {
+  // `next`: the segment whose tokens follow this chunk, or -1.
+  void chunk(const Readers& readers, int begin, int end, int next) {
     int most = 0;
     while (begin < end && readers.visible(begin) == 0) ++begin;
     for (int query = begin; query < end; ++query) {
@@ -174,7 +180,9 @@ struct Walk {
     const int located = packs ? most : most + kDots + kAhead;
     locate(args, unit.kv_head, readers.segment, readers.chunk_begin, located, &c);
     const int first = (begin - unit.query_begin) * args.group, count = (end - begin) * args.group;
-    if (packs) pack_keys<kPairs>(c.k, c.v, most, args.head_dim, s.keys);
+    const int here = asked, calls = 2 * count + (packs ? (most + kLanes - 1) / kLanes : 0);
+    announce(next, calls);
+    if (packs) pack_keys<kPairs>(c.k, c.v, most, here, args.head_dim, s.keys, upcoming);
     if constexpr (kPairs) {
       pair_values(c.v, most, args.head_dim, s.values);
     } else {
@@ -206,15 +214,40 @@ struct Walk {
     }
   }
 
-  void segment(int index) {
+  // The first tokens of a segment become `upcoming`, as many as so many calls can ask for.
+  void announce(int segment, int calls) {
+    upcoming.clear();
+    asked = 0;
+    if (segment < 0) return;
+    const int64_t row = args.head_dim * sizeof(T), most = calls * Upcoming::kMostLines * 64 / (2 * row);
+    const int64_t tokens = args.segment_lens[segment] < most ? args.segment_lens[segment] : most;
+    const T* k = static_cast<const T*>(args.k) + unit.kv_head * args.k_stride_head;
+    const T* v = static_cast<const T*>(args.v) + unit.kv_head * args.v_stride_head;
+    for (const int32_t* page = args.page_ids + args.page_begin[segment]; asked < tokens && !upcoming.full();
+         ++page) {
+      const int64_t left = tokens - asked, count = left < args.page_size ? left : args.page_size;
+      upcoming.add(k + *page * args.k_stride_page, count * row);
+      upcoming.add(v + *page * args.v_stride_page, count * row);
+      asked += static_cast<int>(count);
+    }
+    upcoming.spread(calls);
+  }
+
+  // Whether a query of the unit reads the segment.
+  bool reads(int index) const {
+    return args.query_begin[index] < unit.query_end && args.query_end[index] > unit.query_begin;
+  }
+
+  // `next`: the segment after it, or -1.
+  void segment(int index, int next) {
     int begin = args.query_begin[index], end = args.query_end[index];
     begin = begin > unit.query_begin ? begin : unit.query_begin;
     end = end < unit.query_end ? end : unit.query_end;
-    if (begin >= end) return;
     const int step = chunk_tokens(args.head_dim), tokens = args.segment_lens[index];
     for (int64_t from = 0; from < tokens; from += step) {
-      const int count = tokens - from < step ? static_cast<int>(tokens - from) : step;
-      chunk(Readers{args, index, from, count}, begin, end);
+      const bool last = tokens - from <= step;
+      const int count = last ? static_cast<int>(tokens - from) : step;
+      chunk(Readers{args, index, from, count}, begin, end, last ? next : -1);
     }
   }
 
@@ -240,7 +273,15 @@ void run(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, float* sc
   const int64_t rows = static_cast<int64_t>(unit.query_end - unit.query_begin) * args.group;
   Walk<T> walk{args, unit, carve(scratch, rows, args.head_dim)};
   walk.begin();
-  for (int index = 0; index < args.num_segments; ++index) walk.segment(index);
+  const auto after = [&](int index) {
+    while (++index < args.num_segments && !walk.reads(index)) {
+    }
+    return index < args.num_segments ? index : -1;
+  };
+  for (int index = after(-1), next; index >= 0; index = next) {
+    next = after(index);
+    walk.segment(index, next);
+  }
   walk.finish();
 }
 
