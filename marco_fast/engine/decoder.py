@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from marco_fast.engine import huge_pages
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.ops import TreeAttentionPlan
 from marco_fast.ops.backends import built
@@ -156,7 +157,7 @@ class Decoder:
         )
         gate, up = mlp.gate_proj, mlp.up_proj
         both = None if gate.bias is None else pack_bias(gate.bias, up.bias)
-        panels = self._keep(pack_gated(gate.weight.detach(), up.weight.detach()))
+        panels = self._panels(pack_gated(gate.weight.detach(), up.weight.detach()))
         gated = [panels, self._bias(both), gate.in_features, 2 * gate.out_features]
         matrices = [
             qkv,
@@ -178,6 +179,9 @@ class Decoder:
         self.tensors.append(tensor)
         return tensor.data_ptr()
 
+    def _panels(self, packed: torch.Tensor) -> int:
+        return self._keep(huge_pages.empty(packed.shape, packed.dtype, packed.device).copy_(packed))
+
     def _vector(self, weight: torch.Tensor) -> int:
         return self._keep(weight.detach().float().contiguous())
 
@@ -189,7 +193,7 @@ class Decoder:
     def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
         """Addresses of the packed weights and the bias, and the sizes."""
         outputs, inputs = weight.shape
-        return [self._keep(pack_linear(weight.detach())), self._bias(bias), inputs, outputs]
+        return [self._panels(pack_linear(weight.detach())), self._bias(bias), inputs, outputs]
 
 
 def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

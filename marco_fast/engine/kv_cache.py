@@ -8,6 +8,7 @@ from operator import index
 import numpy as np
 import torch
 
+from marco_fast.engine import huge_pages
 from marco_fast.engine.node_table import Nodes, NodeTable
 from marco_fast.errors import KVCacheFull
 
@@ -63,8 +64,8 @@ class PagedKVCache(NodeTable):
         self.device = torch.device(device)
         shape = (num_pages, num_kv_heads, page_size, head_dim)
         # Not zeros: the system then gives memory to a page only when it is first written.
-        self.k = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(num_layers)]
-        self.v = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(num_layers)]
+        self.k = [huge_pages.empty(shape, dtype, self.device) for _ in range(num_layers)]
+        self.v = [huge_pages.empty(shape, dtype, self.device) for _ in range(num_layers)]
         self.page_bytes = 2 * num_layers * self.k[0][0].nbytes
 
         # A stack: the last is taken first, so a fresh pool hands out pages 0, 1, 2, ...

@@ -148,8 +148,8 @@ class Scheduler:
         self.waiting: deque[Branch] = deque()  # preempted for want of pages; the first goes first
         self.segments: set[Segment] = set()
         self.read: dict[Segment, None] = {}  # those that active branches read, parents first
-        # A batch serves as many steps as its plan and the reserved pages suffice for. What it writes is
-        # told to the cache when it ends, not every step.
+        # A batch serves as many steps as its plan and the reserved pages suffice for. What it
+        # writes is told to the cache when it ends, not every step.
         self.batch: TreeBatch | None = None
         self.batch_steps = self.steps_left = 0
         self.unique_tokens = self.path_tokens = 0  # KV tokens read, each once; once a branch
