@@ -139,12 +139,13 @@ def test_extend_many_adds_tokens_to_each_in_the_order_given():
             cache.extend(node, i)
     for n in [1] * PAGE + [0, 3, PAGE, 2 * PAGE + 1]:
         order = nodes[::-1]
-        got = batched.extend_many(order, n)
+        got = batched.slots_ahead(order, n)
+        batched.extend_many(order, n)
         assert got.dtype == torch.int64
         single.reserve_many(order, n)
         assert got.T.tolist() == [single.extend(node, n).tolist() for node in order]
     assert seen(batched, nodes) == seen(single, nodes)
-    assert batched.extend_many([], 2).shape == (2, 0)
+    assert batched.slots_ahead([], 2).shape == (2, 0)
 
 
 def test_slots_ahead_are_those_of_the_next_tokens_and_extend_nothing():
@@ -155,8 +156,10 @@ def test_slots_ahead_are_those_of_the_next_tokens_and_extend_nothing():
     ahead = cache.slots_ahead(nodes, 2 * PAGE)
     assert [cache.length(node) for node in nodes] == [0, 3, 6]
     assert cache.slots_ahead(nodes, 2 * PAGE).tolist() == ahead.tolist()
-    got = torch.cat([cache.extend_many(nodes, n) for n in (1, PAGE, PAGE - 1)])
-    assert got.tolist() == ahead.tolist()
+    for begin, n in ((0, 1), (1, PAGE), (1 + PAGE, PAGE - 1)):
+        assert cache.slots_ahead(nodes, n).tolist() == ahead[begin : begin + n].tolist()
+        cache.extend_many(nodes, n)
+    assert [cache.slot_mapping(node)[-2 * PAGE :].tolist() for node in nodes] == ahead.T.tolist()
 
 
 def test_batched_calls_are_all_or_nothing():
@@ -167,21 +170,21 @@ def test_batched_calls_are_all_or_nothing():
     cache.evict(dead := cache.add_root())
     before = seen(cache, nodes)
     with pytest.raises(KVCacheFull) as error:
-        cache.extend_many(nodes)
+        cache.extend_many(nodes, 1)
     assert (error.value.needed, error.value.free, error.value.total) == (2, 1, 3)
     with pytest.raises(KVCacheFull, match="expected at least 5 free KV pages, got 1 free of 3"):
         cache.reserve_many(nodes, PAGE + 1)
     for wrong in ([nodes[0], nodes[0]], [nodes[0], dead]):
         with pytest.raises(ValueError, match="expected"):
-            cache.extend_many(wrong)
+            cache.extend_many(wrong, 1)
         with pytest.raises(ValueError, match="expected"):
             cache.reserve_many(wrong, 1)
     with pytest.raises(IndexError):
-        cache.extend_many([nodes[0], 7])
+        cache.extend_many([nodes[0], 7], 1)
     with pytest.raises(ValueError, match="expected n >= 0, got -1"):
         cache.extend_many(nodes[:2], -1)
     assert seen(cache, nodes) == before
-    assert cache.extend_many(nodes[:2]).shape == (1, 2)
+    assert cache.slots_ahead(nodes[:2], 1).shape == (1, 2)
 
 
 def test_full_pool_leaves_everything_as_it_was():
@@ -269,4 +272,6 @@ def test_slots_are_on_the_device():
     cache = small_cache(device="cuda")
     node = cache.add_root()
     assert cache.extend(node, 3).device == cache.k[0].device
-    assert cache.extend_many([node]).tolist() == [[3]]
+    ahead = cache.slots_ahead([node], 1)
+    assert ahead.device == cache.k[0].device
+    assert ahead.tolist() == [[3]]

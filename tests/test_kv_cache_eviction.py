@@ -26,7 +26,7 @@ def test_evict_and_restore(cache):
         lambda: cache.reserve(root, 0),
         lambda: cache.reserve_many([child, root], 0),
         lambda: cache.extend(root, 0),
-        lambda: cache.extend_many([child, root]),
+        lambda: cache.extend_many([child, root], 1),
         lambda: cache.slots_ahead([child, root], 0),
         lambda: cache.slot_mapping(root),
         lambda: cache.block_table([child, root]),

@@ -173,7 +173,9 @@ class CacheAgainstModel(RuleBasedStateMachine):
     def extend_many(self, picks, n, as_array):
         nodes = [self.node(pick) for pick in picks]
         error = self.foretell(nodes, n)
-        slots = self.run(error, self.cache.extend_many, np.array(nodes) if as_array else nodes, n)
+        given = np.array(nodes) if as_array else nodes
+        slots = self.run(error, self.cache.slots_ahead, given, n)
+        self.run(error, self.cache.extend_many, given, n)
         if error is None:
             self.hold(nodes, n)
             for node, each in zip(nodes, slots.numpy().T, strict=True):

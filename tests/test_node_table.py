@@ -78,7 +78,7 @@ CALLS = {
     "reserve": lambda cache, node: cache.reserve(node, 0),
     "reserve_many": lambda cache, node: cache.reserve_many([node], 0),
     "extend": lambda cache, node: cache.extend(node, 0),
-    "extend_many": lambda cache, node: cache.extend_many([node]),
+    "extend_many": lambda cache, node: cache.extend_many([node], 1),
     "slots_ahead": lambda cache, node: cache.slots_ahead([node], 0),
     "truncate": lambda cache, node: cache.truncate(node, 0),
     "is_resident": lambda cache, node: cache.is_resident(node),

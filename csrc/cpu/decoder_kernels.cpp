@@ -15,15 +15,15 @@ constexpr int kGroupRows = 8 * kRows;  // rows that pass over a piece of a panel
 // Words of a piece of a panel, of 128 bytes each. Few rows at a time want it in L1, many in L2; where
 // bfloat16 is widened, the rows' share of it must stay there too.
 constexpr int64_t kPieceWords = MF_ISA == MF_ISA_AVX2 ? 128 : MF_ISA == MF_ISA_AVX512 ? 256 : 2048;
-// With few lanes a piece takes longer to multiply than to read: its tiles ask for the next piece, each for its
-// share of it. Otherwise the first tile asks for words so far ahead of it.
+// Whether all tiles of a piece ask for the next piece, each for its share of it. Otherwise the first tile asks
+// for words kAhead of its own.
 constexpr bool kAskPiece = MF_ISA == MF_ISA_AVX2;
 constexpr int64_t kAhead = 16;
 
-// What a tile asks for from memory: from `next` on, a word (of kPanel lanes) every so many that it multiplies.
+// What a tile asks for from memory: from so many words (of kPanel lanes) ahead of the piece on, one word for
+// every so many that it multiplies.
 struct Ask {
-  const float* next;
-  int64_t every;
+  int64_t ahead, every;
 };
 
 template <int N>
@@ -95,7 +95,7 @@ inline __attribute__((always_inline)) void multiply_add(const Vec (&x)[R], W&& w
 }
 
 // sums [R, kPanel] += a [R rows, words] * panel [words, kPanel]. Where bfloat16 is not multiplied in pairs, a is
-// float32, two of them a word.
+// float32, two of them a word. kAsk: whether the tile asks.
 template <bool kPairs, bool kAsk, int R>
 __attribute__((noinline)) void multiply(const float* a, int64_t stride, const float* panel,
                                         int64_t words, Ask ask, float* sums) {
@@ -105,14 +105,14 @@ __attribute__((noinline)) void multiply(const float* a, int64_t stride, const fl
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) acc[r][j] = load(sums + r * kPanel + j * kLanes);
-  for (int64_t begin = 0; begin < words; begin += kAsk ? ask.every : words) {
-    int64_t end = words;
+  const int64_t every = !kAsk ? words : kAskPiece ? ask.every : 1;
+  const float* next = panel + ask.ahead * kPanel;
+  for (int64_t begin = 0; begin < words; begin += every, next += kPanel) {
     if (kAsk) {
-      prefetch(ask.next);
-      prefetch(ask.next + 16);
-      ask.next += kPanel;
-      if (begin + ask.every < words) end = begin + ask.every;
+      prefetch(next);
+      prefetch(next + 16);
     }
+    const int64_t end = words - begin < every ? words : begin + every;
     for (int64_t k = begin; k < end; ++k, panel += kPanel) {
       const auto word = [panel](int j) { return load(panel + j * kLanes); };
       Vec x[R];
@@ -227,11 +227,10 @@ void panel_rows(const LinearArgs& args, int64_t panel, int64_t first, int count)
   const int tiles = (count + kRows - 1) / kRows;
   for (int64_t begin = 0; begin < words; begin += kPieceWords) {
     const int64_t end = words - begin < kPieceWords ? words : begin + kPieceWords;
-    const float* piece = static_cast<const float*>(args.panels) + (panel * words + begin) * kPanel;
     for (int t = 0; t < tiles; ++t) {
       const int from = count * t / tiles, to = count * (t + 1) / tiles;
       const int64_t ahead = kAskPiece ? end - begin + (end - begin) * t / tiles : kAhead;
-      const Ask ask{piece + ahead * kPanel, kAskPiece ? tiles : 1};
+      const Ask ask{ahead, tiles};
       with_rows_up_to<kRows>(to - from, [&](auto rows) {
         constexpr int R = decltype(rows)::value;
         const auto run = kAskPiece || t == 0 ? tile<kPairs, true, R> : tile<kPairs, false, R>;

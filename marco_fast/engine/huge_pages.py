@@ -15,6 +15,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     """torch.empty; on a CPU, from 2 MiB on, aligned to huge pages, which the system is asked for.
 
     As with torch.empty, the system gives memory to a page when it is first written.
+
+    Raises:
+        RuntimeError: there is not so much memory, as torch.empty does.
     """
     size = prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -22,7 +25,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     try:
         memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # too large, or a system without huge pages
+    except (OSError, OverflowError):  # too large, or a system without huge pages
         return torch.empty(shape, dtype=dtype, device=device)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     begin = -whole.data_ptr() % HUGE_PAGE

@@ -132,11 +132,7 @@ class PagedKVCache(NodeTable):
 
     def reserve_many(self, nodes: Nodes, n: int) -> None:
         """`reserve(node, n)` for distinct nodes, for all or for none. Raises as `reserve` does."""
-        if index(n) < 0:
-            raise ValueError(f"expected n >= 0, got {n}")
-        places = self._distinct_places(nodes)
-        self._check_resident(places, self._num_held[places])
-        self._take_pages(places, n)
+        self._reserved_places(nodes, n)
 
     def extend(self, node: int, n: int) -> torch.Tensor:
         """Adds n tokens to `node`, taking pages where none are reserved.
@@ -171,21 +167,17 @@ class PagedKVCache(NodeTable):
             ValueError: n < 0, a node is given twice, or is evicted.
             IndexError: a node does not live.
         """
-        self.reserve_many(nodes, n)
-        places = self._places(nodes)
+        places = self._reserved_places(nodes, n)
         tokens = self._lengths[places] + np.arange(n)[:, None]
         pages = self._pages[places, tokens // self.page_size]
         return self._to_device(pages * np.int64(self.page_size) + tokens % self.page_size)
 
-    def extend_many(self, nodes: Nodes, n: int = 1) -> torch.Tensor:
+    def extend_many(self, nodes: Nodes, n: int) -> None:
         """Adds n tokens to each of some distinct nodes, to all or to none.
 
-        Returns:
-            slot_mapping [n, len(nodes)] int64, as `slots_ahead` returns and raises.
+        `slots_ahead` told where they go. Raises as it does.
         """
-        slots = self.slots_ahead(nodes, n)
-        self._lengths[self._places(nodes)] += n
-        return slots
+        self._lengths[self._reserved_places(nodes, n)] += n
 
     def truncate(self, node: int, n: int) -> None:
         """Keeps the first n tokens of `node` and frees its pages beyond them, reserved ones too.
@@ -233,6 +225,15 @@ class PagedKVCache(NodeTable):
             raise ValueError(f"expected an evicted node, got {node}")
         self._take_pages(np.array([place]), 0)
         return self._slots(place, 0, int(self._lengths[place]))
+
+    def _reserved_places(self, nodes: Nodes, n: int) -> np.ndarray:
+        """The places of distinct resident nodes, each with the pages for n more tokens."""
+        if index(n) < 0:
+            raise ValueError(f"expected n >= 0, got {n}")
+        places = self._distinct_places(nodes)
+        self._check_resident(places, self._num_held[places])
+        self._take_pages(places, n)
+        return places
 
     def _take_pages(self, places: np.ndarray, n: int) -> None:
         """Gives each of distinct places the pages for n more tokens than it has, all or none."""

@@ -151,7 +151,7 @@ class Scheduler:
         # A batch serves as many steps as its plan and the reserved pages suffice for. What it
         # writes is told to the cache when it ends, not every step.
         self.batch: TreeBatch | None = None
-        self.batch_steps = self.steps_left = 0
+        self.steps_left = 0
         self.unique_tokens = self.path_tokens = 0  # KV tokens read, each once; once a branch
         self.steps = 0
         self._unique = self._path = 0
@@ -365,18 +365,18 @@ class Scheduler:
 
     def _begin_batch(self) -> None:
         segments, leaves = list(self.read), [branch.segment for branch in self.active]
-        self.batch_steps = self.steps_left = min(branch.reserved for branch in self.active)
+        self.steps_left = min(branch.reserved for branch in self.active)
         plan = self._plan(segments, leaves, max_new_tokens=self.steps_left)
         self.batch = TreeBatch(self.cache, plan, torch.empty(0))
         self._leaf_nodes = np.array([each.kv for each in leaves], dtype=np.int64)
-        self._slots = self.cache.slots_ahead(self._leaf_nodes, self.batch_steps)
+        self._slots = self.cache.slots_ahead(self._leaf_nodes, self.steps_left)
         self._unique = sum(len(each.tokens) for each in segments)
         self._path = sum(branch.position for branch in self.active)  # tokens in front of it
 
     def _end_batch(self) -> None:
         if self.batch is not None:
             self.batch = None
-            self.cache.extend_many(self._leaf_nodes, self.batch_steps - self.steps_left)
+            self.cache.extend_many(self._leaf_nodes, len(self._slots) - self.steps_left)
 
     def _step(self) -> None:
         if self.steps_left == 0:
@@ -386,7 +386,7 @@ class Scheduler:
             self._begin_batch()
         assert self.batch is not None
         active, batch = self.active, self.batch
-        batch.slots = self._slots[self.batch_steps - self.steps_left]
+        batch.slots = self._slots[-self.steps_left]
         batch.plan.advance()
         self.steps_left -= 1
         drawn = self.engine.sample(

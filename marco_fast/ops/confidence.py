@@ -122,7 +122,7 @@ def _row_option(
     if not low <= value <= high:
         raise ValueError(f"expected {name} in [{low}, {high}], got {value}")
     if logits.is_cpu:
-        return torch.from_numpy(_constant(logits.shape[0], value, dtype == torch.int32))
+        return torch.from_numpy(_constant(logits.shape[0], value, dtype == _INT32))
     return torch.full((logits.shape[0],), value, dtype=dtype, device=logits.device)
 
 
