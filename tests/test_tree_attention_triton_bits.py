@@ -26,12 +26,12 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("in_interpreter", "one_thread")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("seed", range(4))
-def test_the_schedule_changes_no_bit(seed, dtype, chunks):
+# Each dtype with each size of heads.
+@pytest.mark.parametrize("seed", range(6))
+def test_the_schedule_changes_no_bit(seed, chunks):
     # Row tiles, how many chunks a program folds, and the order of the programs.
     forest = small_forest(
-        seed, heads=7, nodes=9, queries=7, dtype=dtype, head_dim=[16, 64][seed % 2]
+        seed, heads=7, nodes=9, queries=7, dtype=DTYPES[seed % 3], head_dim=[16, 64][seed % 2]
     )
     want = attend(forest, tile_rows=16, enough_items=1)
     for options in ({"tile_rows": 32, "enough_items": 1}, {"tile_rows": 16, "enough_items": 10**6}):
@@ -92,7 +92,8 @@ def test_v_scaled_by_a_power_of_two(dtype, chunks):
     check_scaled_values(small_forest(3, dtype=dtype), 2, attend)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("start", [0, 7])
+@pytest.mark.parametrize(
+    ("dtype", "start"), [(torch.float32, 0), (torch.bfloat16, 7), (torch.float16, 7)], ids=str
+)
 def test_advance_equals_a_fresh_plan(start, dtype, chunks):
     check_a_fresh_plan("triton", dtype, prompt=13, start=start, heads=3, every=5)
