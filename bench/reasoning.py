@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -222,7 +221,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     check_work(args)
-    began = time.monotonic()
     # A small model leaves the second of two threads idle while Python works: two processes do
     # 1.3 times as much. Results depend on neither.
     with get_context("spawn").Pool(args.processes, start_worker) as pool:
@@ -234,7 +232,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             "validation": args.validation,
             "seed": args.seed,
             "methods": {name: each._asdict() for name, each in METHODS.items()},
-            "seconds": round(time.monotonic() - began),
         },
         **chosen,
         "results": summarise(done, chosen["tiers"], list(METHODS), args.questions, CHUNK),

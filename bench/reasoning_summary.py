@@ -238,8 +238,10 @@ def _tests_table(tests: dict[str, Any], levels: dict[str, int]) -> str:
         f"| best value | {' | '.join(TITLES[test] for test in names)} |",
         "|---" * (1 + len(names)) + "|",
     ]
-    for method in tests["all"]:
-        key = "value" if "value" in tests["all"][method] else "majority"
+    for method, row in tests["all"].items():
+        if "gain" in row:
+            continue  # a majority at the tokens of a search, which hardly differ: in the JSON
+        key = "value" if "value" in row else "majority"
         cells = [percent(tests[test].get(method, {}).get(key)) for test in names]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -287,27 +289,33 @@ def reflections(done: dict[str, Rows]) -> dict[str, Any]:
 
 
 def _diagram(report: dict[str, Any], path: Path) -> None:
-    """Confidence of finished paths beside how many of them are right, a line a tier and method."""
+    """Confidence of finished paths beside how many of them are right, a line a tier and method.
+
+    Nearly all are above 0.99: the axis tells how much is missing to 1.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(5.5, 5), layout="constrained")
-    lowest = 1.0
+    figure, axes = pyplot.subplots(figsize=(6.5, 4.5), layout="constrained")
     for tier, color in (("easy", "#0072b2"), ("hard", "#d55e00")):
         for method, style in (("samples", "o-"), ("search, 32", "s--")):
             row = report["results"].get(tier, {}).get("all", {}).get(method)
             if row:
                 means, rights = zip(*[each[:2] for each in row["reliability"]], strict=True)
-                lowest = min(lowest, *means)
-                axes.plot(means, rights, style, color=color, label=f"{tier}: {method}")
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+                missing = [max(1 - mean, 1e-8) for mean in means]
+                axes.plot(missing, rights, style, color=color, label=f"{tier}: {method}")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    low, high = sorted(axes.get_xlim())
+    line = [low * (high / low) ** (i / 50) for i in range(51)]
+    axes.plot(line, [1 - x for x in line], color="gray", linewidth=1, label="as often as it says")
     axes.set(
-        xlim=(lowest - 0.01, 1.002), ylim=(-0.02, 1.02), ylabel="share of them that is right",
-        xlabel="mean confidence of a finished path (tenths of all paths)",
+        ylim=(0, 1.02), ylabel="share of them that is right",
+        xlabel="1 - mean confidence of a finished path (tenths of all paths, surest last)",
     )  # fmt: skip
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
