@@ -4,6 +4,9 @@ The interpreter (3.6) keeps bfloat16 as 16-bit integers: `tl.dot` multiplies tho
 conversion from float32 truncates. And its products go through a BLAS, where a row's order of sums
 depends on how many rows there are. A kernel that runs on CPU tensors inside `compiled_arithmetic()`
 takes exact products, sums each row in float32 by itself, and rounds to nearest even.
+
+It also patches `triton.language` anew at every call of a device function, a quarter of its time with
+our kernels: inside, once a launch and module.
 """
 
 import contextlib
@@ -37,10 +40,13 @@ def float32(x: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def compiled_arithmetic() -> Iterator[None]:
-    """Until it is left, products of floats and conversions to bfloat16 are as described above."""
+    """Until it is left, the interpreter is as described above."""
     builder: Any = interpreter.interpreter_builder
     cast = builder.cast_impl
     handle = interpreter.TensorHandle
+    scope: Any = interpreter._LangPatchScope
+    patch, restore = interpreter._patch_lang, scope.restore
+    patched: set[int] = set()
 
     def create_dot(a: Any, b: Any, acc: Any, *options: Any) -> Any:
         right = float32(b)
@@ -55,7 +61,19 @@ def compiled_arithmetic() -> Iterator[None]:
             return handle(narrow(source.data), tl.bfloat16)
         return cast(source, to)
 
+    def patch_once(function: Any) -> Any:
+        module = id(function.__globals__)
+        if module in patched:
+            return None  # to a device function, which ignores it
+        patched.add(module)
+        return patch(function)
+
+    def restore_all(patches: Any) -> None:
+        patched.clear()
+        restore(patches)
+
     builder.create_dot, builder.cast_impl = create_dot, cast_impl
+    interpreter._patch_lang, scope.restore = patch_once, restore_all
     try:
         # Infinities and NaN are silent on a GPU.
         with np.errstate(all="ignore"), warnings.catch_warnings():
@@ -63,6 +81,7 @@ def compiled_arithmetic() -> Iterator[None]:
             yield
     finally:
         del builder.create_dot, builder.cast_impl
+        interpreter._patch_lang, scope.restore = patch, restore
 
 
 def launching(device: torch.device) -> contextlib.AbstractContextManager[object]:
