@@ -44,6 +44,6 @@ def test_links_lead_somewhere(link):
 def test_nothing_is_left_to_fill_in():
     # What bench/report.py fills in stands between marks of its own.
     marks = re.sub(
-        r"<!-- (bench|search|search-avx2) -->.*?<!-- /\1 -->", "", README, flags=re.DOTALL
+        r"<!-- (bench|search|search-avx2|reasoning) -->.*?<!-- /\1 -->", "", README, flags=re.DOTALL
     )
     assert "<!--" not in marks
