@@ -5,8 +5,8 @@ conversion from float32 truncates. And its products go through a BLAS, where a r
 depends on how many rows there are. A kernel that runs on CPU tensors inside `compiled_arithmetic()`
 takes exact products, sums each row in float32 by itself, and rounds to nearest even.
 
-It also patches `triton.language` anew at every call of a device function, a quarter of its time with
-our kernels: inside, once a launch and module.
+It also patches `triton.language` anew at every call of a device function, a quarter of its time
+with our kernels: inside, once a launch and module.
 """
 
 import contextlib
