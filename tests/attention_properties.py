@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from compare import assert_close, assert_lse_close
-from forests import Forest, plain_attention
 
 import marco_fast as mf
+from tests.compare import assert_close, assert_lse_close
+from tests.forests import Forest, plain_attention
 
 __all__ = [
     "check_a_fresh_plan", "check_alone", "check_beside", "check_close", "check_leak", "check_order",

@@ -131,10 +131,12 @@ def _attend(
 def plain_attention(forest: Forest, want: torch.Tensor) -> torch.Tensor:
     """Plain PyTorch in the inputs' dtype, a query and its gathered path at a time.
 
-    Two forms, PyTorch's own attention and the formula written out; of the two the one further from
-    `want` (on a few numbers either can be exact by luck).
+    PyTorch's own attention and the formula written out; in float32 also the formula with a running
+    sum over the tokens. Of them the one furthest from `want`: which library multiplies on a
+    machine, and luck with a few numbers, decide how exact a single one is.
     """
-    forms = [_plain(forest, form) for form in (_fused, _written_out)]
+    kinds = [_fused, _written_out] + [_running_sum] * (forest.q.dtype == torch.float32)
+    forms = [_plain(forest, form) for form in kinds]
     return max(forms, key=lambda out: (out.double() - want).abs().max().item())
 
 
@@ -154,6 +156,19 @@ def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def _written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(-1) @ v
+
+
+def _running_sum(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """One rounding for each product and each sum, in the order of memory."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = torch.zeros(q.shape[1], k.shape[2])
+    for d in range(q.shape[3]):
+        scores += q[0, :, :, d] * k[0, :, :, d]
+    weights = (scores * q.shape[3] ** -0.5).softmax(-1)
+    out = torch.zeros(q.shape[1], q.shape[3])
+    for t in range(k.shape[2]):
+        out += weights[:, t, None] * v[0, :, t]
+    return out[None, :, None]
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:

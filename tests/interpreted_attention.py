@@ -1,9 +1,9 @@
 """The Triton tree_attention in the interpreter, where a few tiles take a second: forests for it."""
 
 import torch
-from forests import Forest, random_forest
 
 from marco_fast.ops.tree_items import tree_items
+from tests.forests import Forest, random_forest
 
 __all__ = ["CPU", "attend", "small_forest"]
 

@@ -1,9 +1,9 @@
 """Arguments of every torch.library operator, for the tests of their eager and compiled forms."""
 
 import torch
-from forests import Forest, random_forest
 
 from marco_fast.torch_library import plan_arguments
+from tests.forests import Forest, random_forest
 
 __all__ = [
     "APPEND_CASES", "ATTENTION_CASES", "LM_HEAD_CASES", "NAMES", "OPS", "SAMPLE_CASES",

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_append_kv import make, same
 
 import marco_fast as mf
+from tests.test_append_kv import make, same
 
 pytestmark = pytest.mark.usefixtures("in_interpreter")
 

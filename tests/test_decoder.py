@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from inputs import against_guard
 
 import marco_fast as mf
 from marco_fast import Engine, SearchConfig, solve
 from marco_fast.engine.attention import TreeBatch
 from marco_fast.engine.decoder import PANEL, Decoder, pack_bias, pack_gated, pack_linear
+from tests.inputs import against_guard
 from tests.tiny_models import CONFIGS, PlainForward, save_model
 
 _C = pytest.importorskip("marco_fast._C")

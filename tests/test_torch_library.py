@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from operator_cases import (
+from torch._subclasses import FakeTensorMode
+from torch.library import opcheck
+
+import marco_fast as mf
+from marco_fast.ops.plan_arrays import item_arguments
+from marco_fast.torch_library import plan_arguments
+from tests.operator_cases import (
     APPEND_CASES,
     ATTENTION_CASES,
     LM_HEAD_CASES,
@@ -25,12 +31,6 @@ from operator_cases import (
     paths,
     same,
 )
-from torch._subclasses import FakeTensorMode
-from torch.library import opcheck
-
-import marco_fast as mf
-from marco_fast.ops.plan_arrays import item_arguments
-from marco_fast.torch_library import plan_arguments
 
 ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from operator_cases import NAMES, OPS, attended, draws, forest_of, logits_of, same
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses import FakeTensorMode
@@ -12,6 +11,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 import marco_fast as mf
 from marco_fast.torch_library import plan_arguments
+from tests.operator_cases import NAMES, OPS, attended, draws, forest_of, logits_of, same
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from attention_properties import (
+
+import marco_fast as mf
+from tests.attention_properties import (
     check_a_fresh_plan,
     check_alone,
     check_beside,
@@ -13,10 +15,8 @@ from attention_properties import (
     check_scaled_values,
     equal,
 )
-from compare import assert_close
-from forests import Forest, random_forest
-
-import marco_fast as mf
+from tests.compare import assert_close
+from tests.forests import Forest, random_forest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

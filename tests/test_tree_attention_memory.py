@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from attention_properties import check_close
-from forests import random_forest
-from inputs import against_guard, sparse_rows
 
 import marco_fast as mf
 from marco_fast.ops.backends import load_backend
+from tests.attention_properties import check_close
+from tests.forests import random_forest
+from tests.inputs import against_guard, sparse_rows
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,10 @@ def guard_items(plan: mf.TreeAttentionPlan) -> int:
 
 
 def run_in_a_process(code: str) -> None:
-    begin = "import sys; sys.path[:0] = sys.argv[1:]\nimport test_tree_attention_memory as tests\n"
+    begin = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from tests import test_tree_attention_memory as tests\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{begin}{code}; print('done')", *sys.path],
         capture_output=True, text=True,

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from attention_properties import check_close, equal
-from compare import assert_close, assert_lse_close
-from forests import Forest
-from interpreted_attention import attend, small_forest
+
+from tests.attention_properties import check_close, equal
+from tests.compare import assert_close, assert_lse_close
+from tests.forests import Forest
+from tests.interpreted_attention import attend, small_forest
 
 pytest.importorskip("triton")
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from attention_properties import (
+
+from marco_fast.ops.tree_items import tree_items
+from tests.attention_properties import (
     check_a_fresh_plan,
     check_alone,
     check_beside,
@@ -16,10 +18,8 @@ from attention_properties import (
     check_scaled_values,
     equal,
 )
-from forests import Forest
-from interpreted_attention import CPU, attend, small_forest
-
-from marco_fast.ops.tree_items import tree_items
+from tests.forests import Forest
+from tests.interpreted_attention import CPU, attend, small_forest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from forests import random_forest
 
 import marco_fast as mf
 from marco_fast.ops.plain_tree_plan import PlainTreePlan
+from tests.forests import random_forest
 
 ARRAYS = [
     "query_order", "query_segment", "query_lens", "path_lens", "segment_ids", "segment_parents",
