@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made at the first call and again when what it depends on changes.
 
 PYTHON ?= python3
+GPU_PYTHON ?= python3.12
 JOBS ?= 2
 # By file: a fixture of a file is made once, and hypothesis and its cache stay in one process.
 # In the order of tests/conftest.py: by the number of tests, the few that compile every kernel would come
@@ -11,15 +12,17 @@ QUESTION ?= How many letters r are there in the word strawberry?
 BIN := .venv/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench gpu-pack lint clean
 
 help:
 	@echo "make demo    search with the bundled model: QUESTION='...' to ask your own"
 	@echo "make test    the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
 	@echo "make bench   the CPU benchmarks: tables here and in README.md, bench/results/cpu"
+	@echo "make gpu-pack  kernels and extension to be carried to a GPU machine, into .gpu-pack: docs/gpu.md"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   removes the virtual environment and all that was built"
 	@echo "PYTHON=...   the interpreter to make .venv from, 3.10 or newer"
+	@echo "GPU_PYTHON=...   that of the GPU machine, for gpu-pack"
 
 demo: .venv/.runtime
 	$(BIN)/marco-fast solve "$(QUESTION)"
@@ -33,13 +36,16 @@ bench: .venv/.dev
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json="$$raw" && \
 	$(BIN)/python -m bench.report "$$raw"
 
+gpu-pack: .venv-gpu/.ready
+	.venv-gpu/bin/python -m bench.gpu.pack
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info marco_fast/_C*.so
+	rm -rf .venv .venv-gpu .gpu-pack build dist *.egg-info marco_fast/_C*.so
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -57,6 +63,11 @@ clean:
 .venv/.runtime: $(BUILT_FROM) | .venv/bin/python compiler
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch .venv/.runtime
+
+.venv-gpu/.ready: bench/gpu/requirements.txt
+	$(GPU_PYTHON) -m venv --clear .venv-gpu
+	.venv-gpu/bin/python -m pip install -q -r bench/gpu/requirements.txt
+	@touch .venv-gpu/.ready
 
 .PHONY: compiler
 compiler:

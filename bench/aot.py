@@ -2,98 +2,100 @@
 
 python -m bench.aot [--arch sm_90 ...] [--match TEXT] [--out FILE.json]
 
-Prints a row a kernel: registers and shared memory of a block, bytes of stack and local memory a
-thread (spills), and the compiler's time. Ends with 1 where a kernel does not compile, or spills on
-an architecture that it must not spill on.
+What is compiled is what the launchers launch (bench/launches.py): they are called with every dtype,
+head size and form of their arguments. Prints a row per kernel: registers and shared memory of a
+block, bytes of stack and local memory of a thread (spills), and the compiler's time. Ends with 1
+where a kernel does not compile, or spills on an architecture that it must not spill on.
 """
 
 import argparse
-import importlib
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import torch
 
-from marco_fast.kernels.variants import ARCHITECTURES, Variant
+import marco_fast as mf
+from bench.launches import ARCHITECTURES, Specialization, recording, resources
+from bench.trees import PAGE, prompt_and_branches, tables
+from marco_fast.ops.tree_items import tree_items
 
 NO_SPILLS_ON = ("sm_80", "sm_90")
-KERNELS = Path(__file__).parents[1] / "kernels"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+HEAD_DIMS = (16, 32, 48, 64, 80, 128, 144, 256)
+BACKEND = "triton"
 
 
-def kernel_modules() -> list[str]:
-    """The modules that launch kernels."""
-    return sorted(
-        path.stem for path in KERNELS.glob("*.py") if "\ndef variants(" in path.read_text()
-    )
+def launch_everything() -> None:
+    """Calls every operation such that its launcher takes each of its ways once."""
+    for dtype in FLOATS:
+        for top_k in (5, 32):
+            launch_confidence(dtype, top_k)
+            launch_lm_head(dtype, top_k)
+        for head_dim in HEAD_DIMS:
+            launch_attention(dtype, head_dim)
+    launch_advance()
 
 
-def all_variants(arch: str, match: str = "") -> Iterator[Variant]:
-    """Every variant of every module whose label holds `match`."""
-    for name in kernel_modules():
-        module = importlib.import_module(f"marco_fast.kernels.{name}")
-        yield from (each for each in module.variants(arch) if match in each.label)
+def launch_confidence(dtype: torch.dtype, top_k: int) -> None:
+    """Rows that begin at a multiple of 16 bytes and rows that do not, ids of both types."""
+    keys = torch.zeros(2, dtype=torch.int64)
+    for vocab in (8192, 8191):
+        logits = torch.empty(2, vocab, dtype=dtype)
+        mf.sample_confidence(logits, seeds=keys, positions=keys, top_k=top_k, backend=BACKEND)
+        for ids in (keys, keys.int()):
+            mf.topk_confidence(logits, ids, top_k=top_k, backend=BACKEND)
 
 
-def compile_variant(variant: Variant, arch: str) -> dict[str, object]:
-    """The resources of one compiled kernel; {"error": text} where it does not compile."""
-    aligned = [
-        (i,)
-        for i, name in enumerate(variant.kernel.arg_names)
-        if variant.types[name].startswith("*") or name in variant.aligned
-    ]
-    attributes = {path: [["tt.divisibility", 16]] for path in aligned}
-    source = ASTSource(variant.kernel, variant.types, variant.constants, attributes)
-    begin = time.perf_counter()
-    try:
-        compiled = triton.compile(
-            source, target=GPUTarget(*ARCHITECTURES[arch]), options=variant.options
+def launch_lm_head(dtype: torch.dtype, top_k: int) -> None:
+    """Weights that the copy engine of sm_90 takes and such that it does not; a shard's records."""
+    keys = torch.zeros(2, dtype=torch.int64)
+    for size in (128, 127):
+        hidden, weight = torch.empty(2, size, dtype=dtype), torch.empty(8192, size, dtype=dtype)
+        options = {"top_k": top_k, "backend": BACKEND}
+        mf.lm_head_confidence(hidden, weight, seeds=keys, positions=keys, **options)
+        mf.lm_head_records(hidden, weight, 0, 8192, **options)
+
+
+def launch_attention(dtype: torch.dtype, head_dim: int) -> None:
+    """append_kv, and both stages for items of 16 and of 32 rows."""
+    from marco_fast.kernels import tree_attention as kernels
+
+    tree = prompt_and_branches(600, 8, 20)
+    table, pages = tables(tree)
+    k_cache, v_cache = torch.empty(2, pages, 2, PAGE, head_dim, dtype=dtype)
+    k, v = torch.empty(2, 3, 2, head_dim, dtype=dtype)
+    mf.append_kv(k, v, k_cache, v_cache, torch.zeros(3, dtype=torch.int64), backend=BACKEND)
+    plan = mf.plan_tree_attention(
+        tree.parents, tree.lens, table, tree.leaves, num_heads=14, num_kv_heads=2,
+        head_dim=head_dim, page_size=PAGE,
+    )  # fmt: skip
+    q = torch.empty(8, 14, head_dim, dtype=dtype)
+    space = torch.empty(0)
+    for rows in (16, 32):
+        items = tree_items(
+            plan.native, group=7, num_kv_heads=2, head_dim=head_dim, device=q.device, tile_rows=rows
         )
-    except Exception as error:  # whatever the compiler raises belongs in the table
-        return {"error": f"{type(error).__name__}: {error}".strip()}
-    usage = hip_usage(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else {}
-    usage = usage or cuda_usage(compiled.asm["cubin"])
-    usage["shared"] = compiled.metadata.shared
-    usage["warps"] = compiled.metadata.num_warps
-    return usage | {"seconds": round(time.perf_counter() - begin, 2)}
+        held = SimpleNamespace(items=lambda device, items=items: items)
+        kernels.tree_attention(q, k_cache, v_cache, held, 1.0, torch.empty_like(q), None, space)
 
 
-def cuda_usage(cubin: bytes) -> dict[str, object]:
-    """Registers a thread, bytes of stack and of local memory, from the binary itself."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
-    return {
-        "registers": int(found["REG"]),
-        "stack": int(found["STACK"]),
-        "local": int(found["LOCAL"]),
-    }
+def launch_advance() -> None:
+    from marco_fast.kernels import tree_attention as kernels
+
+    lens = torch.zeros(8, dtype=torch.int32)
+    for active in (None, torch.ones(8, dtype=torch.bool)):
+        kernels.advance(lens, lens, active)
 
 
-def hip_usage(assembly: str) -> dict[str, object]:
-    """The same from the metadata of the assembly; scalar registers spill to vector registers."""
-
-    def number(name: str) -> int:
-        return sum(int(each) for each in re.findall(rf"\.{name}:\s*(\d+)", assembly))
-
-    return {
-        "registers": number("vgpr_count"),
-        "stack": number("private_segment_fixed_size"),
-        "local": 4 * number("vgpr_spill_count"),
-    }
+def all_specializations(arch: str, match: str = "") -> list[Specialization]:
+    """Everything that was launched, and whose label holds `match`."""
+    with recording(arch) as seen:
+        launch_everything()
+    return [each for each in seen.specializations.values() if match in each.label]
 
 
 def spills(row: dict) -> bool:
@@ -102,18 +104,17 @@ def spills(row: dict) -> bool:
 
 
 def report(arch: str, match: str) -> list[dict]:
-    """Compiles and prints; one dict a variant."""
+    """Compiles and prints; one dict per specialisation."""
     rows = []
-    for variant in all_variants(arch, match):
-        row = {"kernel": variant.label, "arch": arch} | compile_variant(variant, arch)
+    for found in all_specializations(arch, match):
+        row = {"kernel": found.label, "arch": arch} | resources(found)
         rows.append(row)
         if "error" in row:
-            print(f"{arch:7} {variant.label:56} {row['error']}", flush=True)
+            print(f"{arch:7} {found.label} {row['error']}", flush=True)
             continue
         print(
-            f"{arch:7} {variant.label:56} {row['warps']:2} warps {row['registers']:4} regs "
-            f"{row['shared']:7} B shared {row['stack']:4} stack {row['local']:4} local "
-            f"{row['seconds']:6.2f} s",
+            f"{arch:7} {row['registers']:4} regs {row['shared']:7} B shared {row['stack']:4} stack "
+            f"{row['local']:4} local {row['seconds']:6.2f} s  {found.label}",
             flush=True,
         )
     return rows

@@ -1,14 +1,12 @@
 """What a result was measured on and with."""
 
+import importlib
 import os
 import platform
 import subprocess
 from pathlib import Path
 
-import cpuinfo
 import torch
-
-from marco_fast import _C
 
 __all__ = ["describe", "output_of"]
 
@@ -27,13 +25,32 @@ def output_of(*command: str) -> str | None:
 def describe() -> dict[str, object]:
     """Commit, processor and versions.
 
-    `instruction_set` is the one of the C++ kernels: a processor's name often does not tell.
+    `instruction_set` is the one of the C++ kernels (a processor's name often does not tell), None
+    where they were not built.
     """
     return {
         "commit": output_of("git", "rev-parse", "HEAD"),
-        "cpu": cpuinfo.get_cpu_info().get("brand_raw"),
-        "instruction_set": _C.isa(),
+        "cpu": processor_name(),
+        "instruction_set": instruction_set(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def instruction_set() -> str | None:
+    try:
+        return importlib.import_module("marco_fast._C").isa()
+    except ImportError:
+        return None
+
+
+def processor_name() -> str | None:
+    """As the kernel of the operating system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or None

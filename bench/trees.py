@@ -76,9 +76,9 @@ def many_small_nodes() -> Tree:
     return Tree(parents, rng.integers(1, 17, 400).tolist(), leaves)
 
 
-def tables(tree: Tree) -> tuple[np.ndarray, int]:
+def tables(tree: Tree, page_size: int = PAGE) -> tuple[np.ndarray, int]:
     """Pages in random order, as a cache has them after a while."""
-    counts = [-(-n // PAGE) for n in tree.lens]
+    counts = [-(-n // page_size) for n in tree.lens]
     pages = np.random.default_rng(0).permutation(sum(counts)).astype(np.int32)
     table = np.full((len(counts), max(counts)), 2**30, np.int32)
     for n, end in enumerate(np.cumsum(counts)):
@@ -104,7 +104,11 @@ def private_attention(
     for i, rows in enumerate(k):
         by_length.setdefault(rows.shape[1], []).append(i)
     batches = [
-        (queries, torch.stack([k[i] for i in queries]), torch.stack([v[i] for i in queries]))
+        (
+            torch.tensor(queries, device=q.device),  # a list would be copied there at every call
+            torch.stack([k[i] for i in queries]),
+            torch.stack([v[i] for i in queries]),
+        )
         for queries in by_length.values()
     ]
 

@@ -8,16 +8,13 @@ Slots are not checked here, where that would need a synchronisation: a slot outs
 skipped, so that it is never written.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 
-from marco_fast.kernels.interpreter import launching
-from marco_fast.kernels.variants import Variant, pointer_type
+from marco_fast.kernels.launch import launching
 
-__all__ = ["append_kv", "variants"]
+__all__ = ["append_kv"]
 
 
 @triton.jit
@@ -51,7 +48,10 @@ def copy_rows(
     tl.store(target, tl.load(source, mask=mask), mask=mask)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_pages", "num_kv_heads", "page_size"],
+    do_not_specialize_on_alignment=["slot_mapping_ptr"],
+)
 def append_kv_kernel(
     k_ptr,  # [T, num_kv_heads, head_dim]
     v_ptr,  # [T, num_kv_heads, head_dim]
@@ -149,29 +149,3 @@ def check_slots(slot_mapping: torch.Tensor, num_slots: int) -> None:
         raise IndexError(
             f"expected slot_mapping[{t}] in -1..{num_slots - 1}, got {int(slot_mapping[t])}"
         )
-
-
-def variants(arch: str) -> Iterator[Variant]:
-    """What append_kv may launch; the same on every architecture."""
-    names = append_kv_kernel.arg_names
-    for dtype in ("float32", "bfloat16", "float16"):
-        for head_dim in (32, 64, 128, 256):
-            block_head, block_dim = tile(8, head_dim)
-            types = {name: "i64" if name.startswith("stride_") else "i32" for name in names}
-            types |= {
-                name: pointer_type(dtype)
-                for name in ("k_ptr", "v_ptr", "k_cache_ptr", "v_cache_ptr")
-            }
-            types |= {
-                "slot_mapping_ptr": "*i64",
-                "BLOCK_HEAD": "constexpr",
-                "BLOCK_DIM": "constexpr",
-            }
-            yield Variant(
-                f"append_kv {dtype} d{head_dim}",
-                append_kv_kernel,
-                types,
-                {"BLOCK_HEAD": block_head, "BLOCK_DIM": block_dim},
-                {"num_warps": 1},
-                aligned=tuple(name for name in names if name.startswith("stride_")),
-            )

@@ -29,6 +29,13 @@ __all__ = [
     "ALL_IDS",
     "DRAW_CANDIDATES",
     "GROUP",
+    "HAS_ACTIVE",
+    "HAS_COUNTS",
+    "HAS_MIN_P",
+    "HAS_SAMPLE_TOP_K",
+    "HAS_SUMS",
+    "HAS_TEMPERATURE",
+    "HAS_TOP_P",
     "LOWEST",
     "OUTSIDE",
     "chunk_masses",
@@ -38,6 +45,7 @@ __all__ = [
     "filters_of",
     "find_chunk",
     "first_beyond",
+    "load_options",
     "plan_rows",
     "rank_among_infs",
 ]
@@ -50,6 +58,44 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 ALL_IDS = tl.constexpr(0x7FFFFFFF)
 OUTSIDE = tl.constexpr(-2)  # of a draw that the candidates do not decide
 GREEDY_TEMPERATURE = tl.constexpr(1e-5)
+
+# Bits of `given`: which of a draw's tensors there are. Without one, an option is the number that
+# stands in its place, and a path is not added to.
+HAS_SUMS = tl.constexpr(1)
+HAS_COUNTS = tl.constexpr(2)
+HAS_ACTIVE = tl.constexpr(4)
+HAS_TEMPERATURE = tl.constexpr(8)
+HAS_TOP_P = tl.constexpr(16)
+HAS_MIN_P = tl.constexpr(32)
+HAS_SAMPLE_TOP_K = tl.constexpr(64)
+
+
+@triton.jit
+def load_options(
+    row,
+    here,
+    given,
+    temperature_ptr,  # [B] float32
+    top_p_ptr,  # [B] float32
+    min_p_ptr,  # [B] float32
+    sample_top_k_ptr,  # [B] int32
+    temperature,
+    top_p,
+    min_p,
+    sample_top_k,
+):
+    """The options of one row, or of several of which some are not `here`."""
+    return (
+        load_option(temperature_ptr + row, here, given & HAS_TEMPERATURE, temperature),
+        load_option(top_p_ptr + row, here, given & HAS_TOP_P, top_p),
+        load_option(min_p_ptr + row, here, given & HAS_MIN_P, min_p),
+        load_option(sample_top_k_ptr + row, here, given & HAS_SAMPLE_TOP_K, sample_top_k),
+    )
+
+
+@triton.jit
+def load_option(option_ptr, here, given, number):
+    return tl.load(option_ptr, mask=here & (given != 0), other=number)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from marco_fast.kernels.confidence_cut import CUT_TILE
-from marco_fast.kernels.confidence_draw import draw, plan_rows
+from marco_fast.kernels.confidence_draw import draw, load_options, plan_rows
 from marco_fast.kernels.confidence_scan import arrive, scan, score, score_draw
 from marco_fast.kernels.online_softmax import (
     RECORD_FIELDS,
@@ -31,8 +31,21 @@ from marco_fast.kernels.topk_keys import key_id, merge_keys
 
 __all__ = ["sample_confidence_kernel", "topk_confidence_kernel"]
 
+# What is read or written a number at a time: how it is aligned changes no code.
+ROW_RESULTS = [
+    "token_ids_ptr", "confidence_ptr", "token_logprobs_ptr", "lse_ptr", "topk_logprobs_ptr",
+    "topk_ids_ptr", "status_ptr", "entropy_ptr",
+]  # fmt: skip
+ROW_OPTIONS = [
+    "temperature_ptr", "top_p_ptr", "min_p_ptr", "sample_top_k_ptr", "seeds_ptr", "positions_ptr",
+    "path_sums_ptr", "path_counts_ptr", "active_ptr",
+]  # fmt: skip
 
-@triton.jit
+
+@triton.jit(
+    do_not_specialize=["chunks", "splits", "chunks_per_split", "top_k", "union"],
+    do_not_specialize_on_alignment=[*ROW_RESULTS, "tickets_ptr"],
+)
 def topk_confidence_kernel(
     logits_ptr,  # [B, V]
     token_ids_ptr,  # [B] int32 or int64
@@ -89,7 +102,13 @@ def token_logit(row_ptr, token, inside):
     return tl.where(inside & (logit == logit), logit, float("-inf"))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "chunks", "splits", "chunks_per_split", "top_k", "union", "tempered", "given",
+        "sample_top_k",
+    ],
+    do_not_specialize_on_alignment=[*ROW_RESULTS, *ROW_OPTIONS, "tickets_ptr"],
+)  # fmt: skip
 def sample_confidence_kernel(
     logits_ptr,  # [B, V]
     temperature_ptr,  # [B] float32
@@ -114,6 +133,11 @@ def sample_confidence_kernel(
     tickets_ptr,  # [B] int32, 0 before and after
     cut_keys_ptr,  # [B, CUT_TILE] int32
     stride_logits_row,
+    temperature,
+    top_p,
+    min_p,
+    sample_top_k,
+    given,
     vocab,
     chunks,
     splits,
@@ -121,7 +145,6 @@ def sample_confidence_kernel(
     top_k,
     union,
     tempered,
-    paths,  # bits: 1 there are sums, 2 there are counts, 4 there is active
     BLOCK_K: tl.constexpr,
 ):
     row = (tl.program_id(0) // splits).to(tl.int64)
@@ -129,10 +152,10 @@ def sample_confidence_kernel(
     row_ptr = logits_ptr + row * stride_logits_row
     record_ptr = records_ptr + row * chunks * RECORD_FIELDS
     key_ptr = keys_ptr + row * splits * BLOCK_K
-    temperature = tl.load(temperature_ptr + row)
-    top_p = tl.load(top_p_ptr + row)
-    min_p = tl.load(min_p_ptr + row)
-    sample_top_k = tl.load(sample_top_k_ptr + row)
+    temperature, top_p, min_p, sample_top_k = load_options(
+        row, row >= 0, given, temperature_ptr, top_p_ptr, min_p_ptr, sample_top_k_ptr, temperature,
+        top_p, min_p, sample_top_k,
+    )  # fmt: skip
     greedy, score_temperature, rate, sampling_rate, own_sums, capacity = plan_rows(
         temperature, top_p, min_p, sample_top_k, vocab, top_k, tempered
     )
@@ -164,7 +187,7 @@ def sample_confidence_kernel(
         logit = token_logit(row_ptr, token, token >= 0)
         score_draw(
             row, token, logit, keys, top, total, weighted, infs, nan, score_temperature, top_k,
-            union, paths, path_sums_ptr, path_counts_ptr, active_ptr, token_ids_ptr,
+            union, given, path_sums_ptr, path_counts_ptr, active_ptr, token_ids_ptr,
             confidence_ptr, token_logprobs_ptr, lse_ptr, topk_logprobs_ptr, topk_ids_ptr,
             status_ptr, entropy_ptr, BLOCK_K,
         )  # fmt: skip

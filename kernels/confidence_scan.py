@@ -7,6 +7,7 @@ run of a row's chunks; the last one of the row to arrive merges everything and s
 import triton
 import triton.language as tl
 
+from marco_fast.kernels.confidence_draw import HAS_ACTIVE, HAS_COUNTS, HAS_SUMS
 from marco_fast.kernels.online_softmax import CHUNK, load_chunk, store_record
 from marco_fast.kernels.topk_keys import key_id, key_value, no_keys, push_chunk, store_keys
 
@@ -123,7 +124,7 @@ def score_draw(
     temperature,
     top_k,
     union,
-    paths,
+    given,
     path_sums_ptr,
     path_counts_ptr,
     active_ptr,
@@ -147,7 +148,7 @@ def score_draw(
     some = tl.where(total > 0.0, total, 1.0)
     entropy = tl.log(some) - weighted * LN_2 / some
     tl.store(entropy_ptr + row, tl.maximum(entropy, 0.0).to(tl.float32))
-    add_to_path(row, confidence, paths, path_sums_ptr, path_counts_ptr, active_ptr)
+    add_to_path(row, confidence, given, path_sums_ptr, path_counts_ptr, active_ptr)
 
 
 @triton.jit
@@ -166,15 +167,14 @@ def masses_of(z, top, infs, temperature):
 def add_to_path(
     row,
     confidence,
-    paths,
+    given,
     path_sums_ptr,  # [B] int64, units of 2^-40
     path_counts_ptr,  # [B] int32
     active_ptr,  # [B] uint8
 ):
-    """Adds a confidence, rounded to nearest even, to its path; paths: bits 1, 2, 4 for each pointer
-    that is there."""
+    """Adds a confidence, rounded to nearest even, to its path."""
     active = True
-    if (paths & 4) != 0:
+    if (given & HAS_ACTIVE) != 0:
         active = tl.load(active_ptr + row) != 0
     scaled = confidence.to(tl.float64) * 1099511627776.0  # 2^40
     down = tl.floor(scaled)
@@ -182,7 +182,7 @@ def add_to_path(
     fixed = down.to(tl.int64)
     up = (part > 0.5) | ((part == 0.5) & ((fixed & 1) == 1))
     fixed += up.to(tl.int64)
-    if active & ((paths & 1) != 0):
+    if active & ((given & HAS_SUMS) != 0):
         tl.store(path_sums_ptr + row, tl.load(path_sums_ptr + row) + fixed)
-    if active & ((paths & 2) != 0):
+    if active & ((given & HAS_COUNTS) != 0):
         tl.store(path_counts_ptr + row, tl.load(path_counts_ptr + row) + 1)

@@ -1,4 +1,4 @@
-"""What a launch needs around it: the tensors' GPU, or Triton's interpreter made to add like one.
+"""Triton's interpreter, made to add like a GPU.
 
 The interpreter (3.6) keeps bfloat16 as 16-bit integers: `tl.dot` multiplies those integers, and a
 conversion from float32 truncates. And its products go through a BLAS, where a row's order of sums
@@ -6,7 +6,8 @@ depends on how many rows there are. A kernel that runs on CPU tensors inside `co
 takes exact products, sums each row in float32 by itself, and rounds to nearest even.
 
 It also patches `triton.language` anew at every call of a device function, a quarter of its time
-with our kernels: inside, once a launch and module.
+with our kernels: inside, once a launch and module. And it takes arrays of one element for numbers,
+which NumPy 2.4 no longer does.
 """
 
 import contextlib
@@ -15,11 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-__all__ = ["compiled_arithmetic", "launching"]
+__all__ = ["compiled_arithmetic"]
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
@@ -66,7 +66,9 @@ def compiled_arithmetic() -> Iterator[None]:
         if module in patched:
             return None  # to a device function, which ignores it
         patched.add(module)
-        return patch(function)
+        patches = patch(function)
+        patches.set_attr(tl.tensor, "__index__", lambda scalar: scalar.handle.data.item())
+        return patches
 
     def restore_all(patches: Any) -> None:
         patched.clear()
@@ -82,10 +84,3 @@ def compiled_arithmetic() -> Iterator[None]:
     finally:
         del builder.create_dot, builder.cast_impl
         interpreter._patch_lang, scope.restore = patch, restore
-
-
-def launching(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Around launches over tensors of `device`: Triton itself takes the current device."""
-    if device.type == "cuda":
-        return torch.cuda.device(device)
-    return compiled_arithmetic()

@@ -4,16 +4,14 @@ The device code is lm_head_kernels.py. Nothing here waits for the device. Batche
 are a library's product and sample_confidence.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
-from marco_fast.kernels import topk_confidence
+from marco_fast.kernels import launch, topk_confidence
 from marco_fast.kernels.confidence_cut import CUT_TILE
 from marco_fast.kernels.confidence_draw import GROUP
-from marco_fast.kernels.interpreter import launching
 from marco_fast.kernels.lm_head_kernels import (
     lm_head_draw_kernel,
     lm_head_logits_kernel,
@@ -21,10 +19,9 @@ from marco_fast.kernels.lm_head_kernels import (
     lm_head_scan_kernel,
 )
 from marco_fast.kernels.online_softmax import CHUNK, KEPT, RECORD_FIELDS
-from marco_fast.kernels.topk_confidence import key_slots, processors_of, sampling_pointers
-from marco_fast.kernels.variants import Variant, architecture, pointer_type
+from marco_fast.kernels.topk_confidence import key_slots, option_arguments, sampling_arguments
 
-__all__ = ["lm_head_confidence", "lm_head_records", "variants"]
+__all__ = ["lm_head_confidence", "lm_head_records"]
 
 # By arithmetic, not measured: with a second tile of rows the weights go through the L2 cache twice,
 # which takes longer than to write and read logits beside a library's larger tiles.
@@ -45,15 +42,23 @@ class Tile(NamedTuple):
     descriptors: bool
 
 
-def tiles(arch: str, dtype: torch.dtype, descriptors: bool) -> tuple[Tile, Tile]:
+def tiles(arch: str, hidden: torch.Tensor, weight: torch.Tensor) -> tuple[Tile, Tile]:
     """The tiles of lm_head_scan_kernel and of lm_head_logits_kernel, for a batch of any size.
 
     Of those that fit two blocks on a multiprocessor without spills, the one that reads hidden least
     often: at 64 rows and 128 entries that is half of what is read of the weights, from the L2
-    cache. float32 is multiplied without the matrix units, for which fewer rows are better.
+    cache. float32 is multiplied without the matrix units, for which fewer rows are better. Rows
+    that begin anywhere are loaded a number at a time, which takes registers: smaller tiles, of as
+    many elements of H, so that the sums are the same.
     """
-    if dtype == torch.float32:
-        tile = Tile(64, 16, 32, 4, 2, False)
+    descriptors = fit_descriptors(arch, hidden, weight)
+    wide = all(n % 16 == 0 for n in (hidden.stride(0), weight.stride(0), hidden.shape[1]))
+    if hidden.dtype == torch.float32:
+        tile = Tile(64, 16, 32, 4 if wide else 8, 2, False)
+        return tile, tile
+    if not (wide or descriptors):
+        # The matrix instructions of sm_90 need 64 rows, and must be those of the other tiles.
+        tile = Tile(GROUP.value, 32 if arch.startswith("sm_8") else 64, 64, 4, 2, False)
         return tile, tile
     stages = 2 if arch.startswith("gfx") else 4
     logits = Tile(GROUP.value, 64, 64, 4, stages, descriptors)
@@ -69,9 +74,11 @@ def options(arch: str, warps: int, stages: int = 2) -> dict[str, Any]:
 
 
 def fit_descriptors(arch: str, *matrices: torch.Tensor) -> bool:
-    """Whether the copy engine of sm_90 takes these: rows 16 bytes apart or a multiple."""
+    """Whether the copy engine of sm_90 takes these, for the matrix units: rows 16 bytes apart or a
+    multiple."""
     return arch == "sm_90" and all(
-        each.data_ptr() % 16 == 0
+        each.dtype != torch.float32
+        and each.data_ptr() % 16 == 0
         and each.stride(0) * each.element_size() % 16 == 0
         and each.stride(0) >= each.shape[1]
         for each in matrices
@@ -118,14 +125,16 @@ def lm_head_confidence(
             part = slice(begin, begin + PRODUCT_ROWS)
             topk_confidence.sample_confidence(
                 product(hidden[part], weight, bias, rounded),
-                type(sampling)(*(None if each is None else each[part] for each in sampling)),
+                type(sampling)(
+                    *(each[part] if isinstance(each, torch.Tensor) else each for each in sampling)
+                ),
                 tempered, union, *(each[part] for each in outputs),
             )  # fmt: skip
         return
     if rows == 0:
         return
-    device, arch = hidden.device, architecture(hidden.device)
-    _, again = tile = tile or tiles(arch, hidden.dtype, fit_descriptors(arch, hidden, weight))
+    device, arch = hidden.device, launch.target_of(hidden.device).arch
+    _, again = tile = tile or tiles(arch, hidden, weight)
     groups, chunks = triton.cdiv(vocab, GROUP.value), triton.cdiv(vocab, CHUNK.value)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -135,16 +144,16 @@ def lm_head_confidence(
     logits = empty(rows, vocab)  # written only where a row wants it
     chunk_records = empty(rows, RECORD_FIELDS.value, chunks)
     cut_keys = empty(rows, CUT_TILE.value, dtype=torch.int32)
-    pointers, paths = sampling_pointers(sampling, outputs[0])
+    pointers, numbers = sampling_arguments(sampling, outputs[1], outputs[0])
 
     def draw(late: bool) -> None:
         lm_head_draw_kernel[(rows,)](
             *pointers, *outputs, records, keys, wanted, bounds, logits, chunk_records, cut_keys,
-            vocab, groups, chunks, splits, top_k, int(union), int(tempered), paths, LATE=late,
+            *numbers, vocab, groups, chunks, splits, top_k, int(union), int(tempered), LATE=late,
             BLOCK_K=block_k, **options(arch, DRAW_WARPS),
         )  # fmt: skip
 
-    with launching(device):
+    with launch.launching(device):
         records, keys = scan(
             hidden, weight, bias, rounded, sampling, vocab, tempered, top_k, tile[0], splits
         )
@@ -180,20 +189,21 @@ def scan(
         kept: how many of the largest are kept, at least.
     """
     (rows, size), vocab, device = hidden.shape, len(weight), hidden.device
-    arch, groups = architecture(device), triton.cdiv(vocab, GROUP.value)
+    target, groups = launch.target_of(device), triton.cdiv(vocab, GROUP.value)
     batch_tiles, block_k = triton.cdiv(rows, tile.rows), key_slots(kept, sample=True)
     splits = splits or min(
-        triton.cdiv(vocab, tile.entries), max(1, 2 * processors_of(device) // batch_tiles)
+        triton.cdiv(vocab, tile.entries), max(1, 2 * target.processors // batch_tiles)
     )
     records = torch.empty((rows, KEPT.value, groups), device=device)
     keys = torch.empty((rows, splits, block_k), dtype=torch.int64, device=device)
+    pointers, numbers = option_arguments(sampling, records, keys.view(torch.int32))
     lm_head_scan_kernel[(batch_tiles * splits,)](
         operand(hidden, tile.rows, tile), operand(weight, tile.entries, tile),
-        records if bias is None else bias, *sampling[:4], records, keys, hidden.stride(0),
-        weight.stride(0), rows, vocab, all_vocab, size, groups, batch_tiles, splits, kept,
+        records if bias is None else bias, *pointers, records, keys, hidden.stride(0),
+        weight.stride(0), *numbers, rows, vocab, all_vocab, size, groups, batch_tiles, splits, kept,
         int(tempered), int(bias is not None), ROUNDED[rounded], BLOCK_V=tile.entries,
         BLOCK_B=tile.rows, BLOCK_H=tile.size, BLOCK_K=block_k, DESCRIPTORS=tile.descriptors,
-        **options(arch, tile.warps, tile.stages),
+        **options(target.arch, tile.warps, tile.stages),
     )  # fmt: skip
     return records, keys
 
@@ -218,18 +228,19 @@ def lm_head_records(
         ValueError: more than 32 candidates.
     """
     rows, candidates = outputs[-1].shape
-    arch = architecture(hidden.device)
+    arch = launch.target_of(hidden.device).arch
     block_k = key_slots(candidates, sample=True)
     if rows == 0:
         return
-    tile, _ = tiles(arch, hidden.dtype, fit_descriptors(arch, hidden, weight))
-    with launching(hidden.device):
+    tile, _ = tiles(arch, hidden, weight)
+    with launch.launching(hidden.device):
         records, keys = scan(
             hidden, weight, bias, rounded, sampling, all_vocab, tempered, candidates, tile
         )
+        pointers, numbers = option_arguments(sampling, records, keys.view(torch.int32))
         lm_head_record_kernel[(rows,)](
-            *sampling[:4], *outputs, records, keys, all_vocab, records.shape[2], keys.shape[1],
-            candidates, int(tempered), BLOCK_K=block_k, **options(arch, DRAW_WARPS),
+            *pointers, *outputs, records, keys, *numbers, all_vocab, records.shape[2],
+            keys.shape[1], candidates, int(tempered), BLOCK_K=block_k, **options(arch, DRAW_WARPS),
         )  # fmt: skip
 
 
@@ -244,71 +255,3 @@ def product(
     if bias is not None:
         logits += bias
     return logits.to(rounded)
-
-
-HALF = (torch.bfloat16, torch.float16)
-
-
-def types_of(kernel: triton.JITFunction, constants: dict[str, Any], dtype: str) -> dict[str, str]:
-    """The parameters' types; those that topk_confidence's kernels have too are of its types."""
-    others = {
-        "wanted_ptr": "*i32",
-        "infs_ptr": "*i32",
-        "nans_ptr": "*i32",
-        "sums_ptr": "*fp64",
-        "stride_hidden": "i64",
-        "stride_weight": "i64",
-    }
-    for name, rows in (("hidden", "BLOCK_B"), ("weight", "BLOCK_V")):
-        others[name] = pointer_type(dtype)
-        if constants.get("DESCRIPTORS"):
-            block = f"[{constants[rows]}, {constants['BLOCK_H']}]"
-            others[name] = f"tensordesc<{pointer_type(dtype)[1:]}{block}>"
-    others |= dict.fromkeys(constants, "constexpr")
-    return topk_confidence.types_of(kernel, "float32", others)
-
-
-def variants(arch: str) -> Iterator[Variant]:
-    """Every specialisation that the launcher may choose."""
-    aligned = ("stride_hidden", "stride_weight", "size")
-    for dtype in (torch.float32, *HALF):
-        name = str(dtype).removeprefix("torch.")
-        choices = {tiles(arch, dtype, descriptors) for descriptors in {False, arch == "sm_90"}}
-        for number, kernel in enumerate((lm_head_scan_kernel, lm_head_logits_kernel)):
-            for tile in sorted({choice[number] for choice in choices}):
-                for block_k in (16, 32) if number == 0 else (0,):
-                    constants: dict[str, Any] = {
-                        "BLOCK_V": tile.entries,
-                        "BLOCK_B": tile.rows,
-                        "BLOCK_H": tile.size,
-                        "DESCRIPTORS": tile.descriptors,
-                    }
-                    constants |= {"BLOCK_K": block_k} if block_k else {}
-                    what = f"scan k{block_k}" if block_k else "logits"
-                    reads = "descriptors" if tile.descriptors else "pointers"
-                    yield Variant(
-                        f"lm_head_confidence {what} {name} rows{tile.rows} {reads}",
-                        kernel,
-                        types_of(kernel, constants, name),
-                        constants,
-                        options(arch, tile.warps, tile.stages),
-                        aligned,
-                    )
-    for block_k in (16, 32):
-        yield Variant(
-            f"lm_head_confidence records k{block_k}",
-            lm_head_record_kernel,
-            types_of(lm_head_record_kernel, {"BLOCK_K": block_k}, "float32"),
-            {"BLOCK_K": block_k},
-            options(arch, DRAW_WARPS),
-        )
-    for late in (False, True):
-        for block_k in (16, 32):
-            constants = {"LATE": late, "BLOCK_K": block_k}
-            yield Variant(
-                f"lm_head_confidence draw k{block_k} {'late' if late else 'first'}",
-                lm_head_draw_kernel,
-                types_of(lm_head_draw_kernel, constants, "float32"),
-                constants,
-                options(arch, DRAW_WARPS),
-            )

@@ -34,9 +34,11 @@ from marco_fast.kernels.confidence_draw import (
     filters_of,
     find_chunk,
     first_beyond,
+    load_options,
     plan_rows,
     rank_among_infs,
 )
+from marco_fast.kernels.confidence_kernels import ROW_OPTIONS, ROW_RESULTS
 from marco_fast.kernels.confidence_scan import score_draw
 from marco_fast.kernels.lm_head_tiles import (
     bound_of,
@@ -118,7 +120,13 @@ def logits_of(
     return tl.where((entries < vocab)[None, :], acc, float("-inf"))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "sample_top_k", "given", "rows", "vocab", "all_vocab", "groups", "batch_tiles", "splits",
+        "top_k", "tempered", "biased", "rounded",
+    ],
+    do_not_specialize_on_alignment=[*ROW_OPTIONS[:4], "bias_ptr", "records_ptr"],
+)  # fmt: skip
 def lm_head_scan_kernel(
     hidden,  # [B, H]
     weight,  # [V, H]
@@ -131,6 +139,11 @@ def lm_head_scan_kernel(
     keys_ptr,  # [B, splits, BLOCK_K] int64
     stride_hidden,
     stride_weight,
+    temperature,
+    top_p,
+    min_p,
+    sample_top_k,
+    given,
     rows,
     vocab,
     all_vocab,  # of every shard together
@@ -153,10 +166,10 @@ def lm_head_scan_kernel(
     split = tl.program_id(0) // batch_tiles
     row = first_row + tl.arange(0, BLOCK_B)
     here = row < rows
-    temperature = tl.load(temperature_ptr + row, mask=here, other=1.0)
-    top_p = tl.load(top_p_ptr + row, mask=here, other=1.0)
-    min_p = tl.load(min_p_ptr + row, mask=here, other=0.0)
-    sample_top_k = tl.load(sample_top_k_ptr + row, mask=here, other=0)
+    temperature, top_p, min_p, sample_top_k = load_options(
+        row, here, given, temperature_ptr, top_p_ptr, min_p_ptr, sample_top_k_ptr, temperature,
+        top_p, min_p, sample_top_k,
+    )  # fmt: skip
     _, _, rate, sampling_rate, own_sums, capacity = plan_rows(
         temperature, top_p, min_p, sample_top_k, all_vocab, top_k, tempered
     )
@@ -175,7 +188,10 @@ def lm_head_scan_kernel(
     store_keys_of_rows(key_ptrs, here, keys, BLOCK_K)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["rows", "groups", "batch_tiles", "biased", "rounded"],
+    do_not_specialize_on_alignment=["bias_ptr", "wanted_ptr", "bounds_ptr"],
+)
 def lm_head_logits_kernel(
     hidden,  # [B, H]
     weight,  # [V, H]
@@ -234,7 +250,12 @@ def lm_head_logits_kernel(
         )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "sample_top_k", "given", "groups", "chunks", "splits", "top_k", "union", "tempered",
+    ],
+    do_not_specialize_on_alignment=[*ROW_RESULTS, *ROW_OPTIONS, "wanted_ptr", "bounds_ptr"],
+)  # fmt: skip
 def lm_head_draw_kernel(
     temperature_ptr,  # [B] float32
     top_p_ptr,  # [B] float32
@@ -260,6 +281,11 @@ def lm_head_draw_kernel(
     logits_ptr,  # [B, V] float32: what was wanted
     chunk_records_ptr,  # [B, RECORD_FIELDS, chunks] float32, scratch
     cut_keys_ptr,  # [B, CUT_TILE] int32, scratch
+    temperature,
+    top_p,
+    min_p,
+    sample_top_k,
+    given,
     vocab,
     groups,
     chunks,
@@ -267,7 +293,6 @@ def lm_head_draw_kernel(
     top_k,
     union,
     tempered,
-    paths,  # bits: 1 there are sums, 2 there are counts, 4 there is active
     LATE: tl.constexpr,  # the second time, for rows that wanted something
     BLOCK_K: tl.constexpr,
 ):
@@ -278,10 +303,10 @@ def lm_head_draw_kernel(
     if wants:
         record_ptr = records_ptr + row * groups * KEPT
         logits_row = logits_ptr + row * vocab
-        temperature = tl.load(temperature_ptr + row)
-        top_p = tl.load(top_p_ptr + row)
-        min_p = tl.load(min_p_ptr + row)
-        sample_top_k = tl.load(sample_top_k_ptr + row)
+        temperature, top_p, min_p, sample_top_k = load_options(
+            row, row >= 0, given, temperature_ptr, top_p_ptr, min_p_ptr, sample_top_k_ptr,
+            temperature, top_p, min_p, sample_top_k,
+        )  # fmt: skip
         greedy, score_temperature, rate, sampling_rate, own_sums, capacity = plan_rows(
             temperature, top_p, min_p, sample_top_k, vocab, top_k, tempered
         )
@@ -349,13 +374,21 @@ def lm_head_draw_kernel(
         if wanted == NOTHING:
             score_draw(
                 row, token, logit, keys, top, total, weighted, infs, nan, score_temperature, top_k,
-                union, paths, path_sums_ptr, path_counts_ptr, active_ptr, token_ids_ptr,
+                union, given, path_sums_ptr, path_counts_ptr, active_ptr, token_ids_ptr,
                 confidence_ptr, token_logprobs_ptr, lse_ptr, topk_logprobs_ptr, topk_ids_ptr,
                 status_ptr, entropy_ptr, BLOCK_K,
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "sample_top_k", "given", "all_vocab", "groups", "splits", "candidates", "tempered",
+    ],
+    do_not_specialize_on_alignment=[
+        *ROW_OPTIONS[:4], "top_ptr", "sums_ptr", "infs_ptr", "nans_ptr", "topk_logits_ptr",
+        "topk_ids_ptr",
+    ],
+)  # fmt: skip
 def lm_head_record_kernel(
     temperature_ptr,  # [B] float32
     top_p_ptr,  # [B] float32
@@ -369,6 +402,11 @@ def lm_head_record_kernel(
     topk_ids_ptr,  # [B, candidates] int32
     records_ptr,  # [B, KEPT, groups] float32
     keys_ptr,  # [B, splits, BLOCK_K] int64
+    temperature,
+    top_p,
+    min_p,
+    sample_top_k,
+    given,
     all_vocab,
     groups,
     splits,
@@ -379,11 +417,13 @@ def lm_head_record_kernel(
     """What other shards of the vocabulary need of a row, in place of the draw."""
     row = tl.program_id(0).to(tl.int64)
     record_ptr = records_ptr + row * groups * KEPT
-    temperature = tl.load(temperature_ptr + row)
-    _greedy, score_temperature, rate, sampling_rate, own_sums, capacity = plan_rows(
-        temperature, tl.load(top_p_ptr + row), tl.load(min_p_ptr + row),
-        tl.load(sample_top_k_ptr + row), all_vocab, candidates, tempered,
+    temperature, top_p, min_p, sample_top_k = load_options(
+        row, row >= 0, given, temperature_ptr, top_p_ptr, min_p_ptr, sample_top_k_ptr, temperature,
+        top_p, min_p, sample_top_k,
     )  # fmt: skip
+    _greedy, score_temperature, rate, sampling_rate, own_sums, capacity = plan_rows(
+        temperature, top_p, min_p, sample_top_k, all_vocab, candidates, tempered
+    )
     keys = merge_keys(keys_ptr + row * splits * BLOCK_K, splits * BLOCK_K, capacity, BLOCK_K)
     top, infs, nan = largest_of_records(record_ptr, groups)
     total, weighted = fold_records(record_ptr, groups, top, infs, rate, SUM, HAS_WEIGHTED=True)

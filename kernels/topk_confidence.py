@@ -1,26 +1,33 @@
 """topk_confidence and sample_confidence: one launch, each logit read once from memory.
 
-This file launches the kernels of confidence_kernels.py: how many programs share a row, the
-workspace between them, and every variant that may be launched.
+This file launches the kernels of confidence_kernels.py: how many programs share a row, and the
+workspace between them.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
+from marco_fast.kernels import launch
 from marco_fast.kernels.confidence_cut import CUT_TILE
-from marco_fast.kernels.confidence_draw import DRAW_CANDIDATES
+from marco_fast.kernels.confidence_draw import (
+    DRAW_CANDIDATES,
+    HAS_ACTIVE,
+    HAS_COUNTS,
+    HAS_MIN_P,
+    HAS_SAMPLE_TOP_K,
+    HAS_SUMS,
+    HAS_TEMPERATURE,
+    HAS_TOP_P,
+)
 from marco_fast.kernels.confidence_kernels import (
     sample_confidence_kernel,
     topk_confidence_kernel,
 )
-from marco_fast.kernels.interpreter import launching
 from marco_fast.kernels.online_softmax import CHUNK, RECORD_FIELDS
-from marco_fast.kernels.variants import Variant, pointer_type
 
-__all__ = ["Workspace", "make_workspace", "sample_confidence", "topk_confidence", "variants"]
+__all__ = ["Workspace", "make_workspace", "sample_confidence", "topk_confidence"]
 
 MOST_KEYS = 32  # of a program, in registers
 NUM_WARPS = 8  # also the shape of every sum: another number would change the last bits
@@ -44,12 +51,15 @@ def make_workspace(logits: torch.Tensor, block_k: int, splits: int, sample: bool
     rows, device = len(logits), logits.device
     chunks = triton.cdiv(logits.shape[1], CHUNK.value)
     sizes = (rows, RECORD_FIELDS.value, chunks), (rows, splits, block_k)
-    # A row of one program has no use for its ticket, so large batches need no second launch.
-    tickets = torch.zeros if splits > 1 else torch.empty
+    # A row of one program has no use for its ticket.
+    if splits > 1:
+        tickets = launch.zeroed_tickets(rows, device)
+    else:
+        tickets = torch.empty(rows, dtype=torch.int32, device=device)
     return Workspace(
         torch.empty(sizes[0], dtype=torch.float32, device=device),
         torch.empty(sizes[1], dtype=torch.int64, device=device),
-        tickets(rows, dtype=torch.int32, device=device),
+        tickets,
         torch.empty((rows if sample else 0, CUT_TILE.value), dtype=torch.int32, device=device),
     )
 
@@ -77,33 +87,60 @@ def split_of(rows: int, chunks: int, processors: int) -> tuple[int, int]:
     return triton.cdiv(chunks, chunks_per_split), chunks_per_split
 
 
-def launch_options(sample: bool, nvidia: bool) -> dict[str, int]:
+def launch_options(
+    target: launch.Target, logits: torch.Tensor, block_k: int, sample: bool
+) -> dict[str, int]:
     """num_warps, and the registers of a thread with which three (scoring) or two (sampling)
-    programs fit on a multiprocessor; compiled for sm_80 and sm_90 neither spills."""
+    programs fit on a multiprocessor. Rows that are loaded a number at a time need more to score,
+    many keys to sample; so compiled for sm_80 and sm_90 nothing spills."""
     options = {"num_warps": NUM_WARPS}
-    if nvidia:
-        options["maxnreg"] = 128 if sample else 80
+    if target.nvidia and sample:
+        options["maxnreg"] = 128 if block_k <= DRAW_CANDIDATES.value else 152
+    elif target.nvidia:
+        wide = all(n % 16 == 0 for n in (logits.data_ptr(), logits.stride(0), logits.shape[1]))
+        options["maxnreg"] = 80 if wide else 96
     return options
 
 
-def processors_of(device: torch.device) -> int:
-    """Streaming multiprocessors, or compute units; of the interpreter, one."""
-    if device.type == "cpu":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
+Pointers = tuple[torch.Tensor, ...]
+Numbers = tuple[float | int, ...]
 
 
-def sampling_pointers(
-    sampling: Any, token_ids: torch.Tensor
-) -> tuple[tuple[torch.Tensor, ...], int]:
-    """What a kernel that draws takes of a Sampling, in its order, and which of the last three are
-    there (bits: 1 sums, 2 counts, 4 active). Others are never followed: they only have a type."""
-    *rows, sums, counts, active = sampling
-    paths = (sums is not None) + 2 * (counts is not None) + 4 * (active is not None)
-    sums = sampling.seeds if sums is None else sums
-    counts = sampling.sample_top_k if counts is None else counts
-    flags = (token_ids if active is None else active).view(torch.uint8)
-    return (*rows, sums, counts, flags), paths
+def option_arguments(
+    sampling: Any, floats: torch.Tensor, ints: torch.Tensor
+) -> tuple[Pointers, Numbers]:
+    """The four options of a Sampling as kernels take them: the pointers, and then the numbers and
+    `given`, the bits of those that are pointers.
+
+    Args:
+        floats, ints: a float32 and an int32 tensor, which stand where there is no pointer (it would
+            have another type) and are never followed.
+    """
+    pointers, numbers, given = [], [], 0
+    bits = (HAS_TEMPERATURE, HAS_TOP_P, HAS_MIN_P, HAS_SAMPLE_TOP_K)
+    for option, bit, spare in zip(sampling[:4], bits, (*[floats] * 3, ints), strict=True):
+        there = isinstance(option, torch.Tensor)
+        given |= bit.value if there else 0
+        pointers.append(option if there else spare)
+        numbers.append(int(spare is not ints) if there else option)
+    return tuple(pointers), (*map(float, numbers[:3]), numbers[3], given)
+
+
+def sampling_arguments(
+    sampling: Any, floats: torch.Tensor, ints: torch.Tensor
+) -> tuple[Pointers, Numbers]:
+    """The same of a whole Sampling."""
+    options, numbers = option_arguments(sampling, floats, ints)
+    given = int(numbers[-1])
+    seeds, positions, sums, counts, active = sampling[4:]
+    for tensor, bit in ((sums, HAS_SUMS), (counts, HAS_COUNTS), (active, HAS_ACTIVE)):
+        given |= bit.value if tensor is not None else 0
+    paths = (
+        seeds if sums is None else sums,
+        ints if counts is None else counts,
+        (ints if active is None else active).view(torch.uint8),
+    )
+    return (*options, seeds, positions, *paths), (*numbers[:-1], given)
 
 
 def topk_confidence(
@@ -130,13 +167,14 @@ def topk_confidence(
     block_k = key_slots(top_k, sample=False)
     if rows == 0:
         return
-    splits = splits or split_of(rows, chunks, processors_of(logits.device))
-    space = workspace or make_workspace(logits, block_k, splits[0], sample=False)
-    with launching(logits.device):
+    target = launch.target_of(logits.device)
+    splits = splits or split_of(rows, chunks, target.processors)
+    with launch.launching(logits.device):
+        space = workspace or make_workspace(logits, block_k, splits[0], sample=False)
         topk_confidence_kernel[(rows * splits[0],)](
             logits, token_ids, *outputs, space.records, space.keys, space.tickets, logits.stride(0),
             temperature, vocab, chunks, *splits, top_k, int(union), BLOCK_K=block_k,
-            **launch_options(False, torch.version.hip is None),
+            **launch_options(target, logits, block_k, sample=False),
         )  # fmt: skip
 
 
@@ -165,58 +203,13 @@ def sample_confidence(
     block_k = key_slots(top_k, sample=True)
     if rows == 0:
         return
-    splits = splits or split_of(rows, chunks, processors_of(logits.device))
-    space = workspace or make_workspace(logits, block_k, splits[0], sample=True)
-    pointers, paths = sampling_pointers(sampling, outputs[0])
-    with launching(logits.device):
+    target = launch.target_of(logits.device)
+    splits = splits or split_of(rows, chunks, target.processors)
+    pointers, numbers = sampling_arguments(sampling, outputs[1], outputs[0])
+    with launch.launching(logits.device):
+        space = workspace or make_workspace(logits, block_k, splits[0], sample=True)
         sample_confidence_kernel[(rows * splits[0],)](
-            logits, *pointers, *outputs, *space, logits.stride(0), vocab, chunks, *splits, top_k,
-            int(union), int(tempered), paths, BLOCK_K=block_k,
-            **launch_options(True, torch.version.hip is None),
+            logits, *pointers, *outputs, *space, logits.stride(0), *numbers, vocab, chunks, *splits,
+            top_k, int(union), int(tempered), BLOCK_K=block_k,
+            **launch_options(target, logits, block_k, sample=True),
         )  # fmt: skip
-
-
-def variants(arch: str) -> Iterator[Variant]:
-    """What both launchers may choose; the same on every architecture but for the registers."""
-    nvidia, aligned = arch.startswith("sm_"), ("stride_logits_row",)
-    for dtype in ("float32", "bfloat16", "float16"):
-        for block_k in sorted({key_slots(k, sample=False) for k in (1, MOST_KEYS)}):
-            for ids in ("i32", "i64"):
-                yield Variant(
-                    f"topk_confidence {dtype} k{block_k} ids {ids}",
-                    topk_confidence_kernel,
-                    types_of(topk_confidence_kernel, dtype) | {"token_ids_ptr": f"*{ids}"},
-                    {"BLOCK_K": block_k},
-                    launch_options(False, nvidia),
-                    aligned,
-                )
-        for block_k in sorted({key_slots(k, sample=True) for k in (1, MOST_KEYS)}):
-            yield Variant(
-                f"topk_confidence sample {dtype} k{block_k}",
-                sample_confidence_kernel,
-                types_of(sample_confidence_kernel, dtype),
-                {"BLOCK_K": block_k},
-                launch_options(True, nvidia),
-                aligned,
-            )
-
-
-def types_of(
-    kernel: triton.JITFunction, dtype: str, others: dict[str, str] | None = None
-) -> dict[str, str]:
-    """The parameters' types; integers without a mention are int32, pointers float32."""
-    types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
-    for name in ("sample_top_k", "path_counts", "token_ids", "topk_ids", "status", "tickets"):
-        types[f"{name}_ptr"] = "*i32"
-    for name in ("seeds", "positions", "path_sums", "keys"):
-        types[f"{name}_ptr"] = "*i64"
-    types |= {
-        "logits_ptr": pointer_type(dtype),
-        "cut_keys_ptr": "*i32",
-        "active_ptr": "*u8",
-        "temperature": "fp32",
-        "stride_logits_row": "i64",
-        "BLOCK_K": "constexpr",
-    }
-    types |= others or {}
-    return {name: types[name] for name in kernel.arg_names}

@@ -5,17 +5,15 @@ what there is to do; nothing here reads them, allocates or waits.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
-from marco_fast.kernels.interpreter import launching
+from marco_fast.kernels import launch
 from marco_fast.kernels.tree_attention_stages import advance_kernel, attend_kernel, merge_kernel
-from marco_fast.kernels.variants import Variant, architecture, pointer_type
 
-__all__ = ["advance", "tree_attention", "variants"]
+__all__ = ["advance", "tree_attention"]
 
 ADVANCE_BLOCK = 256
 # Contractions are written out as tl.fma: a compiler that made its own would be free to round one
@@ -68,10 +66,15 @@ def division(divisor: int) -> tuple[int, int]:
     return -(-(1 << shift) // divisor), shift
 
 
-def options(arch: str, warps: int, stages: int) -> dict[str, Any]:
-    """Compiler options; on AMD one shape of the matrix instruction for all tiles of rows."""
-    shape = {"matrix_instr_nonkdim": 16} if arch.startswith("gfx") else {}
-    return {"num_warps": warps, "num_stages": stages, **EXACT, **shape}
+def options(arch: str, dtype: torch.dtype, warps: int, stages: int) -> dict[str, Any]:
+    """Compiler options; on AMD one shape of the matrix instruction for all tiles of rows, on NVIDIA
+    registers for float32, of which the assembler otherwise takes too few and spills."""
+    chosen = {"num_warps": warps, "num_stages": stages, **EXACT}
+    if arch.startswith("gfx"):
+        chosen["matrix_instr_nonkdim"] = 16
+    elif dtype == torch.float32:
+        chosen["maxnreg"] = 168
+    return chosen
 
 
 def tree_attention(
@@ -89,7 +92,7 @@ def tree_attention(
     `lse` may be None. `workspace` holds plan.workspace_numel float32.
     """
     items = plan.items(q.device)
-    with launching(q.device):
+    with launch.launching(q.device):
         if items.num_items:
             attend(q, k_cache, v_cache, items, scale, out, lse, workspace)
         if items.num_merges:
@@ -109,7 +112,7 @@ def attend(
     """Stage 1."""
     num_heads, head_dim = q.shape[1:]
     kv_heads, page_size = k_cache.shape[1:3]
-    arch = architecture(q.device)
+    arch = launch.target_of(q.device).arch
     shape = tile(arch, q.dtype, head_dim, items.tile_rows)
     tiles_per_item = items.tile_rows // shape.rows
     attend_kernel[(items.num_items * tiles_per_item, kv_heads)](
@@ -147,7 +150,7 @@ def attend(
         BLOCK_TOKENS=shape.tokens,
         BLOCK_DIM=shape.dim,
         PADDED=head_dim != shape.dim,
-        **options(arch, shape.warps, shape.stages),
+        **options(arch, q.dtype, shape.warps, shape.stages),
     )
 
 
@@ -182,7 +185,7 @@ def advance(
     queries = len(query_lens)
     if queries == 0:
         return
-    with launching(query_lens.device):
+    with launch.launching(query_lens.device):
         advance_kernel[(triton.cdiv(queries, ADVANCE_BLOCK),)](
             query_lens,
             query_order,
@@ -191,77 +194,4 @@ def advance(
             ALL=active is None,
             BLOCK=ADVANCE_BLOCK,
             num_warps=4,
-        )
-
-
-HALF = (torch.bfloat16, torch.float16)
-INTEGERS = (
-    "num_heads", "group", "head_dim", "page_size", "page_shift", "chunk_tokens", "partials",
-    "tiles_per_item", "wants_lse", "queries",
-)  # fmt: skip
-
-
-def types_of(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, str]:
-    """The Triton type of each parameter of one of the three kernels."""
-    types = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            types[name] = "constexpr"
-        elif name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr"):
-            types[name] = pointer_type(dtype)
-        elif name in ("lse_ptr", "workspace_ptr"):
-            types[name] = "*fp32"
-        elif name == "active_ptr":
-            types[name] = "*u8"
-        elif name.endswith("_ptr"):
-            types[name] = "*i32"
-        elif name == "scale":
-            types[name] = "fp32"
-        else:
-            types[name] = "i32" if name in INTEGERS else "i64"
-    return types
-
-
-def variant(
-    label: str, kernel: Any, constants: dict[str, Any], choice: dict[str, Any], dtype: str
-) -> Variant:
-    types = types_of(kernel, constants, dtype)
-    aligned = tuple(name for name in types if name.startswith("stride_") or name == "head_dim")
-    return Variant(label, kernel, types, constants, choice, aligned)
-
-
-def variants(arch: str) -> Iterator[Variant]:
-    """Every specialisation that the launchers may choose; head_dim stands for its padded size."""
-    for dtype in (torch.float32, *HALF):
-        name = str(dtype).removeprefix("torch.")
-        for head_dim in (16, 32, 48, 64, 80, 128, 144, 256):
-            for shape in sorted({tile(arch, dtype, head_dim, rows) for rows in (16, 32)}):
-                yield variant(
-                    f"tree_attention {name} d{head_dim} rows{shape.rows}",
-                    attend_kernel,
-                    {
-                        "BLOCK_ROWS": shape.rows,
-                        "BLOCK_TOKENS": shape.tokens,
-                        "BLOCK_DIM": shape.dim,
-                        "PADDED": head_dim != shape.dim,
-                    },
-                    options(arch, shape.warps, shape.stages),
-                    name,
-                )
-        for head_dim in (16, 32, 64, 128, 256):
-            heads, dim = merge_tile(head_dim)
-            yield variant(
-                f"tree_attention merge {name} d{head_dim}",
-                merge_kernel,
-                {"BLOCK_HEADS": heads, "BLOCK_DIM": dim},
-                {"num_warps": 4, **EXACT},
-                name,
-            )
-    for everyone in (True, False):
-        yield variant(
-            f"tree_attention advance {'all' if everyone else 'active'}",
-            advance_kernel,
-            {"ALL": everyone, "BLOCK": ADVANCE_BLOCK},
-            {"num_warps": 4},
-            "float32",
         )

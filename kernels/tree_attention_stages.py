@@ -27,6 +27,12 @@ __all__ = ["advance_kernel", "attend_kernel", "merge_kernel"]
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
+# Read a number at a time: how they are aligned changes no code.
+PLAN_ARRAYS = [
+    "counts_ptr", "items_ptr", "chunks_ptr", "partial_begin_ptr", "merges_ptr", "query_order_ptr",
+    "query_lens_ptr", "own_end_ptr", "segment_lens_ptr", "page_begin_ptr", "page_ids_ptr",
+]  # fmt: skip
+
 
 @triton.jit
 def fold(m, s, acc, next_m, next_s, next_acc):
@@ -103,7 +109,13 @@ def attend_chunk(
     return tl.where(s == s, m, float("inf")), s, acc
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_heads", "group", "page_size", "page_magic", "page_shift", "chunk_tokens", "partials",
+        "tiles_per_item", "wants_lse",
+    ],
+    do_not_specialize_on_alignment=["lse_ptr", *PLAN_ARRAYS],
+)  # fmt: skip
 def attend_kernel(
     q_ptr,  # [Q, num_heads, head_dim]
     k_ptr,  # [num_pages, num_kv_heads, page_size, head_dim]
@@ -207,7 +219,10 @@ def attend_kernel(
         tl.store(m_rows + states, tl.where(place % 2 == 1, -s, s), mask=partial)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_heads", "partials", "wants_lse"],
+    do_not_specialize_on_alignment=["lse_ptr", *PLAN_ARRAYS],
+)
 def merge_kernel(
     out_ptr,  # [Q, num_heads, head_dim]
     lse_ptr,  # [Q, num_heads] float32
@@ -264,7 +279,10 @@ def merge_kernel(
         tl.store(lse_ptr + caller * num_heads + head, lse, mask=valid & (wants_lse != 0))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["queries"],
+    do_not_specialize_on_alignment=["active_ptr", *PLAN_ARRAYS],
+)
 def advance_kernel(
     query_lens_ptr,  # [Q]
     query_order_ptr,  # [Q]

@@ -1,7 +1,7 @@
 """topk_confidence and sample_confidence: check arguments, allocate results, run a backend."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,17 +30,33 @@ _empty = torch.empty
 
 
 class Sampling(NamedTuple):
-    """How each row is drawn and counted, checked: what every backend takes."""
+    """How each row is drawn and counted, checked: what every backend takes.
 
-    temperature: torch.Tensor  # [B] float32
-    top_p: torch.Tensor  # [B] float32
-    min_p: torch.Tensor  # [B] float32
-    sample_top_k: torch.Tensor  # [B] int32
+    An option is a tensor, or a number for all rows.
+    """
+
+    temperature: Any  # [B] float32, or a float
+    top_p: Any  # [B] float32, or a float
+    min_p: Any  # [B] float32, or a float
+    sample_top_k: Any  # [B] int32, or an int
     seeds: torch.Tensor  # [B] int64
     positions: torch.Tensor  # [B] int64
     path_sums: torch.Tensor | None  # [B] int64, units of 2^-40, added to
     path_counts: torch.Tensor | None  # [B] int32, added to
     active: torch.Tensor | None  # [B] bool: which rows' paths are added to
+
+    def as_rows(self) -> "Sampling":
+        """The same with every option as a tensor."""
+        temperature, top_p, min_p, sample_top_k, seeds, positions, *paths = self
+        return Sampling(
+            _filled(temperature, seeds, False),
+            _filled(top_p, seeds, False),
+            _filled(min_p, seeds, False),
+            _filled(sample_top_k, seeds, True),
+            seeds,
+            positions,
+            *paths,
+        )
 
 
 def _check_logits(logits: torch.Tensor, top_k: int, denominator: str) -> None:
@@ -99,8 +115,8 @@ def _row_option(
     dtype: torch.dtype,
     low: float,
     high: float,
-) -> torch.Tensor:
-    """The option as a contiguous [B] tensor of `dtype`, its values in [low, high].
+) -> Any:
+    """The option as a contiguous [B] tensor of `dtype` or a number, its values in [low, high].
 
     The values of a tensor on another device than the CPU are not looked at: that would wait for it.
     """
@@ -121,9 +137,16 @@ def _row_option(
         raise ValueError(f"expected {name} as an integer, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"expected {name} in [{low}, {high}], got {value}")
-    if logits.is_cpu:
-        return torch.from_numpy(_constant(logits.shape[0], value, dtype == _INT32))
-    return torch.full((logits.shape[0],), value, dtype=dtype, device=logits.device)
+    return int(value) if dtype == _INT32 else float(value)
+
+
+def _filled(value: Any, seeds: torch.Tensor, whole: bool) -> torch.Tensor:
+    """An option as a tensor beside `seeds` [B]."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if seeds.is_cpu:
+        return torch.from_numpy(_constant(seeds.shape[0], value, whole))
+    return torch.full(seeds.shape, value, dtype=_INT32 if whole else _FLOAT32, device=seeds.device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -167,7 +190,7 @@ def sampling_arguments(
     path_counts: torch.Tensor | None,
     active: torch.Tensor | None,
 ) -> Sampling:
-    """The arguments of a draw, checked, each as a contiguous [B] tensor beside `rows` [B, ...].
+    """The arguments of a draw, checked, the tensors contiguous [B] beside `rows` [B, ...].
 
     Raises:
         ValueError: as sample_confidence documents.

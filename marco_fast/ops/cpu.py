@@ -25,7 +25,7 @@ _threads = torch.get_num_threads
 
 
 def addresses(sampling: Sampling) -> list[int]:
-    """Of each field, in order; 0 where there is none."""
+    """Of each field, in order; 0 where there is none. The options are tensors."""
     return [0 if each is None else each.data_ptr() for each in sampling]
 
 
@@ -92,6 +92,7 @@ def sample_confidence(
     """token_ids and outputs: the fields of SampledTokens, in order."""
     rows, vocabulary = logits.shape
     *scores, entropy = outputs
+    sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.sample_confidence(
         logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
         scores[3].shape[1], union, [output.data_ptr() for output in scores],
@@ -113,6 +114,7 @@ def lm_head_confidence(
 ) -> None:
     """token_ids and outputs: the fields of SampledTokens, in order."""
     *scores, entropy = outputs
+    sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.lm_head_confidence(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
@@ -134,6 +136,7 @@ def lm_head_records(
     *outputs: torch.Tensor,
 ) -> None:
     """outputs: the tensors of LMHeadRecords, in order."""
+    sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.lm_head_records(
         hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],

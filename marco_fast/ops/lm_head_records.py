@@ -162,7 +162,7 @@ def merge_records(
         records[0].top, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
         path_sums, path_counts, active,
     )  # fmt: skip
-    merged = _Merged(records, sampling, score == "tempered", vocab)
+    merged = _Merged(records, sampling.as_rows(), score == "tempered", vocab)
     token, logit = merged.draw(logits_of)
     result = merged.score(token, logit, top_k, denominator == "union")
     add_to_paths(result.confidence, path_sums, path_counts, active)

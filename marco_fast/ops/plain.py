@@ -94,4 +94,5 @@ def lm_head_records(
     """outputs: the tensors of LMHeadRecords, in order."""
     logits = _logits(hidden, weight, bias, rounded)
     kept = outputs[-1].shape[1]
-    _copy(reference.lm_head_records(logits, sampling.temperature, tempered, kept), outputs)
+    temperature = sampling.as_rows().temperature
+    _copy(reference.lm_head_records(logits, temperature, tempered, kept), outputs)

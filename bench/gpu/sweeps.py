@@ -1,0 +1,192 @@
+"""The launchers' choices against the others they could have made.
+
+The choices are small pure functions (kernels/topk_confidence: split_of; kernels/lm_head_confidence:
+tiles, splits and where a library's product takes over; kernels/tree_attention: tile;
+ops/tree_items: rows of an item, how many items are enough). No result depends on most of them, so
+this is about time alone. A row has the microseconds of every choice that it compares.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+from bench.gpu.inputs import (
+    AttentionInputs,
+    attention_inputs,
+    forests,
+    keys_on,
+    lm_head_inputs,
+    random_logits,
+)
+from bench.gpu.machine import Case, Machine
+from bench.gpu.times import FILTERS, HEAD, VOCAB, attention_work
+from bench.trees import HEADS, Tree
+from marco_fast.kernels import launch
+from marco_fast.kernels import lm_head_confidence as lm_head_kernels
+from marco_fast.kernels import topk_confidence as topk_kernels
+from marco_fast.kernels import tree_attention as attention_kernels
+from marco_fast.ops import tree_items as items
+from marco_fast.ops.confidence import Sampling, empty_samples
+
+Calls = Sequence[Callable[[], object]]
+
+
+def compare(machine: Machine, choices: dict[str, Calls], own: str, floor: float | None) -> dict:
+    """Every choice's time, in turns, and how far the launcher's own is from the best."""
+    timings = machine.time(*choices.values(), rounds=7)
+    times = {name: each.median * 1e6 for name, each in zip(choices, timings, strict=True)}
+    best = min(times, key=times.__getitem__)
+    return {
+        "us": times[own], "own": own, "best": best, "best_us": times[best], "floor_us": floor,
+        "choices": times,
+    }  # fmt: skip
+
+
+def patched(module: object, name: str, value: object, call: Callable[[], object]) -> Callable:
+    """`call` where a launcher finds another constant or function."""
+
+    def run() -> object:
+        with mock.patch.object(module, name, value):
+            return call()
+
+    return run
+
+
+def confidence(machine: Machine) -> Iterator[Case]:
+    """topk_confidence and sample_confidence by chunks per program and by warps."""
+    batches = (2,) if machine.dry else (32, 256, 1024, 1)
+    for batch, sample in itertools.product(batches, (False, True)):
+        name = f"{'sample' if sample else 'topk'}_confidence {batch}"
+        yield Case(name, partial(sweep_confidence, machine, batch, sample))
+
+
+def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
+    vocab = 4112 if machine.dry else VOCAB
+    chunks = -(-vocab // topk_kernels.CHUNK.value)
+    nbytes = 2 * batch * vocab
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes, most=16)
+    results = empty_samples(batch, 5, machine.device)
+    keys = keys_on(machine, batch)
+    sampling = Sampling(0.7, 0.95, 0.0, 0, *keys.values(), None, None, None)
+
+    def call(x: torch.Tensor, splits: tuple[int, int]) -> None:
+        if sample:
+            topk_kernels.sample_confidence(x, sampling, False, False, *results, splits=splits)
+        else:
+            ids = keys["seeds"]
+            topk_kernels.topk_confidence(x, ids, 1.0, False, *results[1:7], splits=splits)
+
+    own = topk_kernels.split_of(batch, chunks, launch.target_of(machine.device).processors)
+    choices: dict[str, Calls] = {}
+    for each in (1, 2, 3, 5, 10, 19, 38):
+        splits = (-(-chunks // each), each)
+        choices[f"{each} chunks"] = [partial(call, x, splits) for x in inputs]
+    named = f"{own[1]} chunks"
+    choices.setdefault(named, [partial(call, x, own) for x in inputs])
+    for warps in (4,) if sample else (2, 4):
+        choices[f"{named}, {warps} warps"] = [
+            patched(topk_kernels, "NUM_WARPS", warps, partial(call, x, own)) for x in inputs
+        ]
+    return compare(machine, choices, named, machine.floor_us(nbytes))
+
+
+def lm_head(machine: Machine) -> Iterator[Case]:
+    """lm_head_confidence by entries of a tile, stages and programs, and as a library's product."""
+    for batch in (2,) if machine.dry else (64, 16, 1, 96, 128):
+        yield Case(f"lm_head_confidence {batch}", partial(sweep_lm_head, machine, batch))
+
+
+def sweep_lm_head(machine: Machine, batch: int) -> dict:
+    size, vocab = (64, 304) if machine.dry else HEAD
+    nbytes = 2 * vocab * size
+    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab, size), nbytes)
+    keys = keys_on(machine, batch)
+    sampling = Sampling(*FILTERS.values(), 0.0, 0, *keys.values(), None, None, None)
+    results = empty_samples(batch, 5, machine.device)
+
+    def calls(**choice: object) -> Calls:
+        return [
+            partial(
+                lm_head_kernels.lm_head_confidence, *each, None, torch.float32, sampling, False,
+                False, *results, **choice,
+            )
+            for each in inputs
+        ]  # fmt: skip
+
+    target = launch.target_of(machine.device)
+    scan, logits = lm_head_kernels.tiles(target.arch, *inputs[0])
+    choices: dict[str, Calls] = {"own": calls()}
+    tiles = ((128, 4), (128, 3), (128, 5), (64, 4), (64, 6))
+    for entries, stages in tiles[:1] if machine.dry else tiles:
+        for each in (1, 2):
+            tile = scan._replace(entries=entries, stages=stages)
+            splits = max(1, each * target.processors // -(-batch // scan.rows))
+            choices[f"{entries} entries, {stages} stages, {each} per processor"] = calls(
+                tile=(tile, logits), splits=splits
+            )
+    return compare(machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab))
+
+
+def attention(machine: Machine) -> Iterator[Case]:
+    """tree_attention by rows of an item, enough items and stages; by page and chunk size."""
+    for name, tree in forests(machine).items():
+        yield Case(f"tree_attention {name}", partial(sweep_attention, machine, tree))
+
+
+def sweep_attention(machine: Machine, tree: Tree) -> dict:
+    model = "nano-marco" if machine.dry else "qwen2-7b"
+
+    def layers(page_size: int) -> list[AttentionInputs]:
+        first = attention_inputs(machine, model, tree, page_size=page_size)
+        others = machine.sets(attention_work(model, first.plan)[0], most=4) - 1
+        more = (attention_inputs(machine, model, tree, page_size=page_size) for _ in range(others))
+        return [first, *more]
+
+    inputs = layers(16)
+    nbytes, flop, _ = attention_work(model, inputs[0].plan)
+    own = f"auto rows, {items.ENOUGH_ITEMS} items"
+    choices: dict[str, Calls] = {own: attend(inputs, model)}
+    for rows, enough in () if machine.dry else itertools.product((16, 32), (256, 512, 1024)):
+        choices[f"{rows} rows, {enough} items"] = attend(
+            inputs, model, tile_rows=rows, enough_items=enough
+        )
+    for stages in () if machine.dry else (3, 4):
+        choices[f"{stages} stages"] = [
+            patched(attention_kernels, "tile", with_stages(stages), call)
+            for call in attend(inputs, model)
+        ]
+    for page_size in () if machine.dry else (16, 32, 64):
+        paged = inputs if page_size == 16 else layers(page_size)
+        for chunk in (128, 256):
+            with mock.patch.object(items, "chunk_tokens", return_value=chunk):
+                choices[f"pages of {page_size}, chunks of {chunk}"] = attend(paged, model)
+    return compare(machine, choices, own, machine.floor_us(nbytes, flop))
+
+
+def with_stages(stages: int) -> Callable:
+    tile = attention_kernels.tile
+    return lambda *args: tile(*args)._replace(stages=stages)
+
+
+def attend(layers: list[AttentionInputs], model: str, **choice: int) -> Calls:
+    """A launch per layer, over items that were made with these options of tree_items."""
+    heads, kv_heads, dim = HEADS[model]
+    q, _, _, plan = layers[0]
+    made = items.tree_items(
+        plan.native, group=heads // kv_heads, num_kv_heads=kv_heads, head_dim=dim,
+        device=q.device, **choice,
+    )  # fmt: skip
+    space = torch.empty(max(1, made.num_partials * heads * (dim + 2)), device=q.device)
+    held = SimpleNamespace(items=lambda device: made)
+    out = torch.empty_like(q)
+    return [
+        partial(
+            attention_kernels.tree_attention, each.q, each.k_cache, each.v_cache, held, dim**-0.5,
+            out, None, space,
+        )
+        for each in layers
+    ]  # fmt: skip
