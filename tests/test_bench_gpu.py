@@ -379,3 +379,30 @@ def test_the_step_that_is_timed_is_the_model(in_interpreter):
         hidden = layers.step(token[None], at, at, caches, plan, space)
     want = base(tokens[None]).last_hidden_state[0, -1]
     assert (hidden[0] - want).abs().max() < 2e-5 * want.abs().max()
+
+
+NCU = """==PROF== Connected to process 12
+some text of the program
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","12","attend_kernel","GPU Speed Of Light","DRAM Throughput","%","41.5"
+"0","12","attend_kernel","Warp State","No Eligible","%","1,070.2"
+"""
+
+
+def test_counters_are_read():
+    from bench.gpu.tools import read_metrics
+
+    assert read_metrics(NCU) == {"DRAM Throughput [%]": "41.5", "No Eligible [%]": "1,070.2"}
+    assert read_metrics("==ERROR== no counters\n") == {}
+
+
+def test_what_tools_look_at_is_in_the_run():
+    from bench.gpu import times
+    from bench.gpu.tools import COUNTED
+
+    for name, (case, kernel) in COUNTED.items():
+        part = getattr(times, name.partition(",")[0].replace("-", "_"))
+        assert case in [each.name for each in part(Machine("record"))]
+        assert f"def {kernel}(" in "".join(
+            path.read_text() for path in (ROOT / "kernels").glob("*.py")
+        )

@@ -22,7 +22,10 @@ __all__ = ["build_launcher", "cases", "compile_all", "launches_of_run"]
 
 # Parts that launch nothing of ours, or only what others launch too: a model's own layers take
 # minutes on a CPU.
-NOT_WALKED = ("environment", "ceilings", "compile", "engine", "step", "products", "search")
+NOT_WALKED = (
+    "environment", "ceilings", "compile", "engine", "step", "products", "search", "counters",
+    "sanitizer",
+)  # fmt: skip
 
 
 def launches_of_run(arch: str) -> Recording:

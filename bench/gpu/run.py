@@ -77,6 +77,8 @@ PARTS = (
     Part("check-sampling", 90, "checks", "sampling"),
     Part("check-graphs", 40, "checks", "graphs"),
     Part("check-repeats", 90, "checks", "repeats"),
+    Part("counters", 90, "tools", "counters"),
+    Part("sanitizer", 240, "tools", "sanitizer"),
 )
 # Everything is divided by what these find.
 FIRST = ("environment", "ceilings")
