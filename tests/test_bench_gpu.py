@@ -1,5 +1,6 @@
 """The GPU run, rehearsed on a CPU: every part to its end; what goes wrong costs its rows alone."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from bench.gpu.machine import Machine
+from bench.gpu.machine import CaptureFailed, Machine
 from bench.gpu.run import PARTS
 from bench.gpu.step import Layers, Shape
 from bench.gpu.table import Results, fill, line, read, table
@@ -406,3 +408,104 @@ def test_what_tools_look_at_is_in_the_run():
         assert f"def {kernel}(" in "".join(
             path.read_text() for path in (ROOT / "kernels").glob("*.py")
         )
+
+
+class FakeGpu:
+    """torch.cuda as Machine uses it, with a clock. A call takes 10 microseconds; the launch of a
+    graph takes 5, if nothing else runs."""
+
+    def __init__(self, monkeypatch):
+        self.clock, self.busy, self.mode, self.recorded = 0.0, False, "default", None
+        self.replays = 0
+        cuda = torch.cuda
+        monkeypatch.setattr(cuda, "synchronize", lambda *args: None)
+        monkeypatch.setattr(cuda, "set_sync_debug_mode", lambda mode: setattr(self, "mode", mode))
+        monkeypatch.setattr(cuda, "_sleep", lambda cycles: setattr(self, "busy", True))
+        monkeypatch.setattr(cuda, "CUDAGraph", lambda: FakeGraph(self))
+        monkeypatch.setattr(cuda, "graph", self.capturing)
+        monkeypatch.setattr(cuda, "Event", lambda enable_timing: FakeEvent(self))
+
+    @contextlib.contextmanager
+    def capturing(self, graph):
+        self.recorded = graph.calls
+        yield
+        self.recorded = None
+
+    def call(self):
+        if self.recorded is not None:
+            self.recorded.append(1)
+        else:
+            self.clock += 10e-6
+
+    def waiting_call(self):
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        assert self.recorded is None
+        self.call()
+
+
+class FakeGraph:
+    def __init__(self, gpu):
+        self.gpu, self.calls = gpu, []
+
+    def replay(self):
+        self.gpu.clock += 10e-6 * len(self.calls) + (0.0 if self.gpu.busy else 5e-6)
+        self.gpu.replays += 1
+
+
+class FakeEvent:
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def record(self):
+        self.at = self.gpu.clock
+
+    def synchronize(self):
+        self.gpu.busy = False
+
+    def elapsed_time(self, end):
+        return (end.at - self.at) * 1e3
+
+
+def test_a_graph_of_a_millisecond_is_timed_without_its_launch(monkeypatch):
+    gpu = FakeGpu(monkeypatch)
+    graphs = []
+    monkeypatch.setattr(
+        torch.cuda, "CUDAGraph", lambda: graphs.append(FakeGraph(gpu)) or graphs[-1]
+    )
+    (timing,) = Machine("gpu").time([gpu.call, gpu.call], rounds=7)
+    assert timing.captured
+    assert timing.seconds == pytest.approx([10e-6] * 7)
+    assert [len(graph.calls) for graph in graphs] == [2, 100]
+    assert gpu.mode == "default"
+
+
+def test_a_call_that_waits_is_launched_by_itself(monkeypatch):
+    gpu = FakeGpu(monkeypatch)
+    ours, peer = Machine("gpu").time([gpu.call], [gpu.waiting_call], rounds=3)
+    assert (ours.captured, peer.captured) == (True, False)
+    assert peer.seconds == pytest.approx([10e-6] * 3)
+    assert gpu.mode == "default"
+
+
+def test_a_capture_that_fails_ends_the_process(monkeypatch):
+    gpu = FakeGpu(monkeypatch)
+
+    def call():
+        if gpu.recorded is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        gpu.call()
+
+    with pytest.raises(CaptureFailed, match="not permitted"):
+        Machine("gpu").time([call])
+    assert gpu.mode == "default"
+
+
+def test_inputs_fill_the_cache_four_times(monkeypatch):
+    properties = SimpleNamespace(L2_cache_size=50 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    machine = Machine("gpu")
+    assert machine.sets(2 * 151936) * 2 * 151936 >= 200 * 2**20
+    assert machine.sets(10**9) == 1
+    assert machine.sets(10**6, most=3) == 3
+    assert Machine("dry").sets(1) == 1

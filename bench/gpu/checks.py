@@ -114,8 +114,9 @@ def check_lm_head_draws(
 def check_lm_head_product(machine: Machine, rows: int, vocab: int, size: int, dtype: Dtype) -> dict:
     """Scores of random rows: as near to float64 as 1.5 times the error of a library's product.
 
-    The matrix units round their sums otherwise than float32 does, so a bound from float32's
-    rounding would be wrong on some of them.
+    The matrix units round their sums otherwise than float32 does (some cut them off, after every
+    16 products), so a bound from float32's rounding alone would be wrong. And a library that adds
+    several partial products loses less: half a unit for each of ours is allowed beside its error.
     """
     hidden, weight = lm_head_inputs(machine, rows, vocab, size, dtype)
     keys, top_k = keys_on(machine, rows), min(5, vocab)
@@ -129,6 +130,7 @@ def check_lm_head_product(machine: Machine, rows: int, vocab: int, size: int, dt
     token = exact.gather(1, got.token_ids.long()[:, None])[:, 0]
     best = exact.topk(top_k).values
     allowed = 1.5 * error + 2.0**-20 * lse.abs().max().item()
+    allowed += size / 16 * 2.0**-24 * logits.abs().max().item()
     found = {
         "token": (got.token_logprobs - token).abs().max().item(),
         "top k": (got.topk_logprobs - best).abs().max().item(),

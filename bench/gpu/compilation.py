@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from bench.gpu.machine import Case, Machine
@@ -81,8 +82,8 @@ def compile_all(
     the cache, and the seconds of all processes together."""
     _work[:] = found
     context = multiprocessing.get_context("fork")
-    with context.Pool(os.cpu_count(), initializer=started) as pool:
-        ended = pool.map(_compile, range(len(found)), chunksize=1)
+    with ProcessPoolExecutor(os.cpu_count(), context, started) as pool:
+        ended = [*pool.map(_compile, range(len(found)))]
     _work.clear()
     return {
         "errors": [each.error for each in ended if each.error],

@@ -60,8 +60,9 @@ def attention_inputs(
     *,
     room: float = 1.0,
     page_size: int = PAGE,
+    plan: mf.TreeAttentionPlan | None = None,
 ) -> AttentionInputs:
-    """Caches hold NaN in every slot that no segment owns."""
+    """Caches hold NaN in every slot that no segment owns; `plan` is one of an earlier call."""
     heads, kv_heads, dim = HEADS[model]
     table, pages = tables(tree, page_size)
     shape = (2, pages + 1, kv_heads, page_size, dim)
@@ -76,7 +77,7 @@ def attention_inputs(
         offset = (token % page_size).to(machine.device)
         for cache in caches:
             cache[page, :, offset] = machine.normal(len(segment), kv_heads, dim, dtype=dtype)
-    plan = mf.plan_tree_attention(
+    plan = plan or mf.plan_tree_attention(
         tree.parents, tree.lens, table, tree.leaves, num_heads=heads, num_kv_heads=kv_heads,
         head_dim=dim, page_size=page_size, device=machine.device, room=room,
     )  # fmt: skip

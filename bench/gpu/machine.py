@@ -17,6 +17,10 @@ __all__ = ["CaptureFailed", "Case", "Machine", "Timing"]
 
 Call = Callable[[], object]
 
+TURN = 1e-3  # seconds of a graph, at least
+WARM = 0.02  # seconds of replays before those that count
+LAUNCH_CYCLES = 100_000  # of the GPU: longer than it takes to launch a graph
+
 
 class Case(NamedTuple):
     """One row of a part: its name, and what gives the other fields (or fails)."""
@@ -93,16 +97,16 @@ class Machine:
             return torch.empty(shape, dtype=dtype)
         return torch.randn(shape, dtype=dtype, device=self.device).mul_(scale)
 
-    def sets(self, nbytes: float, most: int = 64) -> int:
+    def sets(self, nbytes: float, most: int = 1000) -> int:
         """So many inputs of a call that none is still in the L2 cache when its turn comes."""
         if self.mode != "gpu":
             return 1
         cache = 4 * torch.cuda.get_device_properties(0).L2_cache_size
         return min(most, max(1, -(-cache // max(int(nbytes), 1))))
 
-    def rotating(self, make: Callable[[], object], nbytes: float, most: int = 64) -> list:
+    def rotating(self, make: Callable[[], object], nbytes: float) -> list:
         """As many inputs as `sets` says."""
-        return [make() for _ in range(self.sets(nbytes, most))]
+        return [make() for _ in range(self.sets(nbytes))]
 
     def time(self, *candidates: Sequence[Call], rounds: int = 15) -> list[Timing]:
         """Times of each candidate, a list of calls on inputs of their own, in turns.
@@ -117,6 +121,10 @@ class Machine:
             return [Timing([1.0], True) for _ in candidates]
         timers = [self._timer(calls) for calls in candidates]
         seconds: list[list[float]] = [[] for _ in candidates]
+        warm = time.monotonic() + (0.0 if self.dry else WARM)
+        while time.monotonic() < warm:  # an idle GPU takes a moment to reach its clock
+            for run, _ in timers:
+                run()
         for _ in range(1 if self.dry else rounds):
             for (run, _), times in zip(timers, seconds, strict=True):
                 times.append(run())
@@ -130,16 +138,15 @@ class Machine:
         for call in calls:  # compiles, and fills the allocator
             call()
         torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for call in calls:
-            call()
-        torch.cuda.synchronize()
-        repeats = max(1, round(1e-3 / (time.perf_counter() - begin)))
-        sequence = [call for _ in range(repeats) for call in calls]
         if self._waits(calls[0]):
-            return lambda: self._event_seconds(sequence), False
-        replay = [self.capture(sequence).replay]
-        return lambda: self._event_seconds(replay) / len(sequence), True
+            return lambda: self._event_seconds(calls), False
+        sequence = [*calls]
+        graph = self.capture(sequence)
+        repeats = round(TURN / self._event_seconds([graph.replay]))
+        if repeats > 1:
+            sequence *= min(repeats, 500)
+            graph = self.capture(sequence)
+        return lambda: self._event_seconds([graph.replay]) / len(sequence), True
 
     def _waits(self, call: Call) -> bool:
         """Whether a call makes the host wait for the device, which no graph can hold."""
@@ -179,6 +186,8 @@ class Machine:
 
     def _event_seconds(self, calls: Sequence[Call]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # The GPU is busy while the first launch is under way: it would count as the call's.
+        torch.cuda._sleep(LAUNCH_CYCLES)
         start.record()
         for call in calls:
             call()

@@ -206,9 +206,8 @@ def peer_attention(machine: Machine, model: str, tree: Tree, peer: Callable) -> 
     private_bytes = 4.0 * int(plan.path_lens.sum()) * kv_heads * dim
     if private_bytes > MOST_BYTES:
         return {"skipped": f"private copies of the paths would take {private_bytes / 1e9:.0f} GB"}
-    most = min(8, max(1, int(MOST_BYTES // private_bytes)))
-    others = machine.sets(nbytes, most=most) - 1
-    sets = [first, *(attention_inputs(machine, model, tree) for _ in range(others))]
+    others = range(machine.sets(nbytes, most=max(1, int(MOST_BYTES // private_bytes))) - 1)
+    sets = [first, *(attention_inputs(machine, model, tree, plan=plan) for _ in others)]
     out = torch.empty_like(first.q)
     workspace = torch.empty(plan.workspace_numel, device=machine.device)
     ours = [
@@ -224,7 +223,8 @@ def peer_attention(machine: Machine, model: str, tree: Tree, peer: Callable) -> 
         lambda: [peer(each.q, *private_copies(each, tree)) for each in sets],
         machine.floor_us(nbytes, flop),
     )
-    return row | {"rho": rho}
+    # SDPA takes a call for each length of a path.
+    return row | {"rho": rho, "path_lengths": len({*plan.path_lens.tolist()})}
 
 
 def private_copies(inputs: AttentionInputs, tree: Tree) -> tuple[list, list]:

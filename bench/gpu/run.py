@@ -10,6 +10,7 @@ are used where they are. Without a GPU, --dry-run rehearses all of it on tiny sh
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -182,17 +183,22 @@ def main(argv: Sequence[str] | None = None, *, all_parts: Sequence[Part] = PARTS
     for told in pack.use(args.pack):
         print(told, flush=True)
     if not args.dry_run:
+        if why_not := no_gpu():
+            parser.error(f"expected a CUDA GPU, {why_not} (--dry-run rehearses without one)")
+        if os.environ.get("TRITON_INTERPRET", "0") != "0":
+            parser.error("expected TRITON_INTERPRET unset: the interpreter runs nothing on a GPU")
         import_module("bench.launches").import_kernels()  # once for all parts
-    if not args.dry_run and (why_not := no_gpu()):
-        parser.error(f"expected a CUDA GPU, {why_not} (--dry-run rehearses without one)")
+        # Where nothing else holds the device, the driver would shut it down after each part.
+        with contextlib.suppress(OSError):
+            os.open("/dev/nvidia0", os.O_RDWR)
     chosen = [part for part in all_parts if part.name in args.parts or part.name in FIRST]
     run = Run(args.out, "dry" if args.dry_run else "gpu", deadline, args.commit)
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGINT)}
     interrupted = None
     try:
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        told = {"command": sys.argv, "mode": run.mode, "minutes": args.minutes, "started": started}
-        run.write({"run": told})
+        this = {"command": sys.argv, "mode": run.mode, "minutes": args.minutes, "started": started}
+        run.write({"run": this})
         run.run(chosen)
     except Interrupted as error:
         interrupted = str(error)

@@ -222,7 +222,8 @@ def engine(machine: Machine) -> Iterator[Case]:
 
 
 def time_engine(machine: Machine, branches: int, made: list) -> dict:
-    """`made` keeps the model from row to row."""
+    """As many children as branches: every step has a row for each branch. `made` keeps the model
+    from row to row."""
     import transformers
 
     shape = TINY if machine.dry else SHAPES["7b"]
@@ -244,7 +245,11 @@ def time_engine(machine: Machine, branches: int, made: list) -> dict:
         made[0], tokenizer, name="random 7b", max_branches=branches, kv_tokens=tokens
     ) as engine:
         config = mf.SearchConfig(
-            expansions=2 * branches, parallel=branches, rollout_tokens=0, step_tokens=32
+            expansions=2 * branches,
+            parallel=branches,
+            children=branches,
+            rollout_tokens=0,
+            step_tokens=32,
         )
         question = "How many times does the letter r occur in strawberry?"
         mf.solve(question, engine, config)

@@ -68,7 +68,7 @@ def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
     vocab = 4112 if machine.dry else VOCAB
     chunks = -(-vocab // topk_kernels.CHUNK.value)
     nbytes = 2 * batch * vocab
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes, most=16)
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
     results = empty_samples(batch, 5, machine.device)
     keys = keys_on(machine, batch)
     sampling = Sampling(0.7, 0.95, 0.0, 0, *keys.values(), None, None, None)
@@ -142,9 +142,9 @@ def sweep_attention(machine: Machine, tree: Tree) -> dict:
 
     def layers(page_size: int) -> list[AttentionInputs]:
         first = attention_inputs(machine, model, tree, page_size=page_size)
-        others = machine.sets(attention_work(model, first.plan)[0], most=4) - 1
-        more = (attention_inputs(machine, model, tree, page_size=page_size) for _ in range(others))
-        return [first, *more]
+        others = range(machine.sets(attention_work(model, first.plan)[0]) - 1)
+        options = {"page_size": page_size, "plan": first.plan}
+        return [first, *(attention_inputs(machine, model, tree, **options) for _ in others)]
 
     inputs = layers(16)
     nbytes, flop, _ = attention_work(model, inputs[0].plan)

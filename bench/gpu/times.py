@@ -137,8 +137,8 @@ def time_attention(machine: Machine, model: str, tree: Tree, room: float) -> dic
     first = attention_inputs(machine, model, tree, room=room)
     plan = first.plan
     nbytes, flop, rho = attention_work(model, plan)
-    others = machine.sets(nbytes, most=8) - 1
-    sets = [first, *(attention_inputs(machine, model, tree, room=room) for _ in range(others))]
+    others = range(machine.sets(nbytes) - 1)
+    sets = [first, *(attention_inputs(machine, model, tree, plan=plan) for _ in others)]
     out = torch.empty_like(first.q)
     workspace = torch.empty(plan.workspace_numel, device=machine.device)
     calls = [
