@@ -212,9 +212,14 @@ def test_the_run_ends_with_its_minutes(tmp_path):
     assert [ends[part]["ended"] for part in ("long", "last")] == ["out of time", "no time left"]
 
 
-def test_chosen_parts_alone(tmp_path):
-    assert run_parts("good,last", tmp_path, "--parts", "last").returncode == 0
-    assert [*told(tmp_path)] == ["last"]
+def test_chosen_parts_alone_and_earlier_rows_are_kept(tmp_path):
+    assert run_parts("good,last", tmp_path).returncode == 0
+    first = (tmp_path / "gpu.jsonl").read_text()
+    for number in (1, 2):
+        assert run_parts("good,last", tmp_path, "--parts", "last").returncode == 0
+        assert [*told(tmp_path)] == ["last"]
+        assert (tmp_path / "gpu.1.jsonl").read_text() == first
+        assert (tmp_path / "gpu.2.jsonl").exists() == (number == 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -509,3 +514,18 @@ def test_inputs_fill_the_cache_four_times(monkeypatch):
     assert machine.sets(10**9) == 1
     assert machine.sets(10**6, most=3) == 3
     assert Machine("dry").sets(1) == 1
+
+
+@pytest.mark.parametrize(("rows", "splits"), [(3, 1), (70, 1), (5, 3)])
+def test_the_skinny_product_is_a_product(rows, splits, in_interpreter):
+    from bench.gpu.skinny import skinny_product
+
+    x, weight = torch.randn(rows, 272).bfloat16(), torch.randn(136, 272).bfloat16()
+    got = skinny_product(x, weight, splits)
+    want = x.double() @ weight.double().T
+    assert got.shape == ((rows, 136) if splits == 1 else (splits, rows, 136))
+    if splits == 1:
+        assert got.dtype == torch.bfloat16
+        assert (got.double() - want).abs().max() <= 2.0**-8 * want.abs().max()
+    else:
+        assert (got.double().sum(0) - want).abs().max() <= 1e-5 * want.abs().max()

@@ -19,7 +19,7 @@ from bench.gpu.inputs import (
     random_logits,
 )
 from bench.gpu.machine import Case, Machine
-from bench.trees import PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
+from bench.trees import HEADS, PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
 from bench.trees import search as search_tree
 from tests.compare import assert_close, assert_lse_close, assert_scores, entropy_of
 from tests.draws import OPTIONS, check_draws, options_of
@@ -200,10 +200,11 @@ def check_attention(machine: Machine, model: str, tree: Tree, dtype: Dtype) -> d
     return {"queries": len(q), "largest_error": (out.double() - want).abs().max().item()}
 
 
-def check_append(machine: Machine) -> dict:
+def check_append(machine: Machine, model: str) -> dict:
     """append_kv: every slot that was named, and no other."""
-    k, v = machine.normal(2, 3, 4, 128, dtype=torch.bfloat16)
-    k_cache, v_cache = caches = machine.normal(2, 5, 4, PAGE, 128, dtype=torch.bfloat16)
+    _, heads, dim = HEADS[model]
+    k, v = machine.normal(2, 3, heads, dim, dtype=torch.bfloat16)
+    k_cache, v_cache = caches = machine.normal(2, 5, heads, PAGE, dim, dtype=torch.bfloat16)
     want = caches.clone()
     slots = torch.tensor([17, -1, 79], device=machine.device)
     mf.append_kv(k, v, k_cache, v_cache, slots, backend=BACKEND)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -94,7 +95,8 @@ class Run:
     """One run: where it writes, and when it must be over.
 
     Attributes:
-        folder: gets gpu.jsonl, table.txt and gpu.log.
+        folder: gets gpu.jsonl, table.txt and gpu.log; the rows of an earlier run become
+            gpu.1.jsonl, and so on.
         mode: "gpu" or "dry".
         deadline: time.monotonic() of the end.
         commit: what is run, where git cannot tell.
@@ -110,7 +112,11 @@ class Run:
         self.results = Results()
         self.log = self.folder / "gpu.log"
         self.log.write_bytes(b"")
-        self.file = (self.folder / "gpu.jsonl").open("w", encoding="utf-8")
+        path = self.folder / "gpu.jsonl"
+        if path.exists():  # an earlier run's, which is kept
+            number = next(n for n in count(1) if not path.with_suffix(f".{n}.jsonl").exists())
+            path.rename(path.with_suffix(f".{number}.jsonl"))
+        self.file = path.open("w", encoding="utf-8")
 
     def write(self, record: dict) -> None:
         """A line of the file, on the disk before anything else is begun."""

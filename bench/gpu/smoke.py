@@ -44,7 +44,8 @@ def cases(machine: Machine) -> Iterator[Case]:
             checks.check_lm_head_product, machine, 80, vocab, size, BF16))  # fmt: skip
         yield Case("lm_head_confidence, batches and shards", partial(
             checks.check_lm_head_batches, machine, vocab, size, BF16))  # fmt: skip
-    yield Case("append_kv", partial(checks.check_append, machine))
+    for heads in ("qwen2-7b", "nano-marco"):
+        yield Case(f"append_kv {heads}", partial(checks.check_append, machine, heads))
     yield Case("tree_attention, a search", partial(
         checks.check_attention, machine, model, tree, BF16))  # fmt: skip
     if not machine.dry:

@@ -17,6 +17,8 @@ from torch.nn.functional import linear, silu
 import marco_fast as mf
 from bench.gpu.inputs import BACKEND, keys_on
 from bench.gpu.machine import Case, Machine
+from bench.gpu.skinny import skinny_product
+from bench.gpu.sweeps import compare
 from bench.gpu.times import FILTERS
 from bench.trees import PAGE, Tree, prompt_and_branches, tables
 from bench.trees import search as search_tree
@@ -44,7 +46,8 @@ TINY = Shape(2, 64, 128, 4, 2, 16, 304)
 
 
 def products(machine: Machine) -> Iterator[Case]:
-    """The four products of a 7B layer by the library, in bfloat16."""
+    """The four products of a 7B layer in bfloat16: by the library, and by skinny.py, where K is cut
+    into parts whose sums something else would have to fold."""
     shape = TINY if machine.dry else SHAPES["7b"]
     joined = (shape.heads + 2 * shape.kv_heads) * shape.dim
     sizes = {
@@ -63,9 +66,16 @@ def time_product(machine: Machine, rows: int, inner: int, outer: int) -> dict:
     nbytes = 2 * inner * outer
     x = machine.normal(rows, inner, dtype=torch.bfloat16)
     weights = machine.rotating(lambda: machine.normal(outer, inner, dtype=torch.bfloat16), nbytes)
-    (timing,) = machine.time([partial(linear, x, weight) for weight in weights])
-    floor = machine.floor_us(nbytes, 2.0 * rows * inner * outer)
-    return {**timing.summary(), "floor_us": floor}
+    choices = {"library": [partial(linear, x, weight) for weight in weights]}
+    if machine.recording:  # what a library launches is not ours
+        del choices["library"]
+    for splits in (1, 2) if machine.dry else (1, 2, 4, 8):
+        out = skinny_product(x, weights[0], splits)
+        choices[f"skinny, {splits} parts"] = [
+            partial(skinny_product, x, weight, splits, out) for weight in weights
+        ]
+    own = next(iter(choices))
+    return compare(machine, choices, own, machine.floor_us(nbytes, 2.0 * rows * inner * outer))
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -171,6 +181,8 @@ def captured(machine: Machine) -> Iterator[Case]:
     models = {"tiny": TINY} if machine.dry else SHAPES
     for name, shape in models.items():
         made: list[Layers] = []
+        if machine.recording:  # the launches of a layer, without its products
+            shape = shape._replace(layers=1, hidden=64, intermediate=64, vocab=4096)
         for rows in (3,) if machine.dry else (64, 256, 512):
             yield Case(f"step {name} {rows}", partial(time_step, machine, shape, rows, made))
 
