@@ -1,6 +1,5 @@
 """The GPU run, rehearsed on a CPU: every part to its end; what goes wrong costs its rows alone."""
 
-import contextlib
 import json
 import os
 import random
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from bench.gpu.machine import CaptureFailed, Machine
 from bench.gpu.run import PARTS
 from bench.gpu.step import Layers, Shape
 from bench.gpu.table import Results, fill, line, read, table
+from tests.fake_gpu import L2_BYTES, FakeGpu, FakeGraph
 
 ROOT = Path(__file__).parents[1]
 
@@ -415,63 +414,6 @@ def test_what_tools_look_at_is_in_the_run():
         )
 
 
-class FakeGpu:
-    """torch.cuda as Machine uses it, with a clock. A call takes 10 microseconds; the launch of a
-    graph takes 5, if nothing else runs."""
-
-    def __init__(self, monkeypatch):
-        self.clock, self.busy, self.mode, self.recorded = 0.0, False, "default", None
-        self.replays = 0
-        cuda = torch.cuda
-        monkeypatch.setattr(cuda, "synchronize", lambda *args: None)
-        monkeypatch.setattr(cuda, "set_sync_debug_mode", lambda mode: setattr(self, "mode", mode))
-        monkeypatch.setattr(cuda, "_sleep", lambda cycles: setattr(self, "busy", True))
-        monkeypatch.setattr(cuda, "CUDAGraph", lambda: FakeGraph(self))
-        monkeypatch.setattr(cuda, "graph", self.capturing)
-        monkeypatch.setattr(cuda, "Event", lambda enable_timing: FakeEvent(self))
-
-    @contextlib.contextmanager
-    def capturing(self, graph):
-        self.recorded = graph.calls
-        yield
-        self.recorded = None
-
-    def call(self):
-        if self.recorded is not None:
-            self.recorded.append(1)
-        else:
-            self.clock += 10e-6
-
-    def waiting_call(self):
-        if self.mode == "error":
-            raise RuntimeError("called a synchronizing CUDA operation")
-        assert self.recorded is None
-        self.call()
-
-
-class FakeGraph:
-    def __init__(self, gpu):
-        self.gpu, self.calls = gpu, []
-
-    def replay(self):
-        self.gpu.clock += 10e-6 * len(self.calls) + (0.0 if self.gpu.busy else 5e-6)
-        self.gpu.replays += 1
-
-
-class FakeEvent:
-    def __init__(self, gpu):
-        self.gpu = gpu
-
-    def record(self):
-        self.at = self.gpu.clock
-
-    def synchronize(self):
-        self.gpu.busy = False
-
-    def elapsed_time(self, end):
-        return (end.at - self.at) * 1e3
-
-
 def test_a_graph_of_a_millisecond_is_timed_without_its_launch(monkeypatch):
     gpu = FakeGpu(monkeypatch)
     graphs = []
@@ -507,10 +449,9 @@ def test_a_capture_that_fails_ends_the_process(monkeypatch):
 
 
 def test_inputs_fill_the_cache_four_times(monkeypatch):
-    properties = SimpleNamespace(L2_cache_size=50 * 2**20)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    FakeGpu(monkeypatch)
     machine = Machine("gpu")
-    assert machine.sets(2 * 151936) * 2 * 151936 >= 200 * 2**20
+    assert machine.sets(2 * 151936) * 2 * 151936 >= 4 * L2_BYTES
     assert machine.sets(10**9) == 1
     assert machine.sets(10**6, most=3) == 3
     assert Machine("dry").sets(1) == 1
@@ -529,3 +470,43 @@ def test_the_skinny_product_is_a_product(rows, splits, in_interpreter):
         assert (got.double() - want).abs().max() <= 2.0**-8 * want.abs().max()
     else:
         assert (got.double().sum(0) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+PRETEND = """
+import json, sys
+import pytest
+from bench.gpu import skinny, step, sweeps, times
+from bench.launches import recording
+from tests.fake_gpu import FakeGpu, PretendMachine
+
+with recording("sm_90") as seen:
+    machine = PretendMachine(FakeGpu(pytest.MonkeyPatch(), seen))
+    for part in (times.confidence, times.sampling, times.lm_head, times.attention, times.append_kv,
+                 sweeps.attention, sweeps.lm_head, sweeps.confidence, step.products, step.captured):
+        for case in part(machine):
+            machine.inputs = []
+            row = case.run()
+            told = {name: row[name] for name in ("us", "floor_us")} | {"inputs": machine.inputs}
+            print(json.dumps({"part": part.__module__, "case": case.name} | told))
+"""
+
+
+def test_the_timing_parts_as_on_a_gpu():
+    """Sizes, inputs and graphs of a GPU; a driver whose launches take 10 microseconds each."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRETEND], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(text) for text in done.stdout.splitlines()]
+    assert len(rows) > 90
+    launches = {"topk_confidence": 1, "sample_confidence": 1, "tree_attention": 2, "append_kv": 1}
+    for row in rows:
+        name, rows_of_it = row["case"].split()[:2]
+        if row["part"].startswith("bench.gpu.times"):
+            # Four for the LM head, and one beside a library's product.
+            expected = launches.get(name) or (4 if int(rows_of_it) <= 64 else 1)
+            assert row["us"] == pytest.approx(10 * expected), row
+        if name not in ("append_kv", "step"):
+            nbytes = row["floor_us"] * 1e6  # at the ceiling of PretendMachine
+            assert min(row["inputs"]) * nbytes >= 4 * L2_BYTES, row

@@ -142,7 +142,7 @@ class Machine:
             return lambda: self._event_seconds(calls), False
         sequence = [*calls]
         graph = self.capture(sequence)
-        repeats = round(TURN / self._event_seconds([graph.replay]))
+        repeats = round(TURN / max(self._event_seconds([graph.replay]), 1e-6))
         if repeats > 1:
             sequence *= min(repeats, 500)
             graph = self.capture(sequence)
