@@ -21,7 +21,7 @@ import json, random, sys
 import torch
 import marco_fast as mf
 from bench.launches import recording
-from bench.gpu.inputs import attention_inputs
+from bench.gpu.parts.inputs import attention_inputs
 from bench.gpu.machine import Machine
 from bench.trees import Tree
 

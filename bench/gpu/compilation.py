@@ -30,7 +30,7 @@ NOT_WALKED = (
 
 def launches_of_run(arch: str) -> Recording:
     """Every launch of every case, as on a GPU of this architecture."""
-    from bench.gpu import skinny  # noqa: F401  (its kernel is made for a GPU outside of recording)
+    from bench.gpu.parts import skinny  # noqa: F401  (made for a GPU, outside of recording)
     from bench.gpu.run import PARTS
 
     machine = Machine("record")

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 import marco_fast as mf
-from bench.gpu.inputs import (
+from bench.gpu.machine import Case, Machine, Timing
+from bench.gpu.parts.inputs import (
     BACKEND,
     attention_inputs,
     forests,
@@ -20,7 +21,6 @@ from bench.gpu.inputs import (
     lm_head_inputs,
     random_logits,
 )
-from bench.gpu.machine import Case, Machine, Timing
 from bench.trees import HEADS, PAGE, Tree
 
 VOCAB = 151936

@@ -14,7 +14,8 @@ from unittest import mock
 
 import torch
 
-from bench.gpu.inputs import (
+from bench.gpu.machine import Case, Machine
+from bench.gpu.parts.inputs import (
     AttentionInputs,
     attention_inputs,
     forests,
@@ -22,8 +23,7 @@ from bench.gpu.inputs import (
     lm_head_inputs,
     random_logits,
 )
-from bench.gpu.machine import Case, Machine
-from bench.gpu.times import FILTERS, HEAD, VOCAB, attention_work
+from bench.gpu.parts.times import FILTERS, HEAD, VOCAB, attention_work
 from bench.trees import HEADS, Tree
 from marco_fast.kernels import launch
 from marco_fast.kernels import lm_head_confidence as lm_head_kernels

@@ -11,14 +11,14 @@ from functools import partial
 import torch
 
 import marco_fast as mf
-from bench.gpu.inputs import (
+from bench.gpu.machine import Case, Machine
+from bench.gpu.parts.inputs import (
     BACKEND,
     attention_inputs,
     keys_on,
     lm_head_inputs,
     random_logits,
 )
-from bench.gpu.machine import Case, Machine
 from bench.trees import HEADS, PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
 from bench.trees import search as search_tree
 from tests.compare import assert_close, assert_lse_close, assert_scores, entropy_of

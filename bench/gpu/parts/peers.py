@@ -14,7 +14,8 @@ import torch
 
 import marco_fast as mf
 from bench import by_hand
-from bench.gpu.inputs import (
+from bench.gpu.machine import Case, Machine
+from bench.gpu.parts.inputs import (
     BACKEND,
     AttentionInputs,
     attention_inputs,
@@ -22,8 +23,7 @@ from bench.gpu.inputs import (
     lm_head_inputs,
     random_logits,
 )
-from bench.gpu.machine import Case, Machine
-from bench.gpu.times import (
+from bench.gpu.parts.times import (
     FILTERS,
     HEAD,
     VOCAB,

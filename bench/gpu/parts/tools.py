@@ -1,6 +1,6 @@
 """What NVIDIA's tools say of our kernels, where they are there: hardware counters, bad accesses.
 
-The tools start a process of their own: `python -m bench.gpu.tools CASE` runs one small thing
+The tools start a process of their own: `python -m bench.gpu.parts.tools CASE` runs one small thing
 without the machinery of a run.
 """
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from bench.gpu.machine import Case, Machine
+from bench.gpu.machine import Case, Machine, Timing
 
 __all__ = ["counters", "sanitizer"]
 
@@ -86,13 +86,13 @@ def sanitize(machine: Machine, name: str) -> dict:
 
 def run(tool: list[str], name: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*tool, sys.executable, "-m", "bench.gpu.tools", name], capture_output=True, text=True
+        [*tool, sys.executable, "-m", "bench.gpu.parts.tools", name], capture_output=True, text=True
     )
 
 
 def calls(name: str) -> Iterator[Callable[[], dict]]:
     """What a name stands for."""
-    from bench.gpu import smoke, times
+    from bench.gpu.parts import smoke, times
 
     machine = Machine("gpu")
     if name == "smoke":
@@ -108,8 +108,6 @@ def calls(name: str) -> Iterator[Callable[[], dict]]:
 
 
 def launched(candidate: Sequence[Callable[[], object]]) -> object:
-    from bench.gpu.machine import Timing
-
     for call in (*candidate[:1], *candidate[:1]):
         call()
     return Timing([1.0], False)

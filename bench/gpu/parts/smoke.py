@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
-from bench.gpu import checks
 from bench.gpu.machine import Case, Machine
+from bench.gpu.parts import checks
 from bench.trees import prompt_and_branches
 from bench.trees import search as search_tree
 

@@ -15,11 +15,11 @@ import torch
 from torch.nn.functional import linear, silu
 
 import marco_fast as mf
-from bench.gpu.inputs import BACKEND, keys_on
 from bench.gpu.machine import Case, Machine
-from bench.gpu.skinny import skinny_product
-from bench.gpu.sweeps import compare
-from bench.gpu.times import FILTERS
+from bench.gpu.parts.inputs import BACKEND, keys_on
+from bench.gpu.parts.skinny import skinny_product
+from bench.gpu.parts.sweeps import compare
+from bench.gpu.parts.times import FILTERS
 from bench.trees import PAGE, Tree, prompt_and_branches, tables
 from bench.trees import search as search_tree
 
