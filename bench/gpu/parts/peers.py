@@ -18,7 +18,6 @@ from bench.gpu.machine import Case, Machine
 from bench.gpu.parts.inputs import (
     BACKEND,
     AttentionInputs,
-    attention_inputs,
     forests,
     lm_head_inputs,
     random_logits,
@@ -27,6 +26,7 @@ from bench.gpu.parts.times import (
     FILTERS,
     HEAD,
     VOCAB,
+    attention_calls,
     attention_work,
     draw_options,
     lm_head_shapes,
@@ -200,23 +200,14 @@ def attention(machine: Machine) -> Iterator[Case]:
 
 def peer_attention(machine: Machine, model: str, tree: Tree, peer: Callable) -> dict:
     _, kv_heads, dim = HEADS[model]
-    first = attention_inputs(machine, model, tree)
-    plan = first.plan
-    nbytes, flop, rho = attention_work(model, plan)
-    private_bytes = 4.0 * int(plan.path_lens.sum()) * kv_heads * dim
+    seen = sum(tree.lens[n] for leaf in tree.leaves for n in tree.path(leaf))
+    private_bytes = 4.0 * seen * kv_heads * dim
     if private_bytes > MOST_BYTES:
         return {"skipped": f"private copies of the paths would take {private_bytes / 1e9:.0f} GB"}
-    others = range(machine.sets(nbytes, most=max(1, int(MOST_BYTES // private_bytes))) - 1)
-    sets = [first, *(attention_inputs(machine, model, tree, plan=plan) for _ in others)]
-    out = torch.empty_like(first.q)
-    workspace = torch.empty(plan.workspace_numel, device=machine.device)
-    ours = [
-        partial(
-            mf.tree_attention, each.q, each.k_cache, each.v_cache, plan, out=out,
-            workspace=workspace, backend=BACKEND,
-        )
-        for each in sets
-    ]  # fmt: skip
+    most = max(1, int(MOST_BYTES // private_bytes))
+    sets, ours = attention_calls(machine, model, tree, most=most)
+    plan = sets[0].plan
+    nbytes, flop, rho = attention_work(model, plan)
     row = beside(
         machine,
         ours,

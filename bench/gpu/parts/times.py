@@ -6,7 +6,7 @@ and those of the floor: the bytes that must be read over the ceiling of this run
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ import marco_fast as mf
 from bench.gpu.machine import Case, Machine, Timing
 from bench.gpu.parts.inputs import (
     BACKEND,
+    AttentionInputs,
     attention_inputs,
     forests,
     keys_on,
@@ -133,23 +134,28 @@ def attention_work(model: str, plan: mf.TreeAttentionPlan) -> tuple[float, float
     return nbytes, 4.0 * seen * heads * dim, seen / read
 
 
-def time_attention(machine: Machine, model: str, tree: Tree, room: float) -> dict:
+def attention_calls(
+    machine: Machine, model: str, tree: Tree, *, room: float = 1.0, most: int = 1000
+) -> tuple[list[AttentionInputs], list[Callable[[], torch.Tensor]]]:
+    """As many inputs with one plan as the cache cannot hold, `most` at most, and a call on each."""
     first = attention_inputs(machine, model, tree, room=room)
     plan = first.plan
-    nbytes, flop, rho = attention_work(model, plan)
-    others = range(machine.sets(nbytes) - 1)
+    others = range(machine.sets(attention_work(model, plan)[0], most) - 1)
     sets = [first, *(attention_inputs(machine, model, tree, plan=plan) for _ in others)]
     out = torch.empty_like(first.q)
     workspace = torch.empty(plan.workspace_numel, device=machine.device)
-    calls = [
-        partial(
-            mf.tree_attention, each.q, each.k_cache, each.v_cache, plan, out=out,
-            workspace=workspace, backend=BACKEND,
-        )
+    options = {"out": out, "workspace": workspace, "backend": BACKEND}
+    return sets, [
+        partial(mf.tree_attention, each.q, each.k_cache, each.v_cache, plan, **options)
         for each in sets
-    ]  # fmt: skip
+    ]
+
+
+def time_attention(machine: Machine, model: str, tree: Tree, room: float) -> dict:
+    sets, calls = attention_calls(machine, model, tree, room=room)
+    nbytes, flop, rho = attention_work(model, sets[0].plan)
     timed = row(machine, *machine.time(calls), nbytes, flop)
-    return {**timed, "rho": rho, "queries": plan.num_queries, "bytes": nbytes}
+    return {**timed, "rho": rho, "queries": len(sets[0].q), "bytes": nbytes}
 
 
 def append_kv(machine: Machine) -> Iterator[Case]:
