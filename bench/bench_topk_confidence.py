@@ -12,7 +12,7 @@ from bench import by_hand
 from bench.roofline import LARGE, interleaved, read_bandwidth, rotating
 from marco_fast import ops
 from marco_fast.ops import reference
-from tests.compare import assert_close
+from tests.support.tolerance import assert_close
 
 THREADS = 1  # one thread each: no team to start, the same for both sides
 VOCAB = 151936

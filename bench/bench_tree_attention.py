@@ -25,7 +25,7 @@ from bench.trees import (
     search,
     tables,
 )
-from tests.compare import assert_close
+from tests.support.tolerance import assert_close
 
 THREADS = len(os.sched_getaffinity(0))
 

@@ -1,27 +1,13 @@
 """append_kv: every slot where it belongs, nothing anywhere else, nothing at all on an error."""
 
-import numpy as np
 import pytest
 import torch
 
 import marco_fast as mf
+from tests.support.caches import append_inputs, same_caches
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["cpu", "torch"]
-
-
-def make(seed, tokens, heads, page_size, head_dim, dtype, pages=6):
-    """Tokens with padded strides and caches that are slices of larger, NaN-filled tensors."""
-    torch.manual_seed(seed)
-    k, v = torch.randn(2, heads, tokens + 1, head_dim + 16).to(dtype)
-    k, v = (x[:, :tokens, :head_dim].transpose(0, 1) for x in (k, v))
-    pool = torch.full((2, pages, heads + 2, page_size, head_dim), torch.nan, dtype=dtype)
-    slots = np.random.default_rng(seed).permutation(pages * page_size)[:tokens]
-    return k, v, pool, torch.from_numpy(slots.astype(np.int64))
-
-
-def same(left, right) -> bool:
-    return torch.equal(left.nan_to_num(nan=7e4), right.nan_to_num(nan=7e4))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -33,30 +19,30 @@ def same(left, right) -> bool:
 )  # fmt: skip
 def test_rows_land_in_their_slots(tokens, heads, page_size, head_dim, dtype, backend):
     pages = max(6, -(-tokens // page_size) + 5)
-    k, v, pool, slots = make(tokens, tokens, heads, page_size, head_dim, dtype, pages)
+    k, v, pool, slots = append_inputs(tokens, tokens, heads, page_size, head_dim, dtype, pages)
     want = pool.clone()
     for t, slot in enumerate(slots.tolist()):
         want[0, slot // page_size, 1 : heads + 1, slot % page_size] = k[t]
         want[1, slot // page_size, :heads, slot % page_size] = v[t]
     mf.append_kv(k, v, pool[0, :, 1 : heads + 1], pool[1, :, :heads], slots, backend=backend)
-    assert same(pool, want)
+    assert same_caches(pool, want)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_slot_minus_one_is_skipped(backend):
-    k, v, pool, slots = make(0, 6, 2, 16, 32, torch.float32)
+    k, v, pool, slots = append_inputs(0, 6, 2, 16, 32, torch.float32)
     slots[[1, 4]] = -1
     mf.append_kv(k, v, pool[0, :, :2], pool[1, :, :2], slots, backend=backend)
     other = torch.full_like(pool, torch.nan)
     kept = [0, 2, 3, 5]
     mf.append_kv(k[kept], v[kept], other[0, :, :2], other[1, :, :2], slots[kept])
-    assert same(pool, other)
+    assert same_caches(pool, other)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("slot", [-2, 96, 2**40, -(2**62)])
 def test_a_slot_outside_writes_nothing(slot, backend):
-    k, v, pool, slots = make(1, 6, 2, 16, 32, torch.bfloat16)
+    k, v, pool, slots = append_inputs(1, 6, 2, 16, 32, torch.bfloat16)
     slots[5] = slot
     with pytest.raises(IndexError, match=rf"slot_mapping\[5\] in -1..95, got {slot}"):
         mf.append_kv(k, v, pool[0, :, :2], pool[1, :, :2], slots, backend=backend)
@@ -65,7 +51,7 @@ def test_a_slot_outside_writes_nothing(slot, backend):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_write_the_same(threads):
-    k, v, pool, slots = make(3, 900, 4, 16, 128, torch.float32, pages=60)
+    k, v, pool, slots = append_inputs(3, 900, 4, 16, 128, torch.float32, pages=60)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)

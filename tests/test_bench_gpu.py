@@ -19,7 +19,7 @@ from bench.gpu.machine import CaptureFailed, Machine
 from bench.gpu.parts.step import Layers, Shape
 from bench.gpu.run import PARTS
 from bench.gpu.table import Results, fill, line, read, table
-from tests.fake_gpu import L2_BYTES, FakeGpu, FakeGraph
+from tests.support.fake_gpu import L2_BYTES, FakeGpu, FakeGraph
 
 ROOT = Path(__file__).parents[1]
 
@@ -474,7 +474,7 @@ import json, sys
 import pytest
 from bench.gpu.parts import skinny, step, sweeps, times
 from bench.launches import recording
-from tests.fake_gpu import FakeGpu, PretendMachine
+from tests.support.fake_gpu import FakeGpu, PretendMachine
 
 with recording("sm_90") as seen:
     machine = PretendMachine(FakeGpu(pytest.MonkeyPatch(), seen))

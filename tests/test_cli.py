@@ -17,7 +17,7 @@ import time
 import pytest
 
 from marco_fast.cli import main
-from tests.tiny_models import save_model
+from tests.support.models import save_model
 
 QUESTION = "How many times does the letter r occur in strawberry?"
 FAST = ["--expansions", "4"]

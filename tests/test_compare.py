@@ -14,7 +14,7 @@ from marco_fast.compare_page import to_dict, write_report
 from marco_fast.engine.engine import Engine
 from marco_fast.models.questions import LEVELS, TESTS, is_correct
 from marco_fast.search.marco import PLAIN_SYSTEM
-from tests.tiny_models import save_model
+from tests.support.models import save_model
 
 CONFIG = SearchConfig(expansions=3, rollout_tokens=200)
 HOSTILE = "</pre><script>window.hit = 1</script><img src=x onerror=alert(1)>"

@@ -11,8 +11,8 @@ import marco_fast as mf
 from marco_fast import Engine, SearchConfig, solve
 from marco_fast.engine.attention import TreeBatch
 from marco_fast.engine.decoder import PANEL, Decoder, pack_bias, pack_gated, pack_linear
-from tests.inputs import against_guard
-from tests.tiny_models import CONFIGS, PlainForward, save_model
+from tests.support.hostile import against_guard
+from tests.support.models import CONFIGS, PlainForward, save_model
 
 _C = pytest.importorskip("marco_fast._C")
 DTYPES = [torch.float32, torch.bfloat16]

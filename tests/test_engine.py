@@ -13,7 +13,7 @@ from marco_fast.engine import engine as engine_module
 from marco_fast.engine import scheduler as scheduler_module
 from marco_fast.engine.decoder import Decoder
 from marco_fast.search.marco import as_messages
-from tests.tiny_models import PlainForward, save_model
+from tests.support.models import PlainForward, save_model
 
 SLIDING = ["sliding_attention"] * 2
 

@@ -8,7 +8,7 @@ import torch
 
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.errors import KVCacheFull
-from tests.caches import PAGE, seen, small_cache
+from tests.support.caches import PAGE, seen, small_cache
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from marco_fast.errors import KVCacheFull
-from tests.caches import PAGE, seen, small_cache
+from tests.support.caches import PAGE, seen, small_cache
 
 
 @pytest.fixture

@@ -207,3 +207,12 @@ def test_imports_stay_light(statement, kept_out):
     code = f"import sys; {statement}; print([name for name in {kept_out} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.stdout == "[]\n", run.stderr
+
+
+@pytest.mark.parametrize("folder", ["tests", "bench"])
+def test_what_tests_share_is_in_support(folder):
+    """No test imports another test; benchmarks of the tests take what is in tests/support."""
+    for path in (ROOT / folder).rglob("*.py"):
+        for imported in imports(path):
+            if under(imported, "tests"):
+                assert under(imported, "tests.support"), f"{path} imports {imported}"

@@ -7,17 +7,12 @@ import torch
 
 import marco_fast as mf
 from marco_fast import ops
-from tests.compare import assert_lse_close
-from tests.draws import OPTIONS, check_draws, keyed, options_of
-from tests.inputs import DTYPES, against_guard, logits_of
-from tests.test_topk_confidence import assert_same_bits
+from tests.support.confidence import as_product, assert_same_bits, random_product
+from tests.support.draws import OPTIONS, check_draws, keyed, options_of
+from tests.support.hostile import DTYPES, against_guard, logits_of
+from tests.support.tolerance import assert_lse_close
 
 FINITE = ("normal", "ties", "equal", "zeros")
-
-
-def as_product(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden and weight whose product is exactly `logits`, which must be finite for many rows."""
-    return torch.eye(len(logits), dtype=logits.dtype), logits.T.contiguous()
 
 
 def check_exact(logits: torch.Tensor, name: str, **options) -> None:
@@ -32,12 +27,6 @@ def check_exact(logits: torch.Tensor, name: str, **options) -> None:
     for ours, theirs in zip(got[1:], scored[1:], strict=True):
         assert torch.equal(ours[same], theirs[same])
     assert torch.equal(got.topk_ids, scored.topk_ids)
-
-
-def random_product(rows, size, vocab, dtype, seed=0):
-    torch.manual_seed(seed)
-    hidden = torch.randn(rows, size).to(dtype)
-    return hidden, (4 * torch.randn(vocab, size) / size**0.5).to(dtype)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -192,7 +181,7 @@ def test_paths_count_each_row_once():
 @pytest.mark.parametrize("name", ["plain", "top_p", "top_k 7"])
 def test_draws_have_the_distribution(name):
     """Pearson's chi-square of 1e5 draws below its 1 - 1e-6 quantile (normal approximation)."""
-    from tests.draws import kept_masses
+    from tests.support.draws import kept_masses
 
     torch.manual_seed(1)
     logits, draws = torch.randn(200), 100_000

@@ -4,12 +4,10 @@ import pytest
 import torch
 
 from marco_fast import ops
-from tests.compare import assert_lse_close
-from tests.draws import OPTIONS, check_draws, keyed, options_of, sampling_of
-from tests.inputs import DTYPES, LOGIT_KINDS, against_guard, logits_of, poisoned
-from tests.test_lm_head_confidence import as_product, random_product
-from tests.test_sample_confidence import check
-from tests.test_topk_confidence import assert_same_bits
+from tests.support.confidence import as_product, assert_same_bits, check_sampled, random_product
+from tests.support.draws import OPTIONS, check_draws, keyed, options_of, sampling_of
+from tests.support.hostile import DTYPES, LOGIT_KINDS, against_guard, logits_of, poisoned
+from tests.support.tolerance import assert_lse_close
 
 pytestmark = [
     pytest.mark.usefixtures("in_interpreter"),
@@ -55,19 +53,19 @@ def launch(hidden, weight, name, keys, bias=None, **private):
 )
 def test_exact_logits_against_brute_force(kind, name):
     """NaN and infinities in the weights are those of the logits, where H is 1."""
-    check(logits_of(kind, 1, 200), name, backend="triton", draw=draw)
+    check_sampled(logits_of(kind, 1, 200), name, backend="triton", draw=draw)
 
 
 @pytest.mark.parametrize("name", ["plain", "greedy", "wide top_p", "top_k 100"])
 @pytest.mark.parametrize("vocab", [1, 17, 63, 64, 65, 129])
 def test_small_vocabularies(vocab, name):
     logits = logits_of("normal", 2, vocab, torch.float16, seed=vocab)
-    check(logits, name, backend="triton", seed=vocab, draw=draw, top_k=min(5, vocab))
+    check_sampled(logits, name, backend="triton", seed=vocab, draw=draw, top_k=min(5, vocab))
 
 
 @pytest.mark.parametrize("name", ["top_p", *LATE])
 def test_several_chunks(name):
-    check(logits_of("normal", 1, 4500, torch.bfloat16), name, backend="triton", draw=draw)
+    check_sampled(logits_of("normal", 1, 4500, torch.bfloat16), name, backend="triton", draw=draw)
 
 
 @pytest.mark.parametrize(("score", "denominator"), [("raw", "union"), ("tempered", "top_k")])
@@ -76,7 +74,7 @@ def test_several_chunks(name):
 def test_scores(name, top_k, score, denominator):
     logits = logits_of("normal", 2, 200)
     options = {"top_k": top_k, "score": score, "denominator": denominator}
-    check(logits, name, backend="triton", draw=draw, **options)
+    check_sampled(logits, name, backend="triton", draw=draw, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -189,7 +187,7 @@ def test_large_batches_are_a_library_product(monkeypatch):
 @pytest.mark.parametrize("name", ["plain", "top_p", "top_k 100"])
 def test_rounded_logits_are_those_of_an_engine_that_stores_them(name, rounded):
     logits = logits_of("normal", 3, 500)
-    check(logits.to(rounded), name, backend="triton", draw=lambda _, **options: draw(
+    check_sampled(logits.to(rounded), name, backend="triton", draw=lambda _, **options: draw(
         logits, round_logits=rounded, **options
     ))  # fmt: skip
 

@@ -10,10 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import marco_fast as mf
 from marco_fast import ops
-from tests.draws import OPTIONS, check_draws, keyed, options_of
-from tests.inputs import logits_of
-from tests.test_lm_head_confidence import as_product, random_product
-from tests.test_topk_confidence import assert_same_bits
+from tests.support.confidence import as_product, assert_same_bits, random_product
+from tests.support.draws import OPTIONS, check_draws, keyed, options_of
+from tests.support.hostile import logits_of
 
 SHARDS = {2: (300, 400), 3: (1, 500, 199), 8: (90, 3, 150, 64, 128, 17, 200, 48)}
 BACKENDS = ["cpu", "torch"]

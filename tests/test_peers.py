@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.peers.schedule import make_schedule
-from tests.tiny_models import PlainForward, save_model
+from tests.support.models import PlainForward, save_model
 
 ROOT = Path(__file__).parent.parent
 PEERS = ["ours", "transformers", "generate"]

@@ -10,8 +10,8 @@ import marco_fast as mf
 from marco_fast.errors import BackendError
 from marco_fast.ops.plain_plan_arrays import PLAN_ARRAYS, PlainPlanArrays
 from marco_fast.ops.plan_arrays import ITEM_ARRAYS, item_arguments, plan_arguments, restore_plan
-from tests.compare import assert_close, assert_lse_close
-from tests.forests import Forest, random_forest
+from tests.support.tolerance import assert_close, assert_lse_close
+from tests.support.trees import Forest, random_forest
 
 DERIVED = ("segment_ids", "path_lens")
 SIZES = [4, 2, 16, 4]

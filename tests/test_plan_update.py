@@ -11,7 +11,7 @@ from marco_fast.ops import tree_items as items_module
 from marco_fast.ops.backends import interpreting
 from marco_fast.ops.plain_plan_arrays import PLAN_ARRAYS
 from marco_fast.ops.plan_arrays import plan_arguments
-from tests.forests import Forest, padded, random_forest
+from tests.support.trees import Forest, padded, random_forest
 
 CPU = torch.device("cpu")
 SHAPE = {"heads": 6, "kv_heads": 2, "head_dim": 16, "page_size": 8}

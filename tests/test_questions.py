@@ -12,8 +12,8 @@ import pytest
 from marco_fast.models import questions as generator
 from marco_fast.models.question_work import Work
 from marco_fast.models.questions import LANGUAGES, LEVELS, SPLITS, TESTS, Question, questions
-from tests import question_numbers as numbers
-from tests import question_reasoning as reasoning
+from tests.support import question_numbers as numbers
+from tests.support import question_reasoning as reasoning
 
 CELLS = [(test, level, each) for test in TESTS for level in LEVELS for each in LANGUAGES]
 SOLVERS = {**vars(numbers), **vars(reasoning)}  # that of a test is named <test>_answer

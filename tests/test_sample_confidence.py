@@ -5,30 +5,9 @@ import torch
 
 from marco_fast import ops
 from marco_fast.ops import reference
-from tests.compare import assert_lse_close, assert_scores, entropy_of
-from tests.draws import OPTIONS, check_draws, keyed, options_of, sampling_of
-from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
-from tests.test_topk_confidence import assert_same_bits
-
-
-def check(
-    logits, name: str, backend: str = "cpu", seed: int = 0, draw=ops.sample_confidence, **options
-) -> None:
-    keys = keyed(len(logits), seed)
-    got = draw(logits, **options_of(name), **keys, backend=backend, **options)
-    check_draws(logits, got.token_ids, keys, options_of(name))
-    tempered = options.get("score") == "tempered"
-    scoring = {
-        "top_k": options.get("top_k", 5),
-        "temperature": options_of(name)["temperature"] if tempered else 1.0,
-        "denominator": options.get("denominator", "top_k"),
-    }
-    ids = got.token_ids.long()
-    want = reference.topk_confidence(logits, ids, **scoring)
-    plain = reference.topk_confidence(logits, ids, dtype=torch.float32, **scoring)
-    status = want.status & ~8  # a row without a token scores -1, which is no mistake here
-    assert_scores(got, want._replace(status=status), plain, backend)
-    assert_lse_close(got.entropy, entropy_of(logits, scoring["temperature"]))
+from tests.support.confidence import assert_same_bits, check_sampled
+from tests.support.draws import OPTIONS, keyed, options_of, sampling_of
+from tests.support.hostile import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -36,20 +15,20 @@ def check(
 @pytest.mark.usefixtures("isa")
 def test_against_brute_force(kind, name):
     for vocab, dtype in ((1, torch.float32), (6, torch.float16), (700, torch.bfloat16)):
-        check(logits_of(kind, 6, vocab, dtype), name, top_k=min(5, vocab))
+        check_sampled(logits_of(kind, 6, vocab, dtype), name, top_k=min(5, vocab))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_chunks(dtype, name):
     for vocab in (4095, 4096, 4097, 8500):
-        check(logits_of("normal", 3, vocab, dtype, seed=vocab), name, seed=vocab)
+        check_sampled(logits_of("normal", 3, vocab, dtype, seed=vocab), name, seed=vocab)
 
 
 @pytest.mark.parametrize("name", ["plain", "wide top_p", "low min_p", "top_k 300", "all, wide"])
 @pytest.mark.usefixtures("isa")
 def test_full_vocabulary(name):
-    check(logits_of("normal", 2, 151936, torch.bfloat16), name)
+    check_sampled(logits_of("normal", 2, 151936, torch.bfloat16), name)
 
 
 @pytest.mark.parametrize("denominator", ["top_k", "union"])
@@ -59,14 +38,14 @@ def test_full_vocabulary(name):
 def test_scores(kind, top_k, score, denominator):
     for name in ("plain", "hot", "top_p", "top_k 100"):
         logits = logits_of(kind, 8, 1500)
-        check(logits, name, top_k=top_k, score=score, denominator=denominator)
+        check_sampled(logits, name, top_k=top_k, score=score, denominator=denominator)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("kind", ["normal", "ties", "nan", "inf", "few"])
 def test_backend_torch(kind, name):
     logits = logits_of(kind, 6, 500)
-    check(logits, name, backend="torch")
+    check_sampled(logits, name, backend="torch")
     both = [
         ops.sample_confidence(logits, **options_of(name), **keyed(6), backend=backend)
         for backend in ("cpu", "torch")

@@ -1,7 +1,6 @@
 """The distribution of sample_confidence's draws, and the random numbers behind them."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -9,22 +8,9 @@ import torch
 
 from marco_fast import ops
 from marco_fast.ops.philox import philox4x32, philox_uniform
-from tests.draws import OPTIONS, kept_masses, options_of
-from tests.inputs import logits_of
-
-
-def assert_fits(tokens: torch.Tensor, probability: torch.Tensor) -> None:
-    """Chi-square of draws against probabilities, cells of 10 or more expected; 5 sigma."""
-    counts = torch.bincount(tokens.long(), minlength=len(probability)).double()
-    assert counts[probability == 0].sum() == 0, "a token without probability was drawn"
-    expected = probability * len(tokens)
-    large = expected >= 10
-    cells = [(counts[large], expected[large])]
-    if expected[~large].sum() >= 10:
-        cells.append((counts[~large].sum()[None], expected[~large].sum()[None]))
-    statistic = sum(((seen - mean) ** 2 / mean).sum().item() for seen, mean in cells)
-    freedom = sum(len(mean) for _, mean in cells) - 1
-    assert abs(statistic - freedom) < 5 * math.sqrt(2 * freedom) + 5, (statistic, freedom)
+from tests.support.confidence import assert_fits
+from tests.support.draws import OPTIONS, kept_masses, options_of
+from tests.support.hostile import logits_of
 
 
 @pytest.mark.parametrize("by", ["seeds", "positions", "high words"])

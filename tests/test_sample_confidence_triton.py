@@ -9,11 +9,9 @@ import torch
 from marco_fast import ops
 from marco_fast.ops import reference
 from marco_fast.ops.philox import philox_uniform
-from tests.draws import OPTIONS, check_draws, kept_masses, keyed, options_of, sampling_of
-from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
-from tests.test_sample_confidence import check
-from tests.test_sample_confidence_draws import assert_fits
-from tests.test_topk_confidence import assert_same_bits
+from tests.support.confidence import assert_fits, assert_same_bits, check_sampled
+from tests.support.draws import OPTIONS, check_draws, kept_masses, keyed, options_of, sampling_of
+from tests.support.hostile import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
 
 pytestmark = [
     pytest.mark.usefixtures("in_interpreter"),
@@ -49,25 +47,25 @@ def launch(logits, name, keys, paths=(None, None, None), **private):
     ],
 )
 def test_against_brute_force(kind, name):
-    check(logits_of(kind, 2, 400), name, backend="triton", top_k=5)
+    check_sampled(logits_of(kind, 2, 400), name, backend="triton", top_k=5)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("vocab", [1, 17, 1500])
 def test_small_vocabularies(vocab, name):
     logits = logits_of("normal", 1, vocab, torch.float16, seed=vocab)
-    check(logits, name, backend="triton", seed=vocab, top_k=min(5, vocab))
+    check_sampled(logits, name, backend="triton", seed=vocab, top_k=min(5, vocab))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_chunks(name):
-    check(logits_of("normal", 1, 9001, torch.bfloat16), name, backend="triton")
+    check_sampled(logits_of("normal", 1, 9001, torch.bfloat16), name, backend="triton")
 
 
 @pytest.mark.parametrize("name", ["hot", "wide top_p", "low min_p", "top_k 300", "all, wide"])
 @pytest.mark.parametrize("kind", ["ties", "equal", "inf", "masked"])
 def test_cuts_in_several_chunks(kind, name):
-    check(logits_of(kind, 1, 9001), name, backend="triton")
+    check_sampled(logits_of(kind, 1, 9001), name, backend="triton")
 
 
 @pytest.mark.parametrize("denominator", ["top_k", "union"])
@@ -76,7 +74,7 @@ def test_cuts_in_several_chunks(kind, name):
 @pytest.mark.parametrize("kind", ["normal", "nan", "inf", "few"])
 def test_scores(kind, top_k, score, denominator):
     logits, name = logits_of(kind, 2, 300), "top_p" if top_k == 17 else "hot"
-    check(logits, name, backend="triton", top_k=top_k, score=score, denominator=denominator)
+    check_sampled(logits, name, backend="triton", top_k=top_k, score=score, denominator=denominator)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
@@ -85,7 +83,7 @@ def test_a_chunk_of_nothing_else(name, value):
     for chunk in range(2):
         logits = logits_of("normal", 1, 6000)
         logits[:, 4096 * chunk : 4096 * (chunk + 1)] = value
-        check(logits, name, backend="triton", seed=chunk)
+        check_sampled(logits, name, backend="triton", seed=chunk)
 
 
 @pytest.mark.parametrize("kind", ["normal", "nan", "few"])

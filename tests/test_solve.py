@@ -18,7 +18,7 @@ from marco_fast.engine.scheduler import Branch, Scheduler
 from marco_fast.ops import reference
 from marco_fast.result import Progress
 from marco_fast.search.marco import MARCO_PROMPT, REFLECTION, as_messages
-from tests.tiny_models import CONFIGS, PlainForward, save_model
+from tests.support.models import CONFIGS, PlainForward, save_model
 
 # Two float32 programs of one model: sums in another order, 2 to 6 layers, logits of about +-30.
 ATOL = 2e-4

@@ -5,7 +5,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from marco_fast.engine.token_bytes import token_bytes
-from tests.tiny_models import save_tokenizer
+from tests.support.models import save_tokenizer
 
 TEXTS = [
     "plain words",

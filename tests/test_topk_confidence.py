@@ -8,36 +8,11 @@ import pytest
 import torch
 
 from marco_fast import ops
-from marco_fast.ops import reference
-from tests.compare import assert_close, assert_lse_close, assert_scores
-from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
+from tests.support.confidence import assert_same_bits, check_scores, some_ids
+from tests.support.hostile import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
+from tests.support.tolerance import assert_close, assert_lse_close
 
 VOCABS = (1, 2, 5, 63, 64, 65, 1000, 4095, 4096, 4097, 9001)
-
-
-def check(logits: torch.Tensor, token_ids: torch.Tensor, backend: str = "cpu", **options) -> None:
-    got = ops.topk_confidence(logits, token_ids, backend=backend, **options)
-    want = reference.topk_confidence(logits, token_ids, **options)
-    plain = reference.topk_confidence(logits, token_ids, dtype=torch.float32, **options)
-    assert_scores(got, want, plain, backend)
-
-
-def some_ids(logits: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Of each row: the best token, the last one, or any."""
-    rng = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, logits.shape[1], (logits.shape[0],), generator=rng)
-    ids[::3] = logits[::3].float().nan_to_num(-torch.inf).argmax(-1)
-    ids[1::3] = logits.shape[1] - 1
-    return ids
-
-
-def bits(result) -> list[torch.Tensor]:
-    return [field.view(torch.int32) for field in result]
-
-
-def assert_same_bits(a, b) -> None:
-    for name, x, y in zip(a._fields, bits(a), bits(b), strict=True):
-        assert torch.equal(x, y), f"{name} differs"
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
@@ -46,7 +21,7 @@ def assert_same_bits(a, b) -> None:
 def test_against_reference(kind, vocab):
     for dtype in DTYPES:
         logits = logits_of(kind, 7, vocab, dtype)
-        check(logits, some_ids(logits), top_k=min(5, vocab))
+        check_scores(logits, some_ids(logits), top_k=min(5, vocab))
 
 
 @pytest.mark.parametrize("vocab", [128256, 151936])
@@ -54,7 +29,7 @@ def test_against_reference(kind, vocab):
 @pytest.mark.usefixtures("isa")
 def test_full_vocabulary(dtype, vocab):
     logits = logits_of("normal", 2, vocab, dtype)
-    check(logits, some_ids(logits))
+    check_scores(logits, some_ids(logits))
 
 
 @pytest.mark.parametrize("denominator", ["top_k", "union"])
@@ -63,7 +38,7 @@ def test_full_vocabulary(dtype, vocab):
 def test_every_k(kind, top_k, denominator):
     for vocab in (top_k, top_k + 1, 4099):
         logits = logits_of(kind, 9, vocab, seed=top_k)
-        check(logits, some_ids(logits), top_k=top_k, denominator=denominator)
+        check_scores(logits, some_ids(logits), top_k=top_k, denominator=denominator)
 
 
 @pytest.mark.parametrize("vocab", [1, 65, 4097, 20000])
@@ -71,7 +46,7 @@ def test_every_k(kind, top_k, denominator):
 @pytest.mark.usefixtures("isa")
 def test_k_is_the_vocabulary(kind, vocab):
     logits = logits_of(kind, 2, vocab)
-    check(logits, some_ids(logits), top_k=vocab)
+    check_scores(logits, some_ids(logits), top_k=vocab)
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 0.1, 0.7, 1.0, 1.3, 50.0, 1e30])
@@ -82,14 +57,14 @@ def test_temperature(kind, temperature):
     if temperature == 1e-30:  # the lse would leave float32
         logits = logits - logits.nan_to_num(-torch.inf).amax(-1, keepdim=True)
         logits = logits.masked_fill(logits.isnan(), -torch.inf)
-    check(logits, some_ids(logits), temperature=temperature)
+    check_scores(logits, some_ids(logits), temperature=temperature)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["normal", "ties", "nan", "inf", "few"])
 def test_backend_torch(kind, dtype):
     logits = logits_of(kind, 6, 700, dtype)
-    check(logits, some_ids(logits), backend="torch", top_k=7, denominator="union")
+    check_scores(logits, some_ids(logits), backend="torch", top_k=7, denominator="union")
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "nan", "inf", "few"])
@@ -212,7 +187,8 @@ def test_offsets_beyond_2_to_31(dtype):
 GUARDED = """
 import torch
 from marco_fast import _C, ops
-from tests.inputs import DTYPES, against_guard, logits_of
+from tests.support.confidence import assert_same_bits, bits, check_scores, some_ids
+from tests.support.hostile import DTYPES, against_guard, logits_of
 for name in _C.supported_isas():
     _C.set_isa(name)
     for dtype in DTYPES:

@@ -6,7 +6,7 @@ import torch
 from marco_fast import ops
 from marco_fast.errors import BackendError
 from marco_fast.ops import reference
-from tests.draws import keyed
+from tests.support.draws import keyed
 
 LOGITS, IDS = torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64)
 

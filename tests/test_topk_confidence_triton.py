@@ -9,9 +9,9 @@ import torch
 
 from marco_fast import ops
 from marco_fast.ops import reference
-from tests.compare import assert_scores
-from tests.inputs import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
-from tests.test_topk_confidence import assert_same_bits, check, some_ids
+from tests.support.confidence import assert_same_bits, check_scores, some_ids
+from tests.support.hostile import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
+from tests.support.tolerance import assert_scores
 
 pytestmark = [
     pytest.mark.usefixtures("in_interpreter"),
@@ -36,7 +36,7 @@ def launch(logits, ids, *, top_k=5, temperature=1.0, union=False, **private):
 @pytest.mark.parametrize("kind", LOGIT_KINDS)
 def test_against_reference(kind, dtype, vocab):
     logits = logits_of(kind, 3 if vocab < 4000 else 2, vocab, dtype)
-    check(logits, some_ids(logits), backend="triton", top_k=min(5, vocab))
+    check_scores(logits, some_ids(logits), backend="triton", top_k=min(5, vocab))
 
 
 @pytest.mark.parametrize("denominator", ["top_k", "union"])
@@ -45,14 +45,16 @@ def test_against_reference(kind, dtype, vocab):
 def test_every_k(kind, top_k, denominator):
     for vocab in (top_k, 4099):
         logits = logits_of(kind, 2, vocab, seed=top_k)
-        check(logits, some_ids(logits), backend="triton", top_k=top_k, denominator=denominator)
+        check_scores(
+            logits, some_ids(logits), backend="triton", top_k=top_k, denominator=denominator
+        )
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 9, 32])
 @pytest.mark.parametrize("kind", ["nan", "inf", "ascending", "zeros"])
 def test_every_k_of_unusual_rows(kind, top_k):
     logits = logits_of(kind, 6, 300, seed=top_k)
-    check(logits, some_ids(logits), backend="triton", top_k=top_k, denominator="union")
+    check_scores(logits, some_ids(logits), backend="triton", top_k=top_k, denominator="union")
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 0.7, 1.3, 50.0, 1e30])
@@ -62,14 +64,14 @@ def test_temperature(kind, temperature):
     if temperature == 1e-30:  # the lse would leave float32
         logits = logits - logits.nan_to_num(-torch.inf).amax(-1, keepdim=True)
         logits = logits.masked_fill(logits.isnan(), -torch.inf)
-    check(logits, some_ids(logits), backend="triton", temperature=temperature)
+    check_scores(logits, some_ids(logits), backend="triton", temperature=temperature)
 
 
 @pytest.mark.parametrize("vocab", [4096, 8192, 16385, 20000])
 def test_whole_and_broken_chunks(vocab):
     for kind in ("normal", "few"):
         logits = logits_of(kind, 2, vocab, torch.bfloat16)
-        check(logits, some_ids(logits), backend="triton", top_k=8)
+        check_scores(logits, some_ids(logits), backend="triton", top_k=8)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
@@ -77,7 +79,7 @@ def test_whole_and_broken_chunks(vocab):
 def test_a_chunk_of_nothing_else(chunk, value):
     logits = logits_of("normal", 2, 9001)
     logits[:, 4096 * chunk : 4096 * (chunk + 1)] = value
-    check(logits, some_ids(logits), backend="triton")
+    check_scores(logits, some_ids(logits), backend="triton")
 
 
 @pytest.mark.parametrize("kind", LOGIT_KINDS)
@@ -187,7 +189,7 @@ GUARDED = """
 import warnings; warnings.simplefilter("ignore")
 import torch
 from marco_fast import ops
-from tests.inputs import DTYPES, against_guard, logits_of
+from tests.support.hostile import DTYPES, against_guard, logits_of
 for dtype in DTYPES:
     for vocab in (1, 7, 65, 4097):
         logits = against_guard(logits_of("normal", 1, vocab, dtype))

@@ -14,7 +14,7 @@ from torch.library import opcheck
 import marco_fast as mf
 from marco_fast.ops.plan_arrays import item_arguments
 from marco_fast.torch_library import plan_arguments
-from tests.operator_cases import (
+from tests.support.operator_cases import (
     APPEND_CASES,
     ATTENTION_CASES,
     LM_HEAD_CASES,

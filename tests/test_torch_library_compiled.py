@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 import marco_fast as mf
 from marco_fast.torch_library import plan_arguments
-from tests.operator_cases import NAMES, OPS, attended, draws, forest_of, logits_of, same
+from tests.support.operator_cases import NAMES, OPS, attended, draws, forest_of, logits_of, same
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
 

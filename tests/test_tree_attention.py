@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import marco_fast as mf
-from tests.attention_properties import check_close, expectation
-from tests.compare import assert_close, assert_lse_close
-from tests.forests import Forest, random_forest
+from tests.support.attention_properties import check_close, expectation
+from tests.support.tolerance import assert_close, assert_lse_close
+from tests.support.trees import Forest, random_forest
 
 GROUPS = [(1, 1), (2, 1), (3, 1), (4, 2), (7, 1), (8, 1), (12, 4), (14, 2)]
 HEAD_DIMS = [16, 32, 64, 80, 96, 128, 256]

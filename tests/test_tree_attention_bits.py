@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import marco_fast as mf
-from tests.attention_properties import (
+from tests.support.attention_properties import (
     check_a_fresh_plan,
     check_alone,
     check_beside,
@@ -15,8 +15,8 @@ from tests.attention_properties import (
     check_scaled_values,
     equal,
 )
-from tests.compare import assert_close
-from tests.forests import Forest, random_forest
+from tests.support.tolerance import assert_close
+from tests.support.trees import Forest, random_forest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -9,9 +9,9 @@ import torch
 
 import marco_fast as mf
 from marco_fast.ops.backends import load_backend
-from tests.attention_properties import check_close
-from tests.forests import random_forest
-from tests.inputs import against_guard, sparse_rows
+from tests.support.attention_properties import check_close
+from tests.support.hostile import against_guard, sparse_rows
+from tests.support.trees import random_forest
 
 CPU = torch.device("cpu")
 

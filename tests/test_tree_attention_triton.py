@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attention_properties import check_close, equal
-from tests.compare import assert_close, assert_lse_close
-from tests.forests import Forest
-from tests.interpreted_attention import attend, small_forest
+from tests.support.attention_properties import check_close, equal
+from tests.support.interpreted_attention import attend, small_forest
+from tests.support.tolerance import assert_close, assert_lse_close
+from tests.support.trees import Forest
 
 pytest.importorskip("triton")
 

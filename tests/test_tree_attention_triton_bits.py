@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from marco_fast.ops.tree_items import tree_items
-from tests.attention_properties import (
+from tests.support.attention_properties import (
     check_a_fresh_plan,
     check_alone,
     check_beside,
@@ -18,8 +18,8 @@ from tests.attention_properties import (
     check_scaled_values,
     equal,
 )
-from tests.forests import Forest
-from tests.interpreted_attention import CPU, attend, small_forest
+from tests.support.interpreted_attention import CPU, attend, small_forest
+from tests.support.trees import Forest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

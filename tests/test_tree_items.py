@@ -9,7 +9,7 @@ from marco_fast.ops import tree_items as module
 from marco_fast.ops.plain_tree_items import pack_tree_items
 from marco_fast.ops.plain_tree_plan import PlainTreePlan
 from marco_fast.ops.tree_items import SECTIONS, TreeItems, chunk_tokens, tree_items
-from tests.forests import random_forest
+from tests.support.trees import random_forest
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import torch
 
 import marco_fast as mf
 from marco_fast.ops.plain_tree_plan import PlainTreePlan
-from tests.forests import random_forest
+from tests.support.trees import random_forest
 
 ARRAYS = [
     "query_order", "query_segment", "query_lens", "path_lens", "segment_ids", "segment_parents",

@@ -21,9 +21,9 @@ from bench.gpu.parts.inputs import (
 )
 from bench.trees import HEADS, PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
 from bench.trees import search as search_tree
-from tests.compare import assert_close, assert_lse_close, assert_scores, entropy_of
-from tests.draws import OPTIONS, check_draws, options_of
-from tests.inputs import LOGIT_KINDS, logits_of
+from tests.support.draws import OPTIONS, check_draws, options_of
+from tests.support.hostile import LOGIT_KINDS, logits_of
+from tests.support.tolerance import assert_close, assert_lse_close, assert_scores, entropy_of
 
 FULL_VOCABS = (128256, 151936, 152064)
 Dtype = torch.dtype

@@ -8,7 +8,7 @@ import marco_fast as mf
 from bench.gpu.machine import Machine
 from bench.trees import HEADS, PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
 from bench.trees import search as search_tree
-from tests.draws import keyed
+from tests.support.draws import keyed
 
 __all__ = [
     "BACKEND",

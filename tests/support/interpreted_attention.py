@@ -3,7 +3,7 @@
 import torch
 
 from marco_fast.ops.tree_items import tree_items
-from tests.forests import Forest, random_forest
+from tests.support.trees import Forest, random_forest
 
 __all__ = ["CPU", "attend", "small_forest"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import marco_fast as mf
-from tests.compare import assert_close, assert_lse_close
-from tests.forests import Forest, plain_attention
+from tests.support.tolerance import assert_close, assert_lse_close
+from tests.support.trees import Forest, plain_attention
 
 __all__ = [
     "check_a_fresh_plan", "check_alone", "check_beside", "check_close", "check_leak", "check_order",

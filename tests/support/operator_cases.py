@@ -3,7 +3,7 @@
 import torch
 
 from marco_fast.torch_library import plan_arguments
-from tests.forests import Forest, random_forest
+from tests.support.trees import Forest, random_forest
 
 __all__ = [
     "APPEND_CASES", "ATTENTION_CASES", "LM_HEAD_CASES", "NAMES", "OPS", "SAMPLE_CASES",

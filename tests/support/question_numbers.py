@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from marco_fast.models.question_words import NAMES_HE, NAMES_SHE, ZH_NAMES_HE, ZH_NAMES_SHE
-from tests.question_reasoning import Fields, read, sentences, table
+from tests.support.question_reasoning import Fields, read, sentences, table
 
 HE, SHE = {*NAMES_HE, *ZH_NAMES_HE}, {*NAMES_SHE, *ZH_NAMES_SHE}
 
