@@ -30,7 +30,15 @@ from triton.runtime.jit import JITFunction
 
 from marco_fast.kernels import launch
 
-__all__ = ["ARCHITECTURES", "Recording", "Specialization", "compile_for", "recording", "resources"]
+__all__ = [
+    "ARCHITECTURES",
+    "Recording",
+    "Specialization",
+    "compile_for",
+    "import_kernels",
+    "recording",
+    "resources",
+]
 
 # name: (Triton's backend, its architecture, threads of a warp, processors)
 ARCHITECTURES: dict[str, tuple[str, int | str, int, int]] = {

@@ -19,7 +19,7 @@ from marco_fast.kernels.lm_head_kernels import (
     lm_head_scan_kernel,
 )
 from marco_fast.kernels.online_softmax import CHUNK, KEPT, RECORD_FIELDS
-from marco_fast.kernels.topk_confidence import key_slots, option_arguments, sampling_arguments
+from marco_fast.kernels.topk_confidence import draw_arguments, key_slots, option_arguments
 
 __all__ = ["lm_head_confidence", "lm_head_records"]
 
@@ -144,7 +144,7 @@ def lm_head_confidence(
     logits = empty(rows, vocab)  # written only where a row wants it
     chunk_records = empty(rows, RECORD_FIELDS.value, chunks)
     cut_keys = empty(rows, CUT_TILE.value, dtype=torch.int32)
-    pointers, numbers = sampling_arguments(sampling, outputs[1], outputs[0])
+    pointers, numbers = draw_arguments(sampling, outputs[1], outputs[0])
 
     def draw(late: bool) -> None:
         lm_head_draw_kernel[(rows,)](

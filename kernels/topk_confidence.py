@@ -126,7 +126,7 @@ def option_arguments(
     return tuple(pointers), (*map(float, numbers[:3]), numbers[3], given)
 
 
-def sampling_arguments(
+def draw_arguments(
     sampling: Any, floats: torch.Tensor, ints: torch.Tensor
 ) -> tuple[Pointers, Numbers]:
     """The same of a whole Sampling."""
@@ -205,7 +205,7 @@ def sample_confidence(
         return
     target = launch.target_of(logits.device)
     splits = splits or split_of(rows, chunks, target.processors)
-    pointers, numbers = sampling_arguments(sampling, outputs[1], outputs[0])
+    pointers, numbers = draw_arguments(sampling, outputs[1], outputs[0])
     with launch.launching(logits.device):
         space = workspace or make_workspace(logits, block_k, splits[0], sample=True)
         sample_confidence_kernel[(rows * splits[0],)](

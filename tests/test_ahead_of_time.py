@@ -2,10 +2,7 @@
 that is promised."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +12,7 @@ pytest.importorskip("triton")
 
 from bench.aot import NO_SPILLS_ON, spills
 from bench.launches import ARCHITECTURES
+from tests.support.compiling import compiling_python
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,22 +29,12 @@ KERNELS = {
 }  # fmt: skip
 
 
-def in_process(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own: this one may have set Triton to interpret."""
-    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, *arguments], env=plain | environment, capture_output=True, text=True,
-        cwd=ROOT,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("arch", PROMISED)
 def test_compiles(arch, tmp_path):
     assert arch in ARCHITECTURES
     out = tmp_path / "table.json"
-    done = in_process(
-        ["-m", "bench.aot", "--arch", arch, "--out", str(out)],
-        TRITON_CACHE_DIR=str(tmp_path / "cache"),
+    done = compiling_python(
+        "-m", "bench.aot", "--arch", arch, "--out", out, TRITON_CACHE_DIR=str(tmp_path / "cache")
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(out.read_text())
@@ -71,7 +59,7 @@ def test_a_kernel_that_does_not_compile_fails():
         "launches.compile_for = broken\n"
         "sys.exit(aot.main(['--arch', 'sm_90', '--match', 'append_kv']))"
     )
-    done = in_process(["-c", program])
+    done = compiling_python("-c", program)
     assert done.returncode == 1
     assert "RuntimeError: no such instruction" in done.stdout
     assert "failed: sm_90 append_kv_kernel" in done.stderr
@@ -84,5 +72,5 @@ def test_a_kernel_that_spills_fails():
         "aot.resources = lambda found: dict(usage)\n"
         "sys.exit(aot.main(['--arch', sys.argv[1], '--match', 'append_kv']))"
     )
-    assert in_process(["-c", program, "sm_90"]).returncode == 1
-    assert in_process(["-c", program, "gfx942"]).returncode == 0  # promised for NVIDIA alone
+    assert compiling_python("-c", program, "sm_90").returncode == 1
+    assert compiling_python("-c", program, "gfx942").returncode == 0  # promised for NVIDIA alone

@@ -19,6 +19,7 @@ from bench.gpu.machine import CaptureFailed, Machine
 from bench.gpu.parts.step import Layers, Shape
 from bench.gpu.run import PARTS
 from bench.gpu.table import Results, fill, line, read, table
+from tests.support.compiling import compiling_python
 from tests.support.fake_gpu import L2_BYTES, FakeGpu, FakeGraph
 
 ROOT = Path(__file__).parents[1]
@@ -474,6 +475,7 @@ import json, sys
 import pytest
 from bench.gpu.parts import skinny, step, sweeps, times
 from bench.launches import recording
+from tests.support.compiling import compiling_python
 from tests.support.fake_gpu import FakeGpu, PretendMachine
 
 with recording("sm_90") as seen:
@@ -490,10 +492,7 @@ with recording("sm_90") as seen:
 
 def test_the_timing_parts_as_on_a_gpu():
     """Sizes, inputs and graphs of a GPU; a driver whose launches take 10 microseconds each."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", PRETEND], env=environment, capture_output=True, text=True, cwd=ROOT
-    )
+    done = compiling_python("-c", PRETEND)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(text) for text in done.stdout.splitlines()]
     assert len(rows) > 90

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.gpu import pack
-
-ROOT = Path(__file__).parents[1]
+from tests.support.compiling import compiling_python
 
 CALLS = """
 import torch
@@ -96,13 +94,8 @@ print(json.dumps(seen | {"told": told}))
 
 
 def program(text: str, *arguments: object, **environment: str) -> str:
-    """What a Python of its own prints: this one may have set Triton to interpret."""
-    hidden = ("TRITON_INTERPRET", "TRITON_CACHE_DIR")
-    plain = {name: value for name, value in os.environ.items() if name not in hidden}
-    done = subprocess.run(
-        [sys.executable, "-c", text, *map(str, arguments)], env=plain | environment,
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+    """What it prints."""
+    done = compiling_python("-c", text, *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

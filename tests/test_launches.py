@@ -2,10 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from marco_fast.kernels import launch
-
-ROOT = Path(__file__).parents[1]
+from tests.support.compiling import compiling_python
 
 RECORD = """
 import json, random, sys
@@ -84,11 +79,7 @@ print(json.dumps([each.label for each in seen.specializations.values()]))
 
 def labels(subject: str) -> list[str]:
     """The specialisations that many calls need, in a process that does not interpret."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", RECORD, subject], env=environment, capture_output=True, text=True,
-        cwd=ROOT,
-    )  # fmt: skip
+    done = compiling_python("-c", RECORD, subject)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -98,7 +98,6 @@ def cases(machine: Machine) -> Iterator[Case]:
 
 def compile_run() -> dict:
     """For the GPU of this machine; a process that has not touched it yet."""
-
     arch = in_child(capability)
     begin = time.monotonic()
     seen = launches_of_run(arch)

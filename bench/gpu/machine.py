@@ -5,13 +5,17 @@ and on tiny shapes: nothing it times means anything, but every line has run once
 shapes of a GPU and memory that nobody touches, for bench/launches.py to see the launches.
 """
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import torch
+
+from bench.machine import describe, output_of
 
 __all__ = ["CaptureFailed", "Case", "Machine", "Timing"]
 
@@ -210,11 +214,6 @@ def environment(machine: Machine) -> Iterator[Case]:
 
 
 def describe_all(machine: Machine) -> dict:
-    import importlib.util
-    from importlib.metadata import PackageNotFoundError, version
-
-    from bench.machine import describe, output_of
-
     row: dict[str, object] = {"gpu": "none (dry run)", "cuda": torch.version.cuda, **describe()}
     for name in ("triton", "transformers", "numpy", "flashinfer-python", "liger-kernel"):
         try:

@@ -21,6 +21,7 @@ from bench.gpu.parts.inputs import (
 )
 from bench.trees import HEADS, PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
 from bench.trees import search as search_tree
+from marco_fast.kernels.lm_head_confidence import product
 from tests.support.draws import OPTIONS, check_draws, options_of
 from tests.support.hostile import LOGIT_KINDS, logits_of
 from tests.support.tolerance import assert_close, assert_lse_close, assert_scores, entropy_of
@@ -125,8 +126,8 @@ def check_lm_head_product(machine: Machine, rows: int, vocab: int, size: int, dt
         return {}
     logits = hidden.double() @ weight.double().T
     exact, lse = logits.log_softmax(-1), logits.logsumexp(-1)
-    product = library_product(hidden, weight).double().log_softmax(-1)
-    error = (product - exact).abs().max().item()
+    library = product(hidden, weight, None, torch.float32).double().log_softmax(-1)
+    error = (library - exact).abs().max().item()
     token = exact.gather(1, got.token_ids.long()[:, None])[:, 0]
     best = exact.topk(top_k).values
     allowed = 1.5 * error + 2.0**-20 * lse.abs().max().item()
@@ -139,13 +140,6 @@ def check_lm_head_product(machine: Machine, rows: int, vocab: int, size: int, dt
     for name, value in found.items():
         assert value <= allowed, f"{name}: expected an error up to {allowed:.3g}, got {value:.3g}"
     return {"largest_error": max(found.values()), "library_error": error}
-
-
-def library_product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Summed and kept in float32."""
-    if hidden.is_cuda and hidden.dtype != torch.float32:
-        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    return hidden.float() @ weight.float().T
 
 
 def check_lm_head_batches(machine: Machine, vocab: int, size: int, dtype: Dtype) -> dict:

@@ -108,8 +108,8 @@ def calls(name: str) -> Iterator[Callable[[], dict]]:
 
 
 def launched(candidate: Sequence[Callable[[], object]]) -> object:
-    for call in (*candidate[:1], *candidate[:1]):
-        call()
+    for _ in range(2):  # the first is skipped: it loads the kernel
+        candidate[0]()
     return Timing([1.0], False)
 
 
