@@ -34,7 +34,7 @@ test: .venv/.dev
 bench: .venv/.dev
 	@raw=$$(mktemp) && trap 'rm -f "$$raw"' EXIT && \
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json="$$raw" && \
-	$(BIN)/python -m bench.report "$$raw"
+	$(BIN)/python -m bench.report.tables "$$raw"
 
 gpu-pack: .venv-gpu/.ready
 	.venv-gpu/bin/python -m bench.gpu.pack

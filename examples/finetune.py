@@ -19,11 +19,11 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 import marco_fast as mf
-from marco_fast.data_filters import Limits
-from marco_fast.data_questions import read_questions
-from marco_fast.generate_data import generate_data
-from marco_fast.models.questions import LEVELS, TESTS, Question, is_correct, questions
-from marco_fast.statistics import Share
+from marco_fast.comparison.statistics import Share
+from marco_fast.data.filters import Limits
+from marco_fast.data.generate import generate_data
+from marco_fast.data.questions_file import read_questions
+from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--questions", type=int, default=480, help="to search (default 480)")

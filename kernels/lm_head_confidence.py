@@ -109,7 +109,7 @@ def lm_head_confidence(
     """Launches the kernels; arguments as marco_fast.lm_head_confidence, already checked.
 
     Args:
-        sampling: a marco_fast.ops.confidence.Sampling.
+        sampling: a marco_fast.ops.confidence.sample.Sampling.
         outputs: the fields of SampledTokens, in order.
         tile: in place of what `tiles` chooses; then also batches above MOST_ROWS go through it.
         splits: how many programs share the vocabulary, in place of two a multiprocessor.
@@ -221,7 +221,7 @@ def lm_head_records(
     """Launches the kernels of one shard; arguments as marco_fast.lm_head_records, already checked.
 
     Args:
-        sampling: a marco_fast.ops.confidence.Sampling.
+        sampling: a marco_fast.ops.confidence.sample.Sampling.
         outputs: the tensors of LMHeadRecords, in order.
 
     Raises:

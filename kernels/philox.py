@@ -1,4 +1,4 @@
-"""Philox4x32-10 on the device: the numbers of marco_fast.ops.philox, bit for bit."""
+"""Philox4x32-10 on the device: the numbers of marco_fast.ops.reference.philox, bit for bit."""
 
 import triton
 import triton.language as tl

@@ -190,7 +190,7 @@ def sample_confidence(
     """Launches the kernel; arguments as marco_fast.sample_confidence, already checked.
 
     Args:
-        sampling: a marco_fast.ops.confidence.Sampling.
+        sampling: a marco_fast.ops.confidence.sample.Sampling.
         outputs: the fields of SampledTokens, in order.
         splits: (splits, chunks a split) in place of split_of's.
         workspace: memory of a call of the same shape.

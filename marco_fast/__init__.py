@@ -3,9 +3,7 @@
 Everything public is here; each name loads its module at first use, so that the import stays light.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -28,25 +26,19 @@ _MODULES = {
         "topk_confidence",
         "tree_attention",
     ],
-    "marco_fast.result": ["Progress", "SearchResult", "SearchStats"],
+    "marco_fast.forest.result": ["Progress", "SearchResult", "SearchStats"],
     "marco_fast.search.mcts": ["Search", "SearchConfig", "Ticket"],
     "marco_fast.search.tree": ["SearchTree"],
-    "marco_fast.solve": ["solve"],
+    "marco_fast.forest.solve": ["solve"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [*sorted(_HOME), "reference"]
 
 
-class _Package(ModuleType):
-    """A module that is named like its function never takes the function's place here."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __reduce_ex__(protocol: int) -> Any:  # noqa: N807
+    """Pickles the package by its name: a function that holds it can go to another process."""
+    return import_module, (__name__,)
 
 
 def __getattr__(name: str) -> Any:

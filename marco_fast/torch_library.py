@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from marco_fast import ops
-from marco_fast.ops.plan_arrays import plan_arguments, restore_plan
+from marco_fast.ops.attention.packed_plan import plan_arguments, restore_plan
 
 __all__ = ["plan_arguments"]
 

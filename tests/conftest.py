@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # "ci" tries the same examples every time; "soak" is for long runs by hand:
-# pytest tests/test_kv_cache_histories.py --hypothesis-profile=soak
+# pytest tests/engine/test_kv_cache_histories.py --hypothesis-profile=soak
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("soak", deadline=None, max_examples=4000)
@@ -125,9 +125,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tree attention's chunks: small ones, so that short segments have several and groups span
     segments, and the real ones."""
-    from marco_fast.ops import tree_items
+    from marco_fast.ops.attention import work_items
 
     tokens, group = request.param
     if tokens:
-        monkeypatch.setattr(tree_items, "chunk_tokens", lambda head_dim: tokens)
-        monkeypatch.setattr(tree_items, "GROUP_TOKENS", group)
+        monkeypatch.setattr(work_items, "chunk_tokens", lambda head_dim: tokens)
+        monkeypatch.setattr(work_items, "GROUP_TOKENS", group)

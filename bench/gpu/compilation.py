@@ -1,8 +1,9 @@
 """Compiles what the run will launch, before anything is timed.
 
-The cases of all parts are walked once without a GPU (bench/launches.py sees the launches), then a
-pool of processes compiles each specialisation, and the stub that launches it, into Triton's cache,
-where the other parts find them. `python -m bench.gpu.compilation [ARCH]` lists what a run launches.
+The cases of all parts are walked once without a GPU (bench/gpu/launches.py sees the launches), then
+a pool of processes compiles each specialisation, and the stub that launches it, into Triton's
+cache, where the other parts find them. `python -m bench.gpu.compilation [ARCH]`
+lists what a run launches.
 """
 
 import json
@@ -15,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+from bench.gpu.launches import ARCHITECTURES, Recording, Specialization, compile_for, recording
 from bench.gpu.machine import Case, Machine
 from bench.gpu.process import die_with_parent, in_child
-from bench.launches import ARCHITECTURES, Recording, Specialization, compile_for, recording
 
 __all__ = ["build_launcher", "cases", "compile_all", "launches_of_run"]
 

@@ -2,7 +2,7 @@
 
 The same code serves three modes. "gpu" measures. "dry" rehearses on a CPU, in Triton's interpreter
 and on tiny shapes: nothing it times means anything, but every line has run once. "record" takes the
-shapes of a GPU and memory that nobody touches, for bench/launches.py to see the launches.
+shapes of a GPU and memory that nobody touches, for bench/gpu/launches.py to see the launches.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.machine import describe, output_of
+from bench.common.machine import describe, output_of
 
 __all__ = ["CaptureFailed", "Case", "Machine", "Timing"]
 

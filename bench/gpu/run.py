@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None, *, all_parts: Sequence[Part] = PARTS
             parser.error(f"expected a CUDA GPU, {why_not} (--dry-run rehearses without one)")
         if os.environ.get("TRITON_INTERPRET", "0") != "0":
             parser.error("expected TRITON_INTERPRET unset: the interpreter runs nothing on a GPU")
-        import_module("bench.launches").import_kernels()  # once for all parts
+        import_module("bench.gpu.launches").import_kernels()  # once for all parts
         # Where nothing else holds the device, the driver would shut it down after each part.
         with contextlib.suppress(OSError):
             os.open("/dev/nvidia0", os.O_RDWR)

@@ -21,12 +21,12 @@ from marco_fast.commands.options import (
     config_of,
     engine_options,
 )
-from marco_fast.live import StderrView
-from marco_fast.models.questions import TESTS, TITLES
+from marco_fast.forest.live import StderrView
+from marco_fast.questions.questions import TESTS, TITLES
 
 if TYPE_CHECKING:
-    from marco_fast.compare import Comparison
-    from marco_fast.statistics import Share
+    from marco_fast.comparison.compare import Comparison
+    from marco_fast.comparison.statistics import Share
 
 __all__ = ["add"]
 
@@ -56,9 +56,9 @@ def run(options: argparse.Namespace) -> int:
     config = config_of(options)
     if options.report is not None:
         check_writable(options.report, "--report")
-    from marco_fast.compare import compare
-    from marco_fast.compare_page import to_dict, write_report
-    from marco_fast.engine.notices import silence_libraries
+    from marco_fast.comparison.compare import compare
+    from marco_fast.comparison.page import to_dict, write_report
+    from marco_fast.engine.quiet import silence_libraries
 
     silence_libraries()
     view = _View()

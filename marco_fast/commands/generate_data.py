@@ -23,12 +23,12 @@ from marco_fast.commands.options import (
     config_of,
     engine_options,
 )
-from marco_fast.live import StderrView
+from marco_fast.forest.live import StderrView
 
 if TYPE_CHECKING:
-    from marco_fast.data_filters import Limits
-    from marco_fast.data_questions import BadLine
-    from marco_fast.generate_data import DataProgress, Summary
+    from marco_fast.data.filters import Limits
+    from marco_fast.data.generate import DataProgress, Summary
+    from marco_fast.data.questions_file import BadLine
 
 __all__ = ["add"]
 
@@ -91,7 +91,7 @@ def add(commands: Any) -> None:
 
 
 def _add_filters(group: Any) -> None:
-    from marco_fast.data_filters import Limits
+    from marco_fast.data.filters import Limits
 
     limits = Limits()
     group.add_argument(
@@ -126,8 +126,8 @@ def _add_filters(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Searches; progress goes to standard error, the summary to standard output."""
-    from marco_fast.data_filters import Limits
-    from marco_fast.generate_data import check_output
+    from marco_fast.data.filters import Limits
+    from marco_fast.data.generate import check_output
 
     config = config_of(options)
     limits = Limits(
@@ -144,10 +144,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace, config: Any, limits: "Limits") -> int:
-    from marco_fast.data_questions import read_questions
+    from marco_fast.data.generate import generate_data
+    from marco_fast.data.questions_file import read_questions
     from marco_fast.engine.engine import Engine
-    from marco_fast.engine.notices import silence_libraries
-    from marco_fast.generate_data import generate_data
+    from marco_fast.engine.quiet import silence_libraries
 
     silence_libraries()
     with Engine.from_pretrained(options.model, **engine_options(options)) as engine:

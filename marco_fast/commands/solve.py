@@ -19,7 +19,7 @@ from marco_fast.commands.options import (
 from marco_fast.errors import KVCacheFull
 
 if TYPE_CHECKING:
-    from marco_fast.result import SearchResult
+    from marco_fast.forest.result import SearchResult
 
 __all__ = ["add"]
 
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> int:
     if options.save is not None:
         check_writable(options.save, "--save")
     from marco_fast.engine.engine import Engine
-    from marco_fast.engine.notices import silence_libraries
-    from marco_fast.solve import solve
+    from marco_fast.engine.quiet import silence_libraries
+    from marco_fast.forest.solve import solve
 
     silence_libraries()
     if not options.quiet and sys.stderr.isatty():

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page."""
-    from marco_fast.tree_page import read_tree, write_tree_page
+    from marco_fast.tree_view.page import read_tree, write_tree_page
 
     check_writable(options.html, "--html")
     write_tree_page(read_tree(options.tree), options.html)

@@ -13,10 +13,10 @@ import transformers
 from jinja2 import TemplateError
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from marco_fast.engine.attention import ATTENTION_NAME, PromptBatch, TreeBatch
-from marco_fast.engine.decoder import Decoder
 from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.engine.native_runner import Decoder
 from marco_fast.engine.token_bytes import token_bytes
+from marco_fast.engine.transformers_runner import ATTENTION_NAME, PromptBatch, TreeBatch
 from marco_fast.errors import ModelError
 from marco_fast.ops import SampledTokens, lm_head_confidence, sample_confidence
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from marco_fast.engine.attention import TreeBatch
 from marco_fast.engine.engine import PREFILL_CHUNK, Engine
+from marco_fast.engine.transformers_runner import TreeBatch
 from marco_fast.errors import KVCacheFull, ModelError
 from marco_fast.ops import plan_tree_attention
 

@@ -26,9 +26,9 @@ OPERATIONS = [
 
 # "triton" keeps one module an operation, the others hold all of them.
 BACKENDS = {
-    "cpu": "marco_fast.ops.cpu",
+    "cpu": "marco_fast.ops.cpu_backend",
     "triton": "marco_fast.kernels.{op}",
-    "torch": "marco_fast.ops.plain",
+    "torch": "marco_fast.ops.torch_backend",
 }
 
 

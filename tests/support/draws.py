@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
-from marco_fast.ops.confidence import Sampling, sampling_arguments
-from marco_fast.ops.philox import philox_uniform
+from marco_fast.ops.confidence.sample import Sampling, sampling_arguments
+from marco_fast.ops.reference.philox import philox_uniform
 
 __all__ = [
     "CDF_ATOL",

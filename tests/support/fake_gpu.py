@@ -17,7 +17,7 @@ class FakeGpu:
     graph takes 5, if nothing else runs."""
 
     def __init__(self, monkeypatch, seen=None):
-        """`seen` is a bench.launches.Recording, whose launches are calls too."""
+        """`seen` is a bench.gpu.launches.Recording, whose launches are calls too."""
         self.clock, self.busy, self.mode, self.recorded = 0.0, False, "default", None
         self.seen = seen or SimpleNamespace(launches=0)
         cuda = torch.cuda

@@ -2,7 +2,7 @@
 
 import torch
 
-from marco_fast.ops.tree_items import tree_items
+from marco_fast.ops.attention.work_items import tree_items
 from tests.support.trees import Forest, random_forest
 
 __all__ = ["CPU", "attend", "small_forest"]

@@ -7,7 +7,7 @@ sentence is an error, so that a changed template of the generator is noticed.
 import re
 from collections.abc import Callable
 
-from marco_fast.models.question_words import NAMES_HE, NAMES_SHE, ZH_NAMES_HE, ZH_NAMES_SHE
+from marco_fast.questions.words import NAMES_HE, NAMES_SHE, ZH_NAMES_HE, ZH_NAMES_SHE
 from tests.support.question_reasoning import Fields, read, sentences, table
 
 HE, SHE = {*NAMES_HE, *ZH_NAMES_HE}, {*NAMES_SHE, *ZH_NAMES_SHE}

@@ -11,6 +11,16 @@ from functools import partial
 import torch
 
 import marco_fast as mf
+from bench.common.trees import (
+    HEADS,
+    PAGE,
+    Tree,
+    many_small_nodes,
+    private,
+    prompt_and_branches,
+    tables,
+)
+from bench.common.trees import search as search_tree
 from bench.gpu.machine import Case, Machine
 from bench.gpu.parts.inputs import (
     BACKEND,
@@ -19,8 +29,6 @@ from bench.gpu.parts.inputs import (
     lm_head_inputs,
     random_logits,
 )
-from bench.trees import HEADS, PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
-from bench.trees import search as search_tree
 from marco_fast.kernels.lm_head_confidence import product
 from tests.support.draws import OPTIONS, check_draws, options_of
 from tests.support.hostile import LOGIT_KINDS, logits_of

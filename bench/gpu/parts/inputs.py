@@ -5,9 +5,17 @@ from typing import NamedTuple
 import torch
 
 import marco_fast as mf
+from bench.common.trees import (
+    HEADS,
+    PAGE,
+    Tree,
+    many_small_nodes,
+    private,
+    prompt_and_branches,
+    tables,
+)
+from bench.common.trees import search as search_tree
 from bench.gpu.machine import Machine
-from bench.trees import HEADS, PAGE, Tree, many_small_nodes, private, prompt_and_branches, tables
-from bench.trees import search as search_tree
 from tests.support.draws import keyed
 
 __all__ = [

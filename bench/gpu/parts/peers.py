@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 import marco_fast as mf
-from bench import by_hand
+from bench.common.trees import HEADS, PAGE, Tree, gathered, private_attention, tables
 from bench.gpu.machine import Case, Machine
 from bench.gpu.parts.inputs import (
     BACKEND,
@@ -32,7 +32,7 @@ from bench.gpu.parts.times import (
     lm_head_shapes,
     told,
 )
-from bench.trees import HEADS, PAGE, Tree, gathered, private_attention, tables
+from bench.operations import by_hand
 
 Calls = Sequence[Callable[[], object]]
 MOST_BYTES = 24e9  # of private copies of paths

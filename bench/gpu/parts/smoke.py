@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 
+from bench.common.trees import prompt_and_branches
+from bench.common.trees import search as search_tree
 from bench.gpu.machine import Case, Machine
 from bench.gpu.parts import checks
-from bench.trees import prompt_and_branches
-from bench.trees import search as search_tree
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -2,7 +2,7 @@
 
 The weights are random, so nothing has to be downloaded: a step takes as long as with trained ones.
 `Layers` is a decoder of as few launches as plain PyTorch allows around our kernels; what it lacks
-are kernels for the norms, the rotation and the gate. tests/test_bench_gpu.py holds it to
+are kernels for the norms, the rotation and the gate. tests/bench/test_bench_gpu.py holds it to
 transformers.
 """
 
@@ -15,13 +15,13 @@ import torch
 from torch.nn.functional import linear, silu
 
 import marco_fast as mf
+from bench.common.trees import PAGE, Tree, prompt_and_branches, tables
+from bench.common.trees import search as search_tree
 from bench.gpu.machine import Case, Machine
 from bench.gpu.parts.inputs import BACKEND, keys_on
 from bench.gpu.parts.skinny import skinny_product
 from bench.gpu.parts.sweeps import compare
 from bench.gpu.parts.times import FILTERS
-from bench.trees import PAGE, Tree, prompt_and_branches, tables
-from bench.trees import search as search_tree
 
 __all__ = ["Layers", "Shape", "captured", "engine", "nano_search", "products"]
 

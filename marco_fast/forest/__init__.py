@@ -1,0 +1,1 @@
+"""One call: questions in, results out."""

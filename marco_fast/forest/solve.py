@@ -1,0 +1,119 @@
+"""solve(): a question, an engine and a search in one call."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from marco_fast.engine.engine import Engine
+from marco_fast.forest.forest import Forest, ProgressFunction
+from marco_fast.forest.result import SearchResult
+from marco_fast.search.marco import Chat, as_messages, plain_prompt
+from marco_fast.search.mcts import SearchConfig
+
+__all__ = ["interrupts", "solve"]
+
+
+@overload
+def solve(  # type: ignore[overload-overlap]  # an empty list is a list of questions
+    question: str | Chat,
+    engine: Engine,
+    config: SearchConfig = ...,
+    *,
+    system: str | None = ...,
+    progress: bool | ProgressFunction = ...,
+) -> SearchResult: ...
+@overload
+def solve(
+    question: Sequence[str | Chat],
+    engine: Engine,
+    config: SearchConfig = ...,
+    *,
+    system: str | None = ...,
+    progress: bool | ProgressFunction = ...,
+) -> list[SearchResult]: ...
+def solve(
+    question: str | Chat | Sequence[str | Chat],
+    engine: Engine,
+    config: SearchConfig = SearchConfig(),  # noqa: B008 (frozen)
+    *,
+    system: str | None = None,
+    progress: bool | ProgressFunction = False,
+) -> SearchResult | list[SearchResult]:
+    """Answer a question by Marco-o1's confidence-guided tree search (arXiv 2411.14405).
+
+    The same call gives the same tree, token for token. A list of questions is searched as one
+    forest: their branches share the decode batches.
+
+    Args:
+        question: one text; one chat, a list of messages {"role": ..., "content": ...} that ends
+            with the user's; or a list of texts and chats.
+        engine: an Engine; a second search on it waits for the first.
+        config: the options.
+        system: the system prompt in front of every question: a text, or "marco-o1" for the one
+            that Marco-o1 was trained with. By default what the model's chat template does without.
+        progress: True shows a live view on the terminal; a function is called with a Progress
+            about ten times a second: with the best answer so far, and the text of the path that
+            is being decoded with the highest confidence.
+
+    Returns:
+        A SearchResult, or for a list a list of them in its order. Ctrl-C ends the search and
+        returns the best so far ("interrupted"); so does an exception inside the model ("error",
+        with SearchResult.error) once something was decoded.
+
+    Raises:
+        ValueError: a question is empty, a chat is not as above or not what the model's template
+            takes, or one does not fit into the model's context.
+        KVCacheFull: the KV cache cannot hold one prompt and one branch.
+    """
+    single = not isinstance(question, Sequence) or isinstance(question, str)
+    single = single or any(isinstance(each, Mapping) for each in question)
+    chats = [as_messages(each, system) for each in ([question] if single else question)]  # type: ignore[arg-type]
+    prompts = [_prompt(messages, engine) for messages in chats]
+    if not chats:
+        return []
+    with engine.lock, _watch(progress) as report, interrupts() as interrupted:
+        results = Forest(engine, chats, prompts, config, report, interrupted).run()
+    return results[0] if single else results
+
+
+def _prompt(messages: list[dict[str, str]], engine: Engine) -> list[int]:
+    prompt = engine.prompt_token_ids(messages, plain_prompt(messages))
+    if len(prompt) >= engine.context:
+        raise ValueError(
+            f"expected a question of fewer than {engine.context} tokens with its prompt "
+            f"(the context), got {len(prompt)}"
+        )
+    return prompt
+
+
+@contextlib.contextmanager
+def _watch(progress: bool | ProgressFunction) -> Iterator[ProgressFunction | None]:
+    if progress is True:
+        from marco_fast.forest.live import LiveView
+
+        with LiveView() as view:
+            yield view
+    else:
+        yield progress or None
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that no decode step is cut in half; a second one raises."""
+    event = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield event  # in another thread, or where somebody else handles Ctrl-C, it stays theirs
+        return
+
+    def on_interrupt(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

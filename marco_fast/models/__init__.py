@@ -1,1 +1,0 @@
-"""The bundled nano models: their questions, their training, their evaluation."""

@@ -1,0 +1,1 @@
+"""Top-k confidence, draws, and the LM head fused with both."""

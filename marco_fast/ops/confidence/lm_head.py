@@ -1,0 +1,127 @@
+"""lm_head_confidence: check arguments, allocate results, run a backend."""
+
+import torch
+
+from marco_fast.ops.backends import load_backend
+from marco_fast.ops.confidence.sample import (
+    LOGIT_DTYPES,
+    SampledTokens,
+    check_scoring,
+    empty_samples,
+    sampling_arguments,
+)
+
+__all__ = ["check_product", "lm_head_confidence"]
+
+
+def lm_head_confidence(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    round_logits: torch.dtype | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    top_p: float | torch.Tensor = 1.0,
+    min_p: float | torch.Tensor = 0.0,
+    sample_top_k: int | torch.Tensor = 0,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    top_k: int = 5,
+    score: str = "raw",
+    denominator: str = "top_k",
+    path_sums: torch.Tensor | None = None,
+    path_counts: torch.Tensor | None = None,
+    active: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> SampledTokens:
+    """sample_confidence(hidden @ weight.T + bias), the logits never stored.
+
+    Logits are summed in float32. A row's result depends neither on the other rows of the batch nor
+    on the number of threads; on a GPU, up to 64 rows: more are a library's product, whose logits
+    are stored for a call. Where a draw is not decided by the largest logits, those that can hold
+    the token are computed again and stored: 64 of an unfiltered row.
+
+    Args:
+        hidden: [B, H] float32, bfloat16 or float16, last dimension contiguous.
+        weight: [V, H] of hidden's dtype, last dimension contiguous: an LM head, or tied embeddings.
+        bias: [V] float, contiguous.
+        round_logits: a dtype that the logits are rounded to before they are read, as engines do
+            that store them in bfloat16 or float16; None or float32: they are not rounded.
+        temperature, top_p, min_p, sample_top_k, seeds, positions, top_k, score, denominator,
+            path_sums, path_counts, active: as of `sample_confidence`.
+        backend: "cpu", "triton" or "torch"; None takes the device's own.
+
+    Returns:
+        SampledTokens, as `sample_confidence` returns them.
+
+    Raises:
+        ValueError: a dtype, shape, stride or range that is not as above.
+        BackendError: the named backend cannot run here.
+    """
+    check_product(hidden, weight, bias, round_logits)
+    check_scoring(len(weight), top_k, denominator)
+    sampling = sampling_arguments(
+        hidden, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
+        path_sums, path_counts, active,
+    )  # fmt: skip
+    module = load_backend(backend, hidden.device, "lm_head_confidence")
+    result = empty_samples(len(hidden), top_k, hidden.device)
+    module.lm_head_confidence(
+        hidden,
+        weight,
+        None if bias is None else bias.float(),
+        round_logits or torch.float32,
+        sampling,
+        score == "tempered",
+        denominator == "union",
+        *result,
+    )
+    return result
+
+
+def check_product(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    round_logits: torch.dtype | None,
+) -> None:
+    """Raises ValueError unless these are as lm_head_confidence documents."""
+    for name, each in (("hidden", hidden), ("weight", weight)):
+        if not isinstance(each, torch.Tensor) or each.dtype not in LOGIT_DTYPES:
+            got = each.dtype if isinstance(each, torch.Tensor) else type(each).__name__
+            raise ValueError(
+                f"expected {name} as a tensor of float32, bfloat16 or float16, got {got}"
+            )
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            "expected hidden [B, H] and weight [V, H], got shapes "
+            f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if hidden.shape[1] < 1:
+        raise ValueError("expected H of at least 1, got 0")
+    if hidden.dtype != weight.dtype or hidden.device != weight.device:
+        raise ValueError(
+            f"expected hidden and weight of one dtype on one device, got {hidden.dtype} on "
+            f"{hidden.device} and {weight.dtype} on {weight.device}"
+        )
+    if hidden.shape[1] > 1 and not hidden.stride(1) == weight.stride(1) == 1:
+        raise ValueError(
+            "expected hidden and weight whose last dimension is contiguous, got strides "
+            f"{hidden.stride()} and {weight.stride()}"
+        )
+    if bias is not None and (
+        not isinstance(bias, torch.Tensor)
+        or bias.dtype not in LOGIT_DTYPES
+        or bias.shape != (len(weight),)
+        or bias.device != hidden.device
+        or not bias.is_contiguous()
+    ):
+        known = isinstance(bias, torch.Tensor)
+        got_bias = f"{bias.dtype} {tuple(bias.shape)}" if known else repr(bias)
+        raise ValueError(
+            f"expected bias [{len(weight)}] float, contiguous, on {hidden.device}, got {got_bias}"
+        )
+    if round_logits not in (None, *LOGIT_DTYPES):
+        raise ValueError(
+            f"expected round_logits to be None, float32, bfloat16 or float16, got {round_logits!r}"
+        )

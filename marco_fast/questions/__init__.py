@@ -1,0 +1,1 @@
+"""Test questions of six kinds, with reference answers and written thoughts."""

@@ -1,0 +1,1 @@
+"""A saved search as a page to look at."""

@@ -1,0 +1,358 @@
+"""Reports of benchmarks: what is kept, what the README shows, and that errors write nothing."""
+
+import json
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import marco_fast as mf
+from bench.engines import scaling as scaling_module
+from bench.report import tables as report
+from bench.report.plots import LARGEST, plot_search
+
+README = "# Title\nbefore\n<!-- bench -->\nstale\n<!-- /bench -->\nmiddle\n"
+README += "<!-- search -->\n<!-- /search -->\nafter\n"
+FIELDS = {"us": 46.4682, "peer": "torch topk first", "peer_us": 367.01, "ratio": 7.8915}
+FIELDS |= {"us_per_expansion": 13.93, "tokens_per_second": 943.4, "target_us": 25.0}
+FIELDS |= {"generate_tokens_per_second": 769.5, "expansions_per_second": 17.79}
+
+
+def raw() -> dict:
+    """What pytest-benchmark writes, cut down to what counts; every row's benchmark is there."""
+    names = [*(name for name, _ in report._rows()), "test_something_new[3]"]
+    benchmarks = [
+        {"name": name, "stats": {"median": 1.23456789e-3, "rounds": 5}, "extra_info": dict(FIELDS)}
+        for name in names
+    ]
+    benchmarks[-1]["extra_info"] = {"us_quartiles": [1.00004, {"a": 2.000051}], "threads": 2}
+    return {
+        "machine_info": {"cpu": {"brand_raw": "A CPU", "count": 2}, "python_version": "3.11.7"},
+        "commit_info": {"id": "abc", "dirty": False},
+        "benchmarks": benchmarks,
+    }
+
+
+def case(**changed) -> dict:
+    ours = {"engine": "marco_fast", "top_k": True, "seconds": [1.0, 4.0, 2.0], "expansions": 32}
+    ours |= {"expansions_per_second": 16.0, "tokens_per_second": 512.0}
+    slow = {**ours, "engine": "slow", "expansions_per_second": 0.125}
+    blind = {**ours, "engine": "blind", "top_k": False, "expansions_per_second": 20.0}
+    gone = {"engine": "gone", "skipped": "not installed"}
+    fixed = {"model": "m-1", "precision": "float32", "branches": 8, "floor_seconds": 1.5}
+    return fixed | {"engines": [ours, slow, blind, gone]} | changed
+
+
+def search() -> dict:
+    second = case(branches=32)
+    second["engines"][1] = {**second["engines"][1], "skipped": "no answer"}
+    return {"cases": [case(), second]}
+
+
+def scaling() -> dict:
+    way = {"seconds": 0.02, "quartiles": [0.019, 0.02, 0.021], "kv_bytes": 10**6}
+    way |= {"floor_seconds": 0.01}
+    points = [{"x": x, "branches": x, "shared": way, "unshared": way} for x in (1, 16, 256)]
+    sweep = {"axis": "branches", "caption": "one prompt", "points": points}
+    sweeps = {"branches": sweep, "depth": sweep}
+    models = [{"model": name, "precision": "float32", "sweeps": sweeps} for name in ("a", "b")]
+    return {"models": models}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    root = tmp_path / "checkout"
+    (root / report.RESULTS).mkdir(parents=True)
+    (root / "README.md").write_text(README)
+    return root
+
+
+def put(path: Path, what: object) -> Path:
+    path.write_text(json.dumps(what))
+    return path
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def run(root: Path, what: dict) -> int:
+    return report.main([str(put(root.parent / "raw.json", what))], root=root)
+
+
+def test_a_report_keeps_what_counts(root):
+    assert run(root, raw()) == 0
+    kept = json.loads((root / report.RESULTS / "bench.json").read_text())
+    assert kept["commit"] == "abc"
+    assert [kept[key] for key in ("cpu", "cores", "python")] == ["A CPU", 2, "3.11.7"]
+    assert kept["torch"] == torch.__version__.partition("+")[0]
+    new = kept["benchmarks"][-1]
+    assert (new["median_us"], new["rounds"], new["threads"]) == (1234.57, 5, 2)
+    assert new["us_quartiles"] == [1.0, {"a": 2.0001}]
+
+
+def test_the_readme_shows_the_rows_and_keeps_the_rest(root):
+    assert run(root, raw()) == 0
+    text = (root / "README.md").read_text()
+    table = text.partition("<!-- bench -->")[2].partition("<!-- /bench -->")[0].strip().split("\n")
+    assert len(table) == 2 + 6 + 8 + 2 + 4
+    start = "| `topk_confidence`, V 151,936, B 64, bfloat16 | 46 us | topk first in PyTorch: 367 us"
+    assert start + " | 7.9x |" in table
+    assert "| `plan_tree_attention`, 1,000 nodes | 46 us | aim: below 25 us | |" in table
+    solve = "| `solve` on nano-marco, 1 branch | 943 tokens/s | transformers `generate`, as many"
+    assert f"{solve} samples: 770 tokens/s | 7.9x |" in table
+    assert "stale" not in text
+    assert text.startswith("# Title\nbefore\n<!-- bench -->\n")
+    assert text.endswith("middle\n<!-- search -->\n<!-- /search -->\nafter\n")
+
+
+def test_without_raw_numbers_the_kept_ones_are_shown_again(root):
+    assert run(root, raw()) == 0
+    before = files(root)
+    assert report.main([], root=root) == 0
+    assert files(root) == before
+
+
+def test_each_row_shows_its_own_benchmark(root):
+    what = raw()
+    for i, each in enumerate(what["benchmarks"][:-1]):
+        each["extra_info"] |= {"us": i, "us_per_expansion": i, "tokens_per_second": i}
+    lines = report.bench_table(report.condense(what)["benchmarks"]).split("\n")[2:]
+    assert [line.split(" | ")[1].split()[0] for line in lines] == [str(i) for i in range(20)]
+    place = {each["name"]: i for i, each in enumerate(what["benchmarks"])}
+    assert "B 64, bfloat16 |" in lines[place["test_topk_confidence[64-dtype1]"]]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in report._rows()])
+def test_a_missing_benchmark_is_named_and_nothing_is_written(root, name, capsys):
+    what = raw()
+    what["benchmarks"] = [each for each in what["benchmarks"] if each["name"] != name]
+    before = files(root)
+    assert run(root, what) == 2
+    assert repr(name) in capsys.readouterr().err
+    assert files(root) == before
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ({**raw(), "commit_info": {}}, "'id'"),
+        ([], "JSON object"),
+        ({**raw(), "benchmarks": [{"name": "x", "stats": {"rounds": 1}}]}, "median"),
+    ],
+)
+def test_other_json_is_refused(root, what, told, capsys):
+    before = files(root)
+    assert run(root, what) == 2
+    assert told in capsys.readouterr().err
+    assert files(root) == before
+
+
+def test_a_missing_field_is_named_with_its_benchmark():
+    kept = report.condense(raw())["benchmarks"]
+    del kept[7]["peer_us"]
+    with pytest.raises(report.ReportError, match=r"'peer_us' of the benchmark 'test_tree_att"):
+        report.bench_table(kept)
+
+
+@pytest.mark.parametrize("missing", ["<!-- bench -->\n", "<!-- /bench -->\n", "<!-- search -->\n"])
+def test_markers_must_be_there(root, missing, capsys):
+    put(root / report.RESULTS / "search.json", search())
+    (root / "README.md").write_text(README.replace(missing, ""))
+    before = files(root)
+    assert run(root, raw()) == 2
+    assert missing.strip() in capsys.readouterr().err
+    assert files(root) == before
+
+
+def test_markers_in_the_wrong_order_or_twice_are_refused():
+    for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
+        with pytest.raises(report.ReportError, match="<!-- a -->"):
+            report.between(text, "a", "x")
+
+
+def test_the_search_table_has_a_column_for_every_engine_that_ran():
+    title, first, second = report.search_cells(search())
+    assert title == ["model, precision, branches", "marco_fast", "of the floor", "slow", "blind †"]
+    assert first == ["m-1, float32, 8", "16.0", "75%", "0.12 (128x)", "20.0 (0.80x)"]
+    assert second == ["m-1, float32, 32", "16.0", "75%", "-", "20.0 (0.80x)"]
+
+
+def test_the_search_table_says_what_its_marks_mean():
+    full = report.search_table(search())
+    assert "A dash: the engine did not run." in full
+    assert "† gives no top-k" in full
+    plain = case()
+    del plain["engines"][2:]
+    assert not {"dash:", "†"} & set(report.search_table({"cases": [plain]}).split())
+
+
+def test_marco_fast_must_be_the_first_engine_and_have_run():
+    swapped, skipped = case(), case()
+    swapped["engines"].reverse()
+    skipped["engines"][0]["skipped"] = "no answer"
+    for wrong in (swapped, skipped):
+        with pytest.raises(report.ReportError, match="marco_fast as the first engine of 'm-1, flo"):
+            report.search_cells({"cases": [wrong]})
+
+
+def test_search_and_scaling_are_shown_and_drawn(root, capsys):
+    put(root / report.RESULTS / "search.json", search())
+    put(root / report.RESULTS / "scaling.json", scaling())
+    assert run(root, raw()) == 0
+    readme = (root / "README.md").read_text()
+    assert "| m-1, float32, 8 | 16.0 | 75% | 0.12 (128x) | 20.0 (0.80x) |\n" in readme
+    plots = {path.name: path.read_bytes() for path in (root / report.RESULTS / "plots").iterdir()}
+    named = {f"scaling_{key}.png" for key in ("branches", "depth", "memory")}
+    assert set(plots) == named | {"search.png"}
+    for data in plots.values():
+        assert data.startswith(b"\x89PNG")
+        assert len(data) <= LARGEST
+        assert all(300 < pixels < 1500 for pixels in struct.unpack(">2I", data[16:24]))
+
+
+def test_results_of_another_machine_stand_in_a_table_of_their_own(root):
+    (root / report.AVX2).mkdir()
+    other = search()
+    for engine in other["cases"][0]["engines"]:
+        if "expansions_per_second" in engine:
+            engine["expansions_per_second"] *= 3
+    put(root / report.AVX2 / "search.json", other)
+    put(root / report.RESULTS / "search.json", search())
+    marks = "<!-- search-avx2 -->\n<!-- /search-avx2 -->\n"
+    (root / "README.md").write_text(README + marks)
+    assert run(root, raw()) == 0
+    first, second = (root / "README.md").read_text().split("<!-- search-avx2 -->")
+    assert "| m-1, float32, 8 | 16.0 |" in first
+    assert "| m-1, float32, 8 | 48.0 |" in second
+    assert f"({report.AVX2.as_posix()}/search.json)" in second
+
+
+def test_what_a_search_adds_is_a_table_of_both_tiers(root):
+    def share(part: float) -> dict:
+        return {"share": part, "low": part - 0.1, "high": part + 0.1, "count": 50}
+
+    searched = {"value": share(0.75), "tokens": 1234.4, "answer_auroc": 0.876}
+    beside = {"majority": share(0.5), "gain": {"points": 0.25, "low": -0.01, "high": 0.3}}
+    hard = {
+        "greedy": {"value": share(0.5), "tokens": 99.0, "answer_auroc": None},
+        "search, 32": searched,
+        "majority at the tokens of search, 32": beside,
+        "majority of all samples": {"majority": share(0.6), "tokens": 8000.0},
+    }
+    easy = {"greedy": {**hard["greedy"], "value": share(0.9)}}
+    tiers = {tier: {"all": rows} for tier, rows in (("easy", easy), ("hard", hard))}
+    put(root / report.RESULTS / "reasoning.json", {"results": tiers})
+    marks = "<!-- reasoning -->\n<!-- /reasoning -->\n"
+    (root / "README.md").write_text(README + marks)
+    assert run(root, raw()) == 0
+    table = (root / "README.md").read_text().split("<!-- reasoning -->\n\n")[1].split("\n")[2:]
+    assert table[:4] == [
+        "| greedy | 90.0 (80.0–100.0) | 50.0 (40.0–60.0) | 99 | – | – |",
+        "| search, 32 | – | 75.0 (65.0–85.0) | 1234 | +25.0 (-1.0 to +30.0) | 0.88 |",
+        "| majority of all samples | – | 60.0 (50.0–70.0) | 8000 | – | – |",
+        "",
+    ]
+    put(root / report.RESULTS / "reasoning.json", {"results": {"easy": {"all": easy}}})
+    before = files(root)
+    assert run(root, raw()) != 0
+    assert files(root) == before
+
+
+def test_condensing_writes_nothing_else(root):
+    before, out = files(root), root.parent / "elsewhere" / "kept.json"
+    what = str(put(root.parent / "raw.json", raw()))
+    assert report.main([what, "--condense", str(out)], root=root) == 0
+    assert json.loads(out.read_text()) == report.condense(raw())
+    assert files(root) == before
+    with pytest.raises(SystemExit):
+        report.main(["--condense", str(out)], root=root)
+
+
+def test_a_plot_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr("bench.report.plots.LARGEST", 1000)
+    with pytest.raises(ValueError, match="at most 1000 bytes"):
+        plot_search(search())
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("search.json", "floor_seconds"), ("scaling.json", "sweeps")]
+)
+def test_a_field_that_a_plot_needs_is_named(root, name, field, capsys):
+    wrong = search() if field == "floor_seconds" else scaling()
+    for each in wrong.get("cases", wrong.get("models")):
+        del each[field]
+    put(root / report.RESULTS / name, wrong)
+    before = files(root)
+    assert run(root, raw()) == 2
+    assert repr(field) in capsys.readouterr().err
+    assert files(root) == before
+
+
+def test_the_terminal_gets_a_table_a_subject(root, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    put(root / report.RESULTS / "search.json", search())
+    assert run(root, raw()) == 0
+    out = capsys.readouterr().out
+    subjects = ["attention", "planner and driver", "search", "other"]
+    places = [out.index("confidence"), *(out.index(f"\n{subject}") for subject in subjects)]
+    assert places == sorted(places)
+    assert "tree_attention[llama-3b-prompt-1024-x16x64-torch.float32]" in out
+    assert "1,234.6" in out[out.index("something_new[3]") :]
+    assert "0.12 (128x)" in out
+
+
+def test_deeper_combs_have_the_same_tokens():
+    depths, trees = zip(*scaling_module.SWEEPS["depth"].trees.items(), strict=True)
+    assert depths == (7, 38, 69, 100, 131, 162)
+    assert len({sum(tree.lens) for tree in trees}) == 1
+    assert {len(tree.leaves) for tree in trees} == {32}
+    paths = [sum(scaling_module.alone(tree).lens) for tree in trees]
+    assert paths == sorted(set(paths))
+
+
+def test_a_tree_a_branch_shares_nothing():
+    tree = scaling_module.questions(64, 64)
+    assert sum(tree.lens) == sum(scaling_module.alone(tree).lens) == 64 * 576
+    few = scaling_module.questions(4, 64)
+    assert sum(few.lens) == 4 * 512 + 64 * 64
+    assert [few.parents.count(root) for root in range(-1, 5)] == [4, 16, 16, 16, 16, 0]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with mf.Engine.from_pretrained("nano-marco", kv_tokens=1024) as made:
+        for layer in (*made.cache.k, *made.cache.v):
+            layer.normal_()
+        yield made
+
+
+def test_a_point_is_measured_both_ways_and_leaves_nothing(engine):
+    tree, page = scaling_module.prompt_and_branches(40, 3, 17), engine.cache.page_bytes
+    assert scaling_module.check(engine, tree) < 1e-5
+    point = scaling_module.measure(engine, tree, lambda kv, rows: kv + rows, rounds=2, budget=9.0)
+    assert point["branches"] == 3
+    assert engine.cache.used_pages == 0
+    shared, unshared = point["shared"], point["unshared"]
+    assert (shared["unique_tokens"], shared["path_tokens"]) == (91, 171)
+    assert (unshared["unique_tokens"], unshared["path_tokens"]) == (171, 171)
+    assert (shared["kv_bytes"], unshared["kv_bytes"]) == (9 * page, 12 * page)
+    assert shared["floor_seconds"] == pytest.approx(91 * page // 16 + 3, rel=1e-4)
+    assert shared["tokens_per_second"] == pytest.approx(3 / shared["seconds"], rel=1e-3)
+
+
+def test_paths_that_differ_are_not_taken_for_equal(engine, monkeypatch):
+    slots = scaling_module.Placed.path_slots
+    monkeypatch.setattr(scaling_module.Placed, "path_slots", lambda *args: slots(*args)[1:])
+    with pytest.raises(AssertionError, match="equal lse"):
+        scaling_module.check(engine, scaling_module.prompt_and_branches(40, 2, 17))
+
+
+def test_make_bench_hands_its_numbers_to_the_report():
+    root = Path(__file__).parents[2]
+    command = ["make", "-n", "-o", ".venv/.dev", "bench"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert "--benchmark-json=" in done.stdout
+    assert done.stdout.index("pytest bench") < done.stdout.index("bench.report.tables")

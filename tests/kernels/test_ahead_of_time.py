@@ -1,0 +1,82 @@
+"""Every kernel that a launcher may choose compiles for every architecture, without spills where
+that is promised."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bench.gpu.aot import NO_SPILLS_ON, spills
+from bench.gpu.launches import ARCHITECTURES
+from tests.support.compiling import compiling_python
+
+ROOT = Path(__file__).parents[2]
+
+
+# Those that are promised; the others of ARCHITECTURES are compiled by bench.gpu.aot, for its table.
+PROMISED = ("sm_80", "sm_90", "gfx942")
+
+
+# Every kernel of kernels/.
+KERNELS = {
+    "topk_confidence_kernel", "sample_confidence_kernel", "lm_head_scan_kernel",
+    "lm_head_draw_kernel", "lm_head_logits_kernel", "lm_head_record_kernel", "append_kv_kernel",
+    "attend_kernel", "merge_kernel", "advance_kernel",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", PROMISED)
+def test_compiles(arch, tmp_path):
+    assert arch in ARCHITECTURES
+    out = tmp_path / "table.json"
+    done = compiling_python(
+        "-m",
+        "bench.gpu.aot",
+        "--arch",
+        arch,
+        "--out",
+        out,
+        TRITON_CACHE_DIR=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.read_text())
+    assert max(Counter(row["kernel"] for row in rows).values()) == 1
+    assert {row["kernel"].split()[0] for row in rows} == KERNELS
+    for row in rows:
+        assert 0 < row["registers"] <= 512, row
+        assert row["shared"] <= 163 * 1024, row
+        assert not (spills(row) and arch in NO_SPILLS_ON), row
+
+
+def test_every_kernel_is_named():
+    sources = "".join(path.read_text() for path in (ROOT / "kernels").glob("*.py"))
+    assert set(re.findall(r"^def (\w+_kernel)\(", sources, re.M)) == KERNELS
+
+
+def test_a_kernel_that_does_not_compile_fails():
+    program = (
+        "import sys, bench.gpu.aot as aot, bench.gpu.launches as launches\n"
+        "def broken(found):\n"
+        "    raise RuntimeError('no such instruction')\n"
+        "launches.compile_for = broken\n"
+        "sys.exit(aot.main(['--arch', 'sm_90', '--match', 'append_kv']))"
+    )
+    done = compiling_python("-c", program)
+    assert done.returncode == 1
+    assert "RuntimeError: no such instruction" in done.stdout
+    assert "failed: sm_90 append_kv_kernel" in done.stderr
+
+
+def test_a_kernel_that_spills_fails():
+    program = (
+        "import sys, bench.gpu.aot as aot\n"
+        "usage = dict(registers=255, shared=0, stack=8, local=0, seconds=0.0)\n"
+        "aot.resources = lambda found: dict(usage)\n"
+        "sys.exit(aot.main(['--arch', sys.argv[1], '--match', 'append_kv']))"
+    )
+    assert compiling_python("-c", program, "sm_90").returncode == 1
+    assert compiling_python("-c", program, "gfx942").returncode == 0  # promised for NVIDIA alone
