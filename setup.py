@@ -8,13 +8,19 @@ import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+CSRC = "csrc/cpu"
 # Compiled once per instruction set.
-KERNELS = ["topk_confidence", "lm_head_confidence", "tree_attention", "decoder_kernels"]
-PLAIN = ["tree_plan", "binding", "binding_confidence", "binding_decoder"]
+KERNELS = [
+    "confidence/topk_confidence",
+    "confidence/lm_head_confidence",
+    "attention/tree_attention",
+    "decoder/decoder_kernels",
+]
 ISAS = {"scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mavx2"]
@@ -30,12 +36,12 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
-        ext.include_dirs = [pybind11.get_include(), "csrc/cpu"]
+        ext.include_dirs = [pybind11.get_include(), CSRC]
         ext.extra_compile_args = [*FLAGS, *os.environ.get("MARCO_FAST_CXXFLAGS", "").split()]
 
         def compile_kernel(kernel: str, number: int, isa: str) -> list[str]:
             return self.compiler.compile(
-                [f"csrc/cpu/{kernel}.cpp"],
+                [f"{CSRC}/{kernel}.cpp"],
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("MF_ISA", str(number)), ("MF_NS", isa)],
                 include_dirs=ext.include_dirs,
@@ -53,17 +59,22 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
-def all_sources() -> list[str]:
-    """After a change of any of these the extension is built again."""
-    return [f"csrc/cpu/{name}" for name in sorted(os.listdir("csrc/cpu"))]
+def files(suffixes: tuple[str, ...]) -> list[str]:
+    """The files below CSRC whose names end so, in one order on every machine."""
+    return sorted(path.as_posix() for path in Path(CSRC).rglob("*") if path.suffix in suffixes)
+
+
+def compiled_once() -> list[str]:
+    """The sources that need no flags of an instruction set."""
+    return [name for name in files((".cpp",)) if name[len(CSRC) + 1 : -4] not in KERNELS]
 
 
 setup(
     ext_modules=[
         Extension(
             "marco_fast._C",
-            [f"csrc/cpu/{name}.cpp" for name in PLAIN],
-            depends=all_sources(),
+            compiled_once(),
+            depends=files((".h", ".cpp")),  # after a change of any of these it is built again
             extra_link_args=["-pthread"] if sys.platform == "linux" else [],
             language="c++",
             optional=True,

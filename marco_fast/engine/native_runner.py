@@ -18,9 +18,9 @@ from marco_fast.ops.backends import built
 
 __all__ = ["PANEL", "Decoder", "pack_gated", "pack_linear"]
 
-# Model classes whose layers are what csrc/cpu/decoder.h computes; Qwen3's also norm each head.
+# Model classes whose layers are what csrc/cpu/decoder/ computes; Qwen3's also norm each head.
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/decoder_kernels.h)
+PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/decoder/decoder_kernels.h)
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
 

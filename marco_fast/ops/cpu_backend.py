@@ -19,7 +19,7 @@ __all__ = [
     "tree_attention",
 ]
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/array.h
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/base/dtypes.h
 _INT64 = torch.int64
 _threads = torch.get_num_threads
 

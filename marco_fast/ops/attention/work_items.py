@@ -1,7 +1,7 @@
 """A plan's arrays on a device: what the programs of tree attention read there.
 
-csrc/cpu/tree_items.h says what items, runs, chunks, groups and partials are. All of it is one int32
-array, brought to the device by one copy.
+csrc/cpu/attention/work_items.h says what items, runs, chunks, groups and partials are. All of it is
+one int32 array, brought to the device by one copy.
 """
 
 import math

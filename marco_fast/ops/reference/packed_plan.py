@@ -1,4 +1,4 @@
-"""A plan made of arrays, in plain Python: the specification of csrc/cpu/tree_plan_arrays.h.
+"""A plan made of arrays, in plain Python: the specification of csrc/cpu/attention/packed_plan.h.
 
 It serves where the extension was not built, and gives the same arrays and the same errors.
 """

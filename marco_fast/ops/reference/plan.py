@@ -1,4 +1,4 @@
-"""The planner of tree attention in plain Python: the specification of csrc/cpu/tree_plan.cpp.
+"""The planner of tree attention in plain Python: the specification of csrc/cpu/attention/plan.cpp.
 
 It serves where the extension was not built, and gives the same arrays and the same errors.
 """

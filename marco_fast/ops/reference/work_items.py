@@ -1,4 +1,4 @@
-"""The items of tree attention in plain Python: the specification of csrc/cpu/tree_items.h.
+"""The items of tree attention: the specification of csrc/cpu/attention/work_items.h.
 
 It serves where the extension was not built, and gives the same array.
 """

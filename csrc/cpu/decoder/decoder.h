@@ -10,9 +10,9 @@
 #include <memory>
 #include <vector>
 
-#include "decoder_kernels.h"
-#include "parallel.h"
-#include "tree_schedule.h"
+#include "decoder/decoder_kernels.h"
+#include "base/parallel.h"
+#include "attention/schedule.h"
 
 namespace marco_fast {
 

@@ -8,13 +8,13 @@
 #include <array>
 #include <string>
 
-#include "decoder.h"
+#include "decoder/decoder.h"
 
 namespace py = pybind11;
 
 namespace marco_fast {
 
-extern int g_isa;  // binding.cpp
+extern int g_isa;  // bind/module.cpp
 
 namespace {
 

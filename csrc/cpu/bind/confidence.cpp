@@ -7,16 +7,16 @@
 #include <memory>
 #include <vector>
 
-#include "lm_head_run.h"
-#include "parallel.h"
-#include "philox.h"
-#include "topk_confidence.h"
+#include "confidence/lm_head_pass.h"
+#include "base/parallel.h"
+#include "base/philox.h"
+#include "confidence/topk_confidence.h"
 
 namespace py = pybind11;
 
 namespace marco_fast {
 
-extern int g_isa;  // binding.cpp
+extern int g_isa;  // bind/module.cpp
 
 namespace {
 

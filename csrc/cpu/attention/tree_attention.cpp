@@ -1,6 +1,6 @@
-#include "tree_attention.h"
+#include "attention/tree_attention.h"
 
-#include "attention_block.h"
+#include "attention/attention_block.h"
 
 namespace marco_fast {
 namespace MF_NS {

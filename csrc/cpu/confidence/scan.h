@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "simd.h"
-#include "topk_confidence.h"
+#include "base/simd.h"
+#include "confidence/topk_confidence.h"
 
 namespace marco_fast {
 namespace MF_NS {

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "topk_confidence.h"
+#include "confidence/topk_confidence.h"
 
 namespace marco_fast {
 

@@ -3,7 +3,7 @@
 // Included once per instruction set.
 #pragma once
 
-#include "row_cut.h"
+#include "confidence/cut.h"
 
 namespace marco_fast {
 namespace MF_NS {

@@ -10,9 +10,9 @@
 #include <numeric>
 #include <vector>
 
-#include "parallel.h"
-#include "tree_attention.h"
-#include "tree_plan.h"
+#include "base/parallel.h"
+#include "attention/tree_attention.h"
+#include "attention/plan.h"
 
 namespace marco_fast {
 

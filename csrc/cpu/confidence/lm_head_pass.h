@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "lm_head_confidence.h"
-#include "parallel.h"
+#include "confidence/lm_head_confidence.h"
+#include "base/parallel.h"
 
 namespace marco_fast {
 

@@ -1,6 +1,6 @@
-#include "decoder_kernels.h"
+#include "decoder/decoder_kernels.h"
 
-#include "simd_tile.h"
+#include "base/simd_tile.h"
 
 namespace marco_fast {
 namespace MF_NS {

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <limits>
 
-#include "array.h"
-#include "isa.h"
+#include "base/dtypes.h"
+#include "base/isa.h"
 
 #if MF_ISA != MF_ISA_SCALAR
 #pragma GCC diagnostic push

@@ -1,4 +1,4 @@
-#include "tree_plan.h"
+#include "attention/plan.h"
 
 #include <algorithm>
 #include <cstdio>

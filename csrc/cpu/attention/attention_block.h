@@ -5,8 +5,8 @@
 // of the sums of a row depends on kPairs and its own tokens alone, never on the shape of the block.
 #pragma once
 
-#include "simd_tile.h"
-#include "tree_attention.h"
+#include "base/simd_tile.h"
+#include "attention/tree_attention.h"
 
 namespace marco_fast {
 namespace MF_NS {

@@ -3,7 +3,7 @@
 // Included once per instruction set.
 #pragma once
 
-#include "row_scan.h"
+#include "confidence/scan.h"
 
 namespace marco_fast {
 namespace MF_NS {

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "array.h"
-#include "isa.h"
+#include "base/dtypes.h"
+#include "base/isa.h"
 
 namespace marco_fast {
 

@@ -12,8 +12,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "array.h"
-#include "isa.h"
+#include "base/dtypes.h"
+#include "base/isa.h"
 
 namespace marco_fast {
 

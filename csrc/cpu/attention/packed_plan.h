@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "tree_plan.h"
+#include "attention/plan.h"
 
 namespace marco_fast {
 

@@ -1,6 +1,6 @@
 // The Python module marco_fast._C: checks buffers, releases the GIL, dispatches by instruction set.
 //
-// With the other binding_*.cpp the only file that knows Python. Tensors arrive as addresses, with the sizes
+// Only bind/ knows Python. Tensors arrive as addresses, with the sizes
 // and strides that are not fixed: at a few rows a call is short enough that views of them would take
 // longer than the work. marco_fast/ops checks every tensor before. Only the planner takes NumPy arrays.
 #include <pybind11/numpy.h>
@@ -15,14 +15,14 @@
 #include <string>
 #include <vector>
 
-#include "append_kv.h"
-#include "array.h"
-#include "isa.h"
-#include "parallel.h"
-#include "tree_items.h"
-#include "tree_plan.h"
-#include "tree_plan_arrays.h"
-#include "tree_schedule.h"
+#include "attention/append_kv.h"
+#include "base/dtypes.h"
+#include "base/isa.h"
+#include "base/parallel.h"
+#include "attention/work_items.h"
+#include "attention/plan.h"
+#include "attention/packed_plan.h"
+#include "attention/schedule.h"
 
 namespace py = pybind11;
 
@@ -30,8 +30,8 @@ namespace marco_fast {
 
 int g_isa = best_isa();  // set_isa() changes it, for tests and for comparing instruction sets
 
-void bind_confidence(pybind11::module_& m);  // binding_confidence.cpp
-void bind_decoder(pybind11::module_& m);     // binding_decoder.cpp
+void bind_confidence(pybind11::module_& m);  // bind/confidence.cpp
+void bind_decoder(pybind11::module_& m);     // bind/decoder.cpp
 
 namespace {
 

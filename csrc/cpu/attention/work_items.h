@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "tree_plan.h"
+#include "attention/plan.h"
 
 namespace marco_fast {
 

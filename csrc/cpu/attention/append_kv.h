@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "parallel.h"
+#include "base/parallel.h"
 
 namespace marco_fast {
 

@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "array.h"
-#include "isa.h"
+#include "base/dtypes.h"
+#include "base/isa.h"
 
 namespace marco_fast {
 

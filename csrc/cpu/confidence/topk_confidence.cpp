@@ -1,8 +1,8 @@
 // topk_confidence and sample_confidence on a CPU; compiled once per instruction set.
-#include "topk_confidence.h"
+#include "confidence/topk_confidence.h"
 
-#include "philox.h"
-#include "row_finish.h"
+#include "base/philox.h"
+#include "confidence/finish.h"
 
 namespace marco_fast {
 namespace MF_NS {

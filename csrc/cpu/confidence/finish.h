@@ -3,9 +3,9 @@
 // Included once per instruction set.
 #pragma once
 
-#include "row_draw.h"
-#include "row_scan.h"
-#include "topk_confidence.h"
+#include "confidence/draw.h"
+#include "confidence/scan.h"
+#include "confidence/topk_confidence.h"
 
 namespace marco_fast {
 namespace MF_NS {

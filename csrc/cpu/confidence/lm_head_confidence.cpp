@@ -1,11 +1,11 @@
 // lm_head_confidence on a CPU; compiled once per instruction set.
-#include "lm_head_confidence.h"
+#include "confidence/lm_head_confidence.h"
 
 #include <type_traits>
 
-#include "philox.h"
-#include "row_finish.h"
-#include "simd_tile.h"
+#include "base/philox.h"
+#include "confidence/finish.h"
+#include "base/simd_tile.h"
 
 namespace marco_fast {
 namespace MF_NS {

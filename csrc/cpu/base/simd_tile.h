@@ -4,7 +4,7 @@
 // float32 or, where pairs are used (kPairDot), two adjacent bfloat16.
 #pragma once
 
-#include "simd.h"
+#include "base/simd.h"
 
 namespace marco_fast {
 namespace MF_NS {
