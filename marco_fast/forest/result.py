@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from marco_fast.files import write_whole
-from marco_fast.search.mcts import SearchConfig
+from marco_fast.search.config import SearchConfig
 from marco_fast.search.tree import SearchTree
 
 __all__ = ["Progress", "SearchResult", "SearchStats"]

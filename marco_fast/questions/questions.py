@@ -12,7 +12,6 @@ geometry question, the facts of a set of statements. What is in one split is nev
 
 import hashlib
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from marco_fast.questions.logic import logic
 from marco_fast.questions.statements import contradictions
 from marco_fast.questions.steps import steps
 from marco_fast.questions.work import Work
+from marco_fast.search.answer import canonical
 
 TESTS = {
     "logic": logic,
@@ -137,25 +137,9 @@ def plant_slip(question: Question, rng: random.Random) -> Work | None:
     return None
 
 
-def answer_key(output: str) -> str:
-    """What two outputs have in common that give the same answer.
-
-    The numbers, in any order and each once, where there are any; else the text without case,
-    surrounding punctuation, a leading "the" and differences of white space.
-    """
-    text = output.strip().strip(".!\"'` \n。！").lower()
-    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).replace("−", "-")
-    numbers = re.findall(r"(?:(?<!\w)-)?\d+(?:[./]\d+)*", plain)
-    if numbers:
-        return " ".join(
-            sorted({re.sub(r"^(-?\d+)\.0+$|(\.\d*?[1-9])0+$", r"\1\2", each) for each in numbers})
-        )
-    return " ".join(text.removeprefix("the ").split())
-
-
 def is_correct(question: Question, output: str) -> bool:
-    """Whether the text of an output gives the reference answer, as answer_key compares them.
+    """Whether the text of an output gives the reference answer, as votes compare answers.
 
     An output with another set of numbers, or with more than one name, is wrong.
     """
-    return answer_key(output) == answer_key(question.answer)
+    return canonical(output) == canonical(question.answer)

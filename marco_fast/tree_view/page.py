@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marco_fast.files import write_whole
-from marco_fast.search.marco import parse_reply
+from marco_fast.search.replies import parse_reply
 
 __all__ = ["read_tree", "write_tree_page"]
 

@@ -20,9 +20,11 @@ from marco_fast.data.filters import FILTERS, Limits, repetition
 from marco_fast.data.generate import check_output, default_batch, generate_data, journal_of
 from marco_fast.data.questions_file import read_questions
 from marco_fast.forest.result import Progress, SearchResult, SearchStats
-from marco_fast.questions.questions import answer_key
-from marco_fast.search.marco import REFLECTION, parse_reply
-from marco_fast.search.mcts import Search, SearchConfig, choose_answer
+from marco_fast.search.answer import canonical, choose_answer
+from marco_fast.search.config import SearchConfig
+from marco_fast.search.marco import REFLECTION
+from marco_fast.search.mcts import Search
+from marco_fast.search.replies import parse_reply
 
 ROOT = Path(__file__).parents[2]
 BYTES = [bytes([value]) for value in range(256)]
@@ -354,7 +356,7 @@ def test_answers_agree_as_the_questions_own_check_says():
     for one in drawn:
         assert is_correct(one, one.answer)
         for other in rng.sample(drawn, 20):
-            agree = answer_key(one.answer) == answer_key(other.answer)
+            agree = canonical(one.answer) == canonical(other.answer)
             assert agree == is_correct(one, other.answer), (one.answer, other.answer)
 
 

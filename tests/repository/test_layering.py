@@ -37,7 +37,7 @@ FLOORS = [
 ONLY = {
     "kernels": ["kernels"],
     "search": ["search"],
-    "questions": ["questions"],
+    "questions": ["questions", "search"],
     "tree_view": ["tree_view", "search", "files"],
     "errors": [],
     "files": [],
@@ -50,7 +50,7 @@ ONLY_IN = {
     "triton": ["kernels/*"],
     "transformers": ["engine/*"],
     "rich": ["commands/*", "forest/live.py"],
-    "jinja2": ["comparison/page.py", "tree_view/page.py"],
+    "jinja2": ["engine/engine.py", "comparison/page.py", "tree_view/page.py"],
     "marco_fast._C": ["ops/*", "engine/native_runner.py", "commands/info.py"],
 }
 # Operations that share the files, and so the base name, of another.
