@@ -58,10 +58,10 @@ void score_packed(int query_heads, const float* q, int head_dim, const float* ke
 
 #if MF_ISA == MF_ISA_AVX2
 // Sums lane by lane of q[h] * k[t], for H query_heads and N tokens, at sums[h * kDotTokens + t]. Requests
-// share.ahead tokens further on, one per share.every tokens; none if that is 0.
+// of the tokens kTokensAhead further on those numbered `first`, first + every, ...; none if every is 0.
 template <class T, int H, int N>
 inline __attribute__((always_inline)) void dot_lanes(const float* q, const T* const* k,
-                                                     int head_dim, PrefetchShare share,
+                                                     int head_dim, int first, int every,
                                                      Vec* sums) {
   constexpr int kLine = 64 / sizeof(T);
   Vec acc[H][N];
@@ -70,8 +70,8 @@ inline __attribute__((always_inline)) void dot_lanes(const float* q, const T* co
 #pragma GCC unroll 8
     for (int t = 0; t < N; ++t) acc[h][t] = set1(0.0f);
   for (int i = 0; i < head_dim; i += kLanes) {
-    if (share.every && i % kLine == 0)
-      for (int t = share.first; t < N; t += share.every) prefetch(k[t + share.ahead] + i);
+    if (every && i % kLine == 0)
+      for (int t = first; t < N; t += every) prefetch(k[t + kTokensAhead] + i);
     Vec x[H];
 #pragma GCC unroll 8
     for (int h = 0; h < H; ++h) x[h] = load(q + h * head_dim + i);
@@ -95,19 +95,18 @@ inline __attribute__((always_inline)) void dot_lanes(const float* q, const T* co
 template <bool kPrefetch, class T>
 void score_unpacked(int query_heads, const float* q, int head_dim, const T* const* k, int tokens, float* scores,
                 int64_t stride) {
-  const int blocks = (query_heads + 2) / 3;
+  const int blocks = (query_heads + 2) / 3, every = kPrefetch ? blocks : 0;
   for (int begin = 0; begin < tokens; begin += kDotTokens) {
     for (int i = 0; i < blocks; ++i) {
-      const PrefetchShare share{kTokensAhead, kPrefetch ? blocks : 0, i};
-      const int first = query_heads * i / blocks;
-      with_count<3>(query_heads * (i + 1) / blocks - first, [&](auto count) {
+      const int begin_head = query_heads * i / blocks;
+      with_count<3>(query_heads * (i + 1) / blocks - begin_head, [&](auto count) {
         constexpr int H = decltype(count)::value;
         constexpr int N = H == 1 ? kDotTokens : kDotTokens / 2;  // 8 to 12 sums at once: no product waits for another
         Vec sums[H * kDotTokens];
         for (int t = 0; t < kDotTokens; t += N)
-          dot_lanes<T, H, N>(q + first * head_dim, k + begin + t, head_dim, share, sums + t);
+          dot_lanes<T, H, N>(q + begin_head * head_dim, k + begin + t, head_dim, i, every, sums + t);
         for (int h = 0; h < H; ++h)
-          store(scores + (first + h) * stride + begin, reduce_add_each(sums + h * kDotTokens));
+          store(scores + (begin_head + h) * stride + begin, reduce_add_each(sums + h * kDotTokens));
       });
     }
   }

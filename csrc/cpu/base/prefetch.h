@@ -15,8 +15,7 @@ inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_p
 // with step `first`.
 struct PrefetchShare {
   int64_t ahead;  // from what is in use to what is requested at step 0, in elements
-  int every;
-  int first;
+  int first, every;
 };
 
 // Memory that will be read next, requested a few lines at a time between other work: requests for

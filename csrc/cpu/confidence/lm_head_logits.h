@@ -132,7 +132,7 @@ void logits_of(const LMHeadArgs& args, const HeadRows& rows, int64_t row_begin, 
     const int64_t to = from + batch < end ? from + batch : end;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = row_begin + count * t / tiles;
-      const PrefetchShare share{batch * args.weight_stride, static_cast<int>(tiles), static_cast<int>(t)};
+      const PrefetchShare share{batch * args.weight_stride, static_cast<int>(t), static_cast<int>(tiles)};
       with_count<kTileRows>(static_cast<int>(row_begin + count * (t + 1) / tiles - row), [&](auto r) {
         constexpr int R = decltype(r)::value;
         float* out = logits + (row - row_begin) * stride;

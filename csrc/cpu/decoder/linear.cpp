@@ -223,7 +223,7 @@ void panel_rows(const LinearArgs& args, int64_t panel, int64_t first, int count)
     for (int t = 0; t < tiles; ++t) {
       const int from = count * t / tiles, to = count * (t + 1) / tiles;
       const int64_t ahead = kSharePrefetch ? end - begin + (end - begin) * t / tiles : kStepsAhead;
-      const PrefetchShare share{ahead * kPanel, tiles, 0};
+      const PrefetchShare share{ahead * kPanel, 0, tiles};
       with_count<kTileRows>(to - from, [&](auto rows) {
         constexpr int R = decltype(rows)::value;
         const auto run = kSharePrefetch || t == 0 ? tile<kPairs, true, R> : tile<kPairs, false, R>;
