@@ -19,8 +19,8 @@ from bench.gpu.machine import CaptureFailed, Machine
 from bench.gpu.parts.step import Layers, Shape
 from bench.gpu.run import PARTS
 from bench.gpu.table import Results, fill, line, read, table
+from tests.bench.fake_gpu import L2_BYTES, FakeGpu, FakeGraph
 from tests.support.compiling import compiling_python
-from tests.support.fake_gpu import L2_BYTES, FakeGpu, FakeGraph
 
 ROOT = Path(__file__).parents[2]
 
@@ -476,7 +476,7 @@ import pytest
 from bench.gpu.parts import skinny, step, sweeps, times
 from bench.gpu.launches import recording
 from tests.support.compiling import compiling_python
-from tests.support.fake_gpu import FakeGpu, PretendMachine
+from tests.bench.fake_gpu import FakeGpu, PretendMachine
 
 with recording("sm_90") as seen:
     machine = PretendMachine(FakeGpu(pytest.MonkeyPatch(), seen))
