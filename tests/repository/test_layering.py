@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import marco_fast
-import marco_fast.ops
+from marco_fast.ops.backends import OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "marco_fast"
@@ -52,12 +51,6 @@ ONLY_IN = {
     "rich": ["commands/*", "forest/live.py"],
     "jinja2": ["comparison/page.py", "tree_view/page.py", "engine/*"],  # chat templates fail by it
     "marco_fast._C": ["ops/*", "engine/native_runner.py", "commands/info.py"],
-}
-# Operations that share the files, and so the base name, of another.
-BASE = {
-    "sample_confidence": "topk_confidence",
-    "plan_tree_attention": "tree_attention",
-    "merge_records": "lm_head_records",
 }
 
 
@@ -180,20 +173,6 @@ def test_csrc_knows_python_in_one_room():
         assert "<torch/" not in text, path
 
 
-def operations() -> list[str]:
-    return [name for name in marco_fast.ops.__all__ if name.islower()]
-
-
-@pytest.mark.parametrize("name", operations())
-def test_an_operation_has_one_name_in_every_layer(name):
-    from marco_fast.ops import reference
-
-    assert getattr(marco_fast, name) is getattr(marco_fast.ops, name)
-    # A plan has no numbers, and shards are merged in float64 PyTorch to begin with.
-    assert name in ("plan_tree_attention", "merge_records") or callable(getattr(reference, name))
-    assert list((ROOT / "tests").rglob(f"test_{BASE.get(name, name)}*.py"))
-
-
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("kernels/")])
 def test_a_kernel_file_is_an_operation_or_serves_one(name):
     base = Path(name).stem
@@ -202,7 +181,7 @@ def test_a_kernel_file_is_an_operation_or_serves_one(name):
     }
     used = {imported for each in FILES if each != name for imported in imports(FILES[each])}
     serves = any(under(imported, f"marco_fast.kernels.{base}") for imported in used)
-    assert (base in operations() and base in functions) or serves, f"nothing calls {name}"
+    assert (base in OPERATIONS and base in functions) or serves, f"nothing calls {name}"
 
 
 HEAVY = ["triton", "transformers", "rich", "matplotlib"]
