@@ -8,7 +8,7 @@ from marco_fast import Engine, KVCacheFull, SearchConfig, solve
 from marco_fast.engine.scheduler import Branch, Scheduler
 from marco_fast.search.marco import as_messages
 from tests.support.models import CONFIGS
-from tests.support.searches import ATOL, QUESTION, SMALL, same_tree
+from tests.support.searches import ATOL, QUESTION, SMALL, count_calls, same_tree
 
 
 def pages_of(result) -> int:
@@ -45,19 +45,6 @@ def test_with_one_branch_at_a_time_a_quarter_of_the_pages_gives_the_same_tree(fo
         tight = solve(QUESTION, engine, config)
         assert len(evictions) > 10
     assert same_tree(roomy, tight)
-
-
-def count_calls(target, name: str) -> list[tuple]:
-    """Record the calls of a method from now on."""
-    calls: list[tuple] = []
-    method = getattr(target, name)
-
-    def recorded(*args):
-        calls.append(args)
-        return method(*args)
-
-    setattr(target, name, recorded)
-    return calls
 
 
 def test_branches_are_preempted_when_nothing_can_be_evicted(folders, plain, monkeypatch):

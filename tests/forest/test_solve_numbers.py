@@ -7,9 +7,8 @@ import torch
 
 from marco_fast import Engine, SearchConfig, solve
 from marco_fast.ops import reference
-from tests.forest.test_solve_memory import count_calls
 from tests.support.models import CONFIGS, PlainForward
-from tests.support.searches import ATOL, QUESTION, SMALL, same_tree
+from tests.support.searches import ATOL, QUESTION, SMALL, count_calls, same_tree
 
 
 @pytest.mark.parametrize("action", ["step", "mini-step"])

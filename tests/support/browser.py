@@ -1,5 +1,6 @@
 """The page of a tree in a headless browser, as its reader meets it."""
 
+import re
 import time
 from pathlib import Path
 
@@ -82,3 +83,16 @@ class Shown:
         while not (now := self.browser.current_url).endswith(end):
             assert time.monotonic() < deadline, now
             time.sleep(0.02)
+
+
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance of "rgb(…)" or "color(srgb …)"."""
+    parts = [float(each) for each in re.findall(r"\d*\.?\d+(?:e-?\d+)?", colour)]
+    scaled = parts[:3] if colour.startswith("color") else [each / 255 for each in parts[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in scaled]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

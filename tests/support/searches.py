@@ -21,3 +21,16 @@ def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def count_calls(target, name: str) -> list[tuple]:
+    """Record the calls of a method from now on."""
+    calls: list[tuple] = []
+    method = getattr(target, name)
+
+    def recorded(*args):
+        calls.append(args)
+        return method(*args)
+
+    setattr(target, name, recorded)
+    return calls

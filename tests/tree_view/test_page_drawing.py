@@ -8,6 +8,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tests.support.browser import luminance
 from tests.support.saved_trees import (
     CHOSEN,
     EVERY,
@@ -51,19 +52,6 @@ def test_the_chosen_path_is_marked_and_nothing_else(page):
     assert plain != chosen
     marks = [set(page.styles(f".node{kind} .mark", "strokeWidth")) for kind in PARTS]
     assert marks == [{"0.75px"}, {"2.5px"}]
-
-
-def luminance(colour: str) -> float:
-    """WCAG's relative luminance of "rgb(…)" or "color(srgb …)"."""
-    parts = [float(each) for each in re.findall(r"\d*\.?\d+(?:e-?\d+)?", colour)]
-    scaled = parts[:3] if colour.startswith("color") else [each / 255 for each in parts[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in scaled]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one: str, other: str) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def rising(numbers: list[float]) -> bool:

@@ -6,8 +6,8 @@ import socket
 import pytest
 from selenium.webdriver.common.by import By
 
+from tests.support.browser import contrast, luminance
 from tests.support.saved_trees import HOSTILE, TREE, hostile_tree, small_tree
-from tests.tree_view.test_page_drawing import contrast, luminance
 
 
 def test_hostile_text_is_shown_as_text(page):
