@@ -25,7 +25,8 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import marco_fast
-from bench.reasoning.summary import reflections, summarise, write_tables
+from bench.reasoning.summary import reflections, summarise
+from bench.reasoning.tables import write_tables
 from bench.reasoning.tiers import Map, choose_tiers, tier_questions
 from marco_fast import Engine, SearchConfig, SearchResult, solve
 from marco_fast.files import write_whole
