@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from marco_fast.files import read_json
+
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("bench/results/cpu")
 AVX2 = Path("bench/results/cpu-avx2")  # the same, on a machine without AVX-512
@@ -207,12 +209,9 @@ def between(text: str, name: str, inner: str) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, "a JSON object", dict)
     except (OSError, ValueError) as error:
-        raise ReportError(f"expected readable JSON in {path}, got: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ReportError(f"expected a JSON object in {path}, got {type(loaded).__name__}")
-    return loaded
+        raise ReportError(str(error)) from error
 
 
 def report(root: Path, raw: Path | None) -> None:

@@ -26,7 +26,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from marco_fast.tree_view.page import read_tree, write_tree_page
+from marco_fast.tree_view.page import write_tree_page
+from marco_fast.tree_view.read import read_tree
 
 WORDS = " so| the| letter| r| occurs|.| three| times| wait|\n\n| check| café|\n".split("|")
 OUTPUT = ["</Thought>", "\n<Output>\n", "3", "\n</Output>"]
@@ -326,8 +327,8 @@ def test_the_page_is_one_file_under_a_strict_policy(tmp_path):
 
 
 def test_no_markup_is_ever_made_of_a_text():
-    pages = Path(write_tree_page.__code__.co_filename).parent / "pages"
-    text = "".join((pages / name).read_text() for name in ("tree.html.j2", "tree.js"))
+    folder = Path(write_tree_page.__code__.co_filename).parent
+    text = "".join((folder / name).read_text() for name in ("page.html.j2", "page.js"))
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "safe"):
         assert word not in text
 
