@@ -27,7 +27,7 @@ from marco_fast.forest.live import StderrView
 
 if TYPE_CHECKING:
     from marco_fast.data.filters import Limits
-    from marco_fast.data.generate import DataProgress, Summary
+    from marco_fast.data.generate import DataProgress, DataSummary
     from marco_fast.data.questions_file import BadLine
 
 __all__ = ["add"]
@@ -179,7 +179,7 @@ def _name(bad: list["BadLine"], *, skipped: bool) -> None:
         )
 
 
-def _print_summary(summary: "Summary") -> None:
+def _print_summary(summary: "DataSummary") -> None:
     rows = [("questions", summary.questions, ""), ("bad lines", summary.bad_lines, "left out")]
     rows += [("searched", summary.done, f"{summary.resumed} of them by earlier runs")]
     rows += [(f"- {name}", n, FILTER_TITLES[name]) for name, n in summary.refused.items()]
@@ -197,7 +197,7 @@ def _print_summary(summary: "Summary") -> None:
     console.print(table)
 
 
-def _exit_code(summary: "Summary", out: Path) -> int:
+def _exit_code(summary: "DataSummary", out: Path) -> int:
     if summary.complete:
         print(f"wrote {out}", file=sys.stderr)
         return OK
