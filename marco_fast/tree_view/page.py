@@ -72,7 +72,9 @@ def _page_data(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _texts(node: dict[str, Any]) -> list[str]:
     """One text per token; the token's id in brackets if the file has no texts."""
-    return node.get("texts", [f"⟨{token}⟩" for token in node["token_ids"]])
+    if "texts" in node:
+        return list(node["texts"])
+    return [f"⟨{token}⟩" for token in node["token_ids"]]
 
 
 def _shared_length(texts: list[str]) -> int:
