@@ -1,19 +1,20 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
-const nodes = data.nodes;  // a node's place is its id; parents come before children, 0 is the root
+const nodes = data.nodes;  // indexed by id; a parent comes before its children; the root is 0
 
-// Viridis from its low end to its high end; what lies between two colours is mixed.
+// Viridis from its low end to its high end; a value between two colours gets a mixture of them.
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779",
                  "#6ece58", "#b5de2b", "#fde725"];
-const LEVEL = 170, BEAD = 15, ROW = 22;  // pixels at full size: after a fork, along a chain, a leaf
+// Pixels at full size: from a fork to its children, from a node to an only child, between two leaves.
+const LEVEL = 170, BEAD = 15, ROW = 22;
 const MARGIN = { left: 24, right: 110, top: 24, bottom: 16 };
 
-// ---- What the tree says.
+// ---- The tree: children, depths, sizes of subtrees, the range of the values.
 
 const children = nodes.map(() => []);
 const depth = nodes.map(() => 0);
-const size = nodes.map(() => 1);                          // nodes of the subtree
+const size = nodes.map(() => 1);                          // nodes in the subtree
 const reachesEnd = nodes.map((node) => node.terminal);    // some node of the subtree is terminal
 const onChosenPath = new Set(pathTo(data.answer_node));
 for (let id = 1; id < nodes.length; id++) {
@@ -27,7 +28,7 @@ for (let id = nodes.length - 1; id > 0; id--) {
 const visited = nodes.filter((node) => node.visits > 0);
 const [lowest, highest] = visited.reduce(
   ([low, high], { value }) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
-// Sums in another order differ in their last bits; that is no difference to show.
+// Values that differ only by the rounding of their sums count as equal.
 const spread = highest - lowest > 1e-9 * Math.max(1, Math.abs(highest)) ? highest - lowest : 0;
 const mostVisits = nodes.reduce((most, node) => Math.max(most, node.visits), 1);
 const ownText = nodes.map((node) => node.texts.join(""));
@@ -55,16 +56,16 @@ function describe(id) {
   return `node ${id}: ${visits} visits, ${visits ? `value ${valueText(value)}` : "no value yet"}${end}`;
 }
 
-// ---- Which nodes are there: filters keep a node, a folded node hides what is below it.
+// ---- Which nodes are drawn: filters keep some nodes, and a folded node hides the nodes below it.
 
 const inputs = { visits: byId("min-visits"), value: byId("min-value"), finished: byId("finished"),
                  chosen: byId("chosen"), find: byId("find") };
 const folded = new Set();
 let selected = data.answer_node;
-let passes = [];   // by node: meets every filter
-let kept = [];     // by node: passes, or stands above a node that does
-let matches = [];  // the kept nodes in which the wanted text ends
-let drawn = [];    // the kept nodes that nothing folded hides, depth first
+let passes = [];   // by node: whether it meets every filter
+let kept = [];     // by node: whether it, or a node below it, meets every filter
+let matches = [];  // the kept nodes in which an occurrence of the wanted text ends
+let drawn = [];    // the kept nodes that no folded node hides, depth first
 const below = (id) => folded.has(id) ? [] : children[id].filter((child) => kept[child]);
 
 function applyFilters() {
@@ -77,7 +78,8 @@ function applyFilters() {
   for (let id = nodes.length - 1; id > 0; id--) kept[nodes[id].parent] ||= kept[id];
 }
 
-// A match may begin in the nodes above, so each node is searched with the end of what precedes it.
+// A match may begin in the nodes above, so each node is searched together with the end of the text
+// before it.
 function findMatches() {
   const wanted = inputs.find.value.toLowerCase(), ends = [];
   matches = [];
@@ -88,9 +90,10 @@ function findMatches() {
   });
 }
 
-// ---- Where they are: each leaf has a row, a parent is amid its children, chains are short.
+// ---- Positions: each leaf has a row of its own, a parent stands halfway between its first and its
+// last child, and a node with one child stands close to it.
 
-const x = [0], y = [];  // by node, at full size
+const x = [0], y = [];  // by node, in pixels at full size
 let width = 0, height = 0;
 
 function layOut() {
@@ -102,7 +105,7 @@ function layOut() {
     drawn.push(id);
     stack.push(...inside.toReversed());
     for (const child of inside) x[child] = x[id] + (inside.length > 1 ? LEVEL : BEAD);
-    if (inside.length > 1 && height) height += ROW / 2;  // between one fork's rows and another's
+    if (inside.length > 1 && height) height += ROW / 2;  // a gap between the rows of two forks
     width = Math.max(width, x[id]);
     if (!inside.length) y[id] = height, height += ROW;
   }
@@ -113,8 +116,8 @@ function layOut() {
   height -= ROW;
 }
 
-// fitX and fitY squeeze the whole tree into the window: that is zoom 1. Zooming in undoes the
-// squeezing first, of each axis by itself, and then enlarges both.
+// At zoom 1 the factors fitX and fitY squeeze the whole tree into the window. Zooming in first takes
+// this squeezing back, on each axis separately, and then enlarges both axes.
 const view = { left: 0, top: 0, zoom: 1, fitX: 1, fitY: 1, moved: false };
 const scale = (fitted) => Math.max(Math.min(fitted * view.zoom, 1), Math.min(view.fitX, view.fitY) * view.zoom);
 const place = (id) => [view.left + x[id] * scale(view.fitX), view.top + y[id] * scale(view.fitY)];
@@ -148,8 +151,8 @@ function pan(byX, byY) {
 // ---- Drawing.
 
 const tree = byId("tree");
-const made = [];          // by node: its elements, from when it is first drawn
-let marks = new Map();    // by drawn node: the same
+const made = [];          // by node: its elements, made when it is drawn for the first time
+let marks = new Map();    // by node that is drawn now: the same elements
 
 function svg(name, attributes, ...inside) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -182,7 +185,7 @@ function draw() {
     if (children[id].length) group.setAttribute("aria-expanded", !isFolded);
     end.textContent = isFolded ? `+${size[id] - 1}` : ending;
     begin.textContent = id && below(parent).length > 1 ? beginning : "";
-    begin.setAttribute("y", y[id] > y[parent] ? 12 : -5);  // the side that the edge does not come from
+    begin.setAttribute("y", y[id] > y[parent] ? 12 : -5);  // on the side away from the edge
   }
   const edges = [...marks.values()].map(({ edge }) => edge);
   edges.sort((a, b) => a.classList.length - b.classList.length);  // the chosen path on top
@@ -229,7 +232,7 @@ function paintSelection() {
   showPanel();
 }
 
-// ---- The selected node in the panel.
+// ---- The panel: the selected node, and the text from the root to it.
 
 function fillList(list, pairs) {
   byId(list).replaceChildren(...pairs.map(([name, value]) => {
@@ -266,7 +269,7 @@ function tokenOf(text, confidence, logprob, id) {
   const token = document.createElement("span");
   token.className = `token${confidence === null ? " forced" : ""}${text.includes("\n") ? " newline" : ""}`;
   token.textContent = text;
-  // The power spreads what matters: 0.99 looks like 1, and 0.8 is worth a look.
+  // The exponent makes 0.8 clearly visible while 0.99 still looks almost like 1.
   token.style.setProperty("--amount", Math.max(0, 1 - (confidence ?? 1)) ** 0.6);
   const number = (score) => score === null ? "none, the token was forced"
     : score < 0.001 ? score.toExponential(2) : score.toPrecision(4);
@@ -275,9 +278,9 @@ function tokenOf(text, confidence, logprob, id) {
   return token;
 }
 
-// ---- What people do.
+// ---- Actions: keys, clicks, drags, the wheel and the buttons.
 
-// Unfolds what hides a node; says whether anything did.
+// Unfolds the nodes that hide a node; returns whether there were any.
 const uncover = (id) => pathTo(nodes[id].parent).filter((above) => folded.delete(above)).length > 0;
 
 function select(id) {
@@ -297,7 +300,7 @@ function fold(id) {
   update();
   moveMarks();
   const [newX, newY] = place(id);
-  pan(oldX - newX, oldY - newY);  // what was clicked stays where it is
+  pan(oldX - newX, oldY - newY);  // the clicked node stays under the pointer
 }
 
 function filter() {
@@ -311,7 +314,7 @@ function nextMatch(step) {
   if (matches.length) select(matches.at(at % matches.length));
 }
 
-// Neighbours of one depth: siblings, then cousins.
+// The node above (-1) or below (1) the selected one among the drawn nodes of its depth.
 function neighbour(step) {
   const generation = drawn.filter((id) => depth[id] === depth[selected]);
   return generation[generation.indexOf(selected) + step];
@@ -339,7 +342,7 @@ function inTree(event) {
   return [event.clientX - box.left, event.clientY - box.top];
 }
 
-// The node under the pointer, else the nearest one within a finger's width.
+// The node under the pointer, else the nearest node within 20 pixels (a finger's width), else -1.
 function nodeAt(event) {
   const hit = event.target.closest(".node"), [atX, atY] = inTree(event);
   if (hit) return Number(hit.dataset.node);
@@ -348,15 +351,15 @@ function nodeAt(event) {
   return far(nearest) < 20 ? nearest : -1;
 }
 
-const pointers = new Map();  // those that are down: one pans, two zoom
-let press = null;            // where and on which node one went down, until it moves away
+const pointers = new Map();  // the pointers that are pressed: one pans, two zoom
+let press = null;            // where a pointer was pressed, and on which node; null once it moved
 tree.addEventListener("pointerdown", (event) => {
   pointers.set(event.pointerId, event);
   press = { at: inTree(event), node: nodeAt(event) };
 });
 tree.addEventListener("pointermove", (event) => {
   const last = pointers.get(event.pointerId), [atX, atY] = inTree(event);
-  if (!last || !event.buttons) return pointers.delete(event.pointerId);  // it went up elsewhere
+  if (!last || !event.buttons) return pointers.delete(event.pointerId);  // it was released outside the page
   if (press && Math.hypot(atX - press.at[0], atY - press.at[1]) < 5) return;
   press = null;
   tree.setPointerCapture(event.pointerId);
@@ -374,7 +377,7 @@ for (const end of ["pointerup", "pointercancel"]) tree.addEventListener(end, (ev
 tree.addEventListener("dblclick", (event) => { if (nodeAt(event) >= 0) fold(nodeAt(event)); });
 tree.addEventListener("wheel", (event) => {
   event.preventDefault();
-  const speed = event.deltaMode ? 0.05 : event.ctrlKey ? 0.01 : 0.002;  // lines, a trackpad's pinch, pixels
+  const speed = event.deltaMode ? 0.05 : event.ctrlKey ? 0.01 : 0.002;  // lines; pinch; pixels
   zoomAt(Math.exp(-event.deltaY * speed), ...inTree(event));
 }, { passive: false });
 
@@ -417,7 +420,8 @@ function writeHash() {
     if (value) state.set(name, value);
   }
   state.set("node", selected);
-  // Browsers refuse hundreds of changes in a few seconds, which a key held down would make.
+  // A key that is held down would change the address hundreds of times in a few seconds, which
+  // browsers refuse: only the last change of 200 ms is written.
   clearTimeout(hashTimer);
   hashTimer = setTimeout(() => history.replaceState(null, "", `#${state}`), 200);
 }
