@@ -19,7 +19,7 @@ help:
 	@echo "make test    the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
 	@echo "make bench   the CPU benchmarks: tables here and in README.md, bench/results/cpu"
 	@echo "make gpu-pack  kernels and extension to be carried to a GPU machine, into .gpu-pack: docs/gpu.md"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make clean   removes the virtual environment and all that was built"
 	@echo "PYTHON=...   the interpreter to make .venv from, 3.10 or newer"
 	@echo "GPU_PYTHON=...   that of the GPU machine, for gpu-pack"
@@ -43,6 +43,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp')
 
 clean:
 	rm -rf .venv .venv-gpu .gpu-pack build dist *.egg-info marco_fast/_C*.so
