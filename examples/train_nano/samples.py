@@ -4,7 +4,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from marco_fast.files import read_json
 from marco_fast.questions.questions import (
@@ -140,6 +142,17 @@ def samples(tokenizer: Tokenizer, mix: Mix, seed: str, context: int) -> Iterator
         ids, flags = sample(tokenizer, question, mode, rng, earlier_messages(mix, rng))
         if len(ids) <= context:
             yield ids, flags
+
+
+def padded(part: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """(ids [B, T] int64, loss flags [B, T] bool) of samples, padded on the right with 0."""
+    length = max(len(ids) for ids, _ in part)
+    ids = torch.zeros(len(part), length, dtype=torch.long)
+    flags = torch.zeros(len(part), length, dtype=torch.bool)
+    for row, (one, counted) in enumerate(part):
+        ids[row, : len(one)] = torch.tensor(one)
+        flags[row, : len(one)] = torch.tensor(counted)
+    return ids, flags
 
 
 def batches(

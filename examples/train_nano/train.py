@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from examples.train_nano.network import MODELS, Config, Network, frequencies
 from examples.train_nano.optimizer import Optimizer
-from examples.train_nano.samples import Sample, batches, read_mix
+from examples.train_nano.samples import Sample, batches, padded, read_mix
 from examples.train_nano.tokenizer import extend_tokenizer, save_tokenizer, train_tokenizer
 from marco_fast.files import write_whole
 
@@ -137,17 +137,6 @@ def export(training: Training, config: Config, folder: Path) -> None:
     write_whole(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
 
 
-def padded(batch: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """(ids [B, T] int64, loss flags [B, T] bool) of samples, padded on the right with 0."""
-    length = max(len(ids) for ids, _ in batch)
-    ids = torch.zeros(len(batch), length, dtype=torch.long)
-    flags = torch.zeros(len(batch), length, dtype=torch.bool)
-    for row, (one, counted) in enumerate(batch):
-        ids[row, : len(one)] = torch.tensor(one)
-        flags[row, : len(one)] = torch.tensor(counted)
-    return ids, flags
-
-
 def part_gradients(
     network: Network, part: Sequence[Sample]
 ) -> tuple[float, int, tuple[Tensor, ...]]:
@@ -193,16 +182,12 @@ def train(
     pool: Executor,
 ) -> None:
     """Trains until args.tokens are seen; saves a checkpoint every two minutes, and exports."""
+    checkpoint = args.work / "checkpoint.safetensors"
     saved = exported = clock = time.monotonic()
     losses: list[float] = []
     while training.counts["tokens"] < args.tokens:
-        seed = f"{args.seed} {training.counts['draw']}"
-        mix = replace(read_mix(args.mix), concise=args.model == "nano-llama")
-        cut = batches(
-            tokenizer, mix, seed, tokens=args.batch, parts=args.parts,
-            context=config.max_position_embeddings, count=DRAWN,
-        )  # fmt: skip
-        for batch in cut[training.counts["batch"] :]:
+        drawn = _draw(training, config, tokenizer, args)
+        for batch in drawn[training.counts["batch"] :]:
             rate = learning_rate(training.counts["tokens"], args.tokens, args.rate, args.decay)
             losses.append(train_step(training, batch, rate, pool))
             training.counts["batch"] += 1
@@ -210,12 +195,9 @@ def train(
             training.seconds, clock = training.seconds + now - clock, now
             if now - saved > 120:
                 saved = now
-                save(training, args.work / "checkpoint.safetensors")
-                loss = sum(losses) / len(losses)
-                print(
-                    f"{training.counts} {training.seconds:.0f} s, loss {loss:.4f}, rate {rate:.2e}",
-                    flush=True,
-                )
+                save(training, checkpoint)
+                figures = f"loss {sum(losses) / len(losses):.4f}, rate {rate:.2e}"
+                print(f"{training.counts} {training.seconds:.0f} s, {figures}", flush=True)
                 losses.clear()
             if now - exported > args.export_minutes * 60:
                 exported = now
@@ -225,8 +207,19 @@ def train(
         else:
             training.counts["draw"] += 1
             training.counts["batch"] = 0
-    save(training, args.work / "checkpoint.safetensors")
+    save(training, checkpoint)
     export(training, config, args.folder)
+
+
+def _draw(
+    training: Training, config: Config, tokenizer: Tokenizer, args: argparse.Namespace
+) -> list[list[list[Sample]]]:
+    """The batches of the current draw of samples."""
+    mix = replace(read_mix(args.mix), concise=args.model == "nano-llama")
+    return batches(
+        tokenizer, mix, f"{args.seed} {training.counts['draw']}", tokens=args.batch,
+        parts=args.parts, context=config.max_position_embeddings, count=DRAWN,
+    )  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -56,6 +56,16 @@ def test_five_sides_always_close():
         numbers.geometry_answer(question.text)
 
 
+def test_a_sample_is_even_over_tests_and_levels_and_in_one_split():
+    drawn, again = (generator.sample_questions("test", 2 * 48, seed=5) for _ in range(2))
+    assert [each.text for each in drawn] == [each.text for each in again]
+    cells = Counter((each.test, each.level) for each in drawn)
+    assert cells == {(test, level): 2 for test in TESTS for level in LEVELS}
+    assert {generator.split_of(key) for each in drawn for key in each.keys} == {"test"}
+    assert [each.test for each in drawn[:6]] != list(TESTS)  # in random order
+    assert len(generator.sample_questions("train", 50)) == 50
+
+
 def wrong_equations(step: str) -> list[str]:
     """The equations of a step that do not hold."""
     made = re.findall(r"(\d+(?:[-+*/]\d+)+)=(\d+)(?: rest (\d+))?", step)
