@@ -8,7 +8,9 @@ import torch
 
 from marco_fast import _C
 from marco_fast.ops.attention.plan import TreeAttentionPlan
-from marco_fast.ops.confidence.sample import Sampling
+from marco_fast.ops.confidence.options import Head, Sampling, Scoring
+from marco_fast.ops.dtypes import DTYPE_CODES
+from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
     "append_kv",
@@ -19,14 +21,8 @@ __all__ = [
     "tree_attention",
 ]
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/base/dtypes.h
 _INT64 = torch.int64
 _threads = torch.get_num_threads
-
-
-def addresses(sampling: Sampling) -> list[int]:
-    """Of each field, in order; 0 where there is none. The options are tensors."""
-    return [0 if each is None else each.data_ptr() for each in sampling]
 
 
 def append_kv(
@@ -66,81 +62,71 @@ def tree_attention(
 
 
 def topk_confidence(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    temperature: float,
-    union: bool,
-    *outputs: torch.Tensor,
+    logits: torch.Tensor, token_ids: torch.Tensor, scoring: Scoring, out: TopKConfidence
 ) -> None:
-    """outputs: the fields of TopKConfidence, in order."""
-    rows, vocabulary = logits.shape
+    rows, vocab_size = logits.shape
     _C.topk_confidence(
-        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
-        outputs[3].shape[1], union, [output.data_ptr() for output in outputs],
-        token_ids.data_ptr(), token_ids.dtype == _INT64, temperature, _threads(),
+        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocab_size, logits.stride(0),
+        out.topk_ids.shape[1], scoring.include_token, score_addresses(out), token_ids.data_ptr(),
+        token_ids.dtype == _INT64, scoring.temperature, _threads(),
     )  # fmt: skip
 
 
-def sample_confidence(
-    logits: torch.Tensor,
-    sampling: Sampling,
-    tempered: bool,
-    union: bool,
-    token_ids: torch.Tensor,
-    *outputs: torch.Tensor,
-) -> None:
-    """token_ids and outputs: the fields of SampledTokens, in order."""
-    rows, vocabulary = logits.shape
-    *scores, entropy = outputs
+def sample_confidence(logits: torch.Tensor, sampling: Sampling, out: SampledTokens) -> None:
+    rows, vocab_size = logits.shape
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.sample_confidence(
-        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
-        scores[3].shape[1], union, [output.data_ptr() for output in scores],
-        addresses(sampling),
-        token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
+        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocab_size, logits.stride(0),
+        out.topk_ids.shape[1], sampling.include_token, score_addresses(out),
+        sampling_addresses(sampling), out.token_ids.data_ptr(), out.entropy.data_ptr(),
+        sampling.tempered, _threads(),
     )  # fmt: skip
 
 
-def lm_head_confidence(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rounded: torch.dtype,
-    sampling: Sampling,
-    tempered: bool,
-    union: bool,
-    token_ids: torch.Tensor,
-    *outputs: torch.Tensor,
-) -> None:
-    """token_ids and outputs: the fields of SampledTokens, in order."""
-    *scores, entropy = outputs
+def lm_head_confidence(head: Head, sampling: Sampling, out: SampledTokens) -> None:
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.lm_head_confidence(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
-        [hidden.stride(0), weight.stride(0)], scores[3].shape[1], union,
-        [output.data_ptr() for output in scores],
-        addresses(sampling),
-        token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
+        *product_arguments(head), out.topk_ids.shape[1], sampling.include_token,
+        score_addresses(out), sampling_addresses(sampling), out.token_ids.data_ptr(),
+        out.entropy.data_ptr(), sampling.tempered, _threads(),
     )  # fmt: skip
 
 
-def lm_head_records(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rounded: torch.dtype,
-    sampling: Sampling,
-    all_vocab: int,
-    tempered: bool,
-    *outputs: torch.Tensor,
-) -> None:
-    """outputs: the tensors of LMHeadRecords, in order."""
+def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
+    tensors = (out.top, out.sums, out.infs, out.nans, out.topk_logits, out.topk_ids)
     _C.lm_head_records(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
-        [hidden.stride(0), weight.stride(0)],
-        addresses(sampling), tempered,
-        outputs[-1].shape[1], [output.data_ptr() for output in outputs], _threads(),
+        *product_arguments(head), sampling_addresses(sampling), sampling.tempered,
+        out.topk_ids.shape[1], [each.data_ptr() for each in tensors], _threads(),
     )  # fmt: skip
+
+
+def score_addresses(out: TopKConfidence | SampledTokens) -> list[int]:
+    """Of what every scored row gets, in the order of the C++ kernels."""
+    return [
+        out.confidence.data_ptr(),
+        out.token_logprobs.data_ptr(),
+        out.lse.data_ptr(),
+        out.topk_logprobs.data_ptr(),
+        out.topk_ids.data_ptr(),
+        out.status.data_ptr(),
+    ]
+
+
+def sampling_addresses(sampling: Sampling) -> list[int]:
+    """Of the tensors, in order, 0 where there is none. The options are tensors."""
+    return [0 if each is None else each.data_ptr() for each in sampling[:9]]
+
+
+def product_arguments(head: Head) -> tuple[object, ...]:
+    """A product as the C++ kernels take it."""
+    hidden, weight, bias, round_logits = head
+    return (
+        hidden.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        DTYPE_CODES[hidden.dtype],
+        DTYPE_CODES[round_logits],
+        [*hidden.shape, len(weight)],
+        [hidden.stride(0), weight.stride(0)],
+    )

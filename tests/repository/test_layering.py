@@ -55,7 +55,6 @@ ONLY_IN = {
 }
 # Operations that share the files, and so the base name, of another.
 BASE = {
-    "sample_confidence": "topk_confidence",
     "plan_tree_attention": "tree_attention",
     "merge_records": "lm_head_records",
 }
@@ -74,9 +73,18 @@ for folder in ("tests", "bench", "examples"):
     ALL_FILES += (ROOT / folder).rglob("*.py")
 
 
+def running_code(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a module, without what only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from running_code(child)
+
+
 def imports(path: Path) -> Iterator[str]:
-    """The dotted names that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The dotted names that a file imports, at its top or inside a function, not for types alone."""
+    for node in running_code(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -30,6 +30,7 @@ from bench.gpu.parts.inputs import (
     random_logits,
 )
 from marco_fast.kernels.lm_head_confidence import product
+from marco_fast.ops.confidence.options import Head
 from tests.support.draws import OPTIONS, check_draws, options_of
 from tests.support.hostile import LOGIT_KINDS, logits_of
 from tests.support.tolerance import assert_close, assert_lse_close, assert_scores, entropy_of
@@ -134,7 +135,7 @@ def check_lm_head_product(machine: Machine, rows: int, vocab: int, size: int, dt
         return {}
     logits = hidden.double() @ weight.double().T
     exact, lse = logits.log_softmax(-1), logits.logsumexp(-1)
-    library = product(hidden, weight, None, torch.float32).double().log_softmax(-1)
+    library = product(Head(hidden, weight, None, torch.float32)).double().log_softmax(-1)
     error = (library - exact).abs().max().item()
     token = exact.gather(1, got.token_ids.long()[:, None])[:, 0]
     best = exact.topk(top_k).values
