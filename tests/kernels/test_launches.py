@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -55,6 +56,8 @@ def lm_head():
         for each in rows:
             hidden = torch.empty(each, 3584, dtype=torch.bfloat16)
             mf.lm_head_confidence(hidden, weight, **draw(each))
+            few = {"sample_top_k": rng.choice([0, 1, 16]), "top_k": rng.choice([1, 5, 8])}
+            mf.lm_head_records(hidden, weight, each, vocab + 99, **few, **options)
 
 
 def attention():
@@ -91,7 +94,12 @@ def labels(subject: str) -> list[str]:
         (
             "lm_head",
             # The draw once before and once after the logits that it asks for.
-            {"lm_head_scan_kernel": 1, "lm_head_logits_kernel": 1, "lm_head_draw_kernel": 2},
+            {
+                "lm_head_scan_kernel": 1,
+                "lm_head_logits_kernel": 1,
+                "lm_head_draw_kernel": 2,
+                "lm_head_summary_kernel": 1,
+            },
         ),
         # Items of 16 and of 32 rows.
         ("attention", {"attend_kernel": 2, "merge_kernel": 1, "append_kv_kernel": 1}),
@@ -100,6 +108,25 @@ def labels(subject: str) -> list[str]:
 def test_sizes_and_options_need_no_specialization_of_their_own(subject, kernels):
     found = [label.split()[0] for label in labels(subject)]
     assert {name: found.count(name) for name in found} == kernels
+
+
+def test_what_is_not_specialized_in_a_tuple():
+    """An integer that is 1 is an argument again, and attributes go; a None stays a constant."""
+    from marco_fast.kernels.specialization import unspecialized
+
+    class Three(NamedTuple):
+        pointer: object
+        one: object
+        none: object
+
+    kinds, keys = Three("*fp32", "constexpr", "constexpr"), Three("D", 1, None)
+    assert unspecialized(kinds, keys) == (("*fp32", "i32", "constexpr"), (None, None, None))
+    assert type(unspecialized(kinds, keys)[0]) is Three
+    assert unspecialized((kinds, "i64"), (keys, "")) == (
+        (("*fp32", "i32", "constexpr"), "i64"),
+        ((None, None, None), None),
+    )
+    assert unspecialized("i32", "D") == ("i32", None)
 
 
 @pytest.fixture
@@ -150,9 +177,10 @@ def test_captured_calls_have_their_own_arrivals(fake_gpu):
     fake_gpu.capturing = False
     eager = launch.zeroed_arrivals(4, fake_gpu.device)
     fake_gpu.capturing = True
-    graphs = [launch.zeroed_arrivals(4, fake_gpu.device) for _ in range(3)]
+    graphs = [launch.zeroed_arrivals(3, fake_gpu.device) for _ in range(3)]
     assert fake_gpu.made == 2
     everyone = [early, eager, *graphs]
+    # Each begins at a multiple of 16 bytes: the kernels are compiled for that.
     assert len({each.data_ptr() for each in everyone}) == 5
     assert [b.data_ptr() - a.data_ptr() for a, b in itertools.pairwise(graphs)] == [16] * 2
 

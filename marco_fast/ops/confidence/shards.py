@@ -67,22 +67,27 @@ def lm_head_records(
         None,
     )  # fmt: skip
     module = load_backend(backend, device, "lm_head_records")
-    kept = max(top_k, CANDIDATES)
-    result = LMHeadRecords(
-        torch.empty(rows, dtype=torch.float32, device=device),
-        torch.empty((rows, 3), dtype=torch.float64, device=device),
-        torch.empty(rows, dtype=torch.int32, device=device),
-        torch.empty(rows, dtype=torch.int32, device=device),
-        torch.empty((rows, kept), dtype=torch.float32, device=device),
-        torch.empty((rows, kept), dtype=torch.int32, device=device),
-        vocab_begin,
-        shard_size,
-        vocab_size,
-    )
+    shard = (vocab_begin, shard_size, vocab_size)
+    result = _empty_records(rows, max(top_k, CANDIDATES), shard, device)
     module.lm_head_records(head, sampling, result)
     ids = result.topk_ids
     ids += (ids >= 0).int() * vocab_begin
     return result
+
+
+def _empty_records(
+    rows: int, candidates: int, shard: tuple[int, int, int], device: torch.device
+) -> LMHeadRecords:
+    """What a backend fills."""
+    return LMHeadRecords(
+        torch.empty(rows, dtype=torch.float32, device=device),
+        torch.empty((rows, 3), dtype=torch.float64, device=device),
+        torch.empty(rows, dtype=torch.int32, device=device),
+        torch.empty(rows, dtype=torch.int32, device=device),
+        torch.empty((rows, candidates), dtype=torch.float32, device=device),
+        torch.empty((rows, candidates), dtype=torch.int32, device=device),
+        *shard,
+    )
 
 
 def merge_records(
