@@ -32,8 +32,10 @@ _MODULES = {
         "tree_attention",
     ],
     "marco_fast.forest.result": ["Progress", "SearchResult", "SearchStats"],
+    "marco_fast.search.config": ["SearchConfig"],
+    "marco_fast.search.mcts": ["Search", "Ticket"],
+    "marco_fast.search.replies": ["Reply", "ReplyFormat"],
     "marco_fast.questions.questions": ["Question", "is_correct", "sample_questions"],
-    "marco_fast.search.mcts": ["Search", "SearchConfig", "Ticket"],
     "marco_fast.search.tree": ["SearchTree"],
     "marco_fast.forest.solve": ["solve"],
 }

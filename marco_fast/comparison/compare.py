@@ -7,12 +7,14 @@ from itertools import islice
 from typing import Any
 
 from marco_fast.comparison.statistics import Share
-from marco_fast.engine.engine import BUNDLED, Engine
+from marco_fast.engine.engine import Engine
+from marco_fast.engine.loading import BUNDLED
 from marco_fast.forest.result import SearchResult
 from marco_fast.forest.solve import solve
 from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions
+from marco_fast.search.answer import choose_answer
+from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import PLAIN_SYSTEM
-from marco_fast.search.mcts import SearchConfig, choose_answer
 
 __all__ = ["Answer", "Comparison", "compare", "questions_of", "system_prompt"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from marco_fast.data.questions_file import Asked
 from marco_fast.forest.result import SearchResult
-from marco_fast.questions.questions import answer_key
+from marco_fast.search.answer import canonical
 from marco_fast.search.marco import REFLECTION
 
 __all__ = ["FILTERS", "Limits", "entry_of", "refused_by", "repetition"]
@@ -105,10 +105,10 @@ def _agreement(result: SearchResult) -> float:
     """
     votes: dict[str, float] = {}
     for node, answer in result.answers.items():
-        key, value = answer_key(answer), result.tree.end_value[node]
+        key, value = canonical(answer), result.tree.end_value[node]
         votes[key] = votes.get(key, 0.0) + (value if value > 0 else 0.0)
     total = sum(votes.values())
-    return votes[answer_key(result.answer)] / total if total > 0 else 0.0
+    return votes[canonical(result.answer)] / total if total > 0 else 0.0
 
 
 def entry_of(asked: Asked, result: SearchResult, special: Sequence[str]) -> dict[str, Any]:
@@ -133,14 +133,14 @@ def entry_of(asked: Asked, result: SearchResult, special: Sequence[str]) -> dict
     clean = not any(mark in text for mark in ("\ufffd", *special))
     once = all(text.count(tag) == 1 for tag in TAGS)
     whole = parts is not None and all(part.strip() for part in parts.groups())
-    key = None if asked.answer is None else answer_key(asked.answer)
+    key = None if asked.answer is None else canonical(asked.answer)
     seen = {
         "tags": clean and once and whole,
         "tokens": len(result.tree.path_token_ids(result.answer_node)),
         "repetition": repetition(result.thought),
         "agreement": _agreement(result),
         "confidence": float(result.confidence),
-        "correct": None if key is None else answer_key(result.answer) == key,
+        "correct": None if key is None else canonical(result.answer) == key,
     }
     figures = _tree_figures(result) | {
         "reply_tokens": seen["tokens"],
@@ -168,7 +168,7 @@ def _tree_figures(result: SearchResult) -> dict[str, Any]:
         "expansions": result.stats.expansions,
         "rollout_nodes": result.stats.rollout_nodes,
         "finished": len(result.answers),
-        "answers": len({answer_key(each) for each in result.answers.values()}),
+        "answers": len({canonical(each) for each in result.answers.values()}),
         "depth": max(depth),
         "tokens": result.stats.tokens,
         "visits": tree.visits[result.answer_node],

@@ -24,7 +24,7 @@ from marco_fast.data.filters import FILTERS, Limits, entry_of, refused_by
 from marco_fast.data.journal import FORMAT, Journal
 from marco_fast.data.questions_file import Asked, Questions
 from marco_fast.forest.result import Progress
-from marco_fast.search.mcts import SearchConfig
+from marco_fast.search.config import SearchConfig
 
 if TYPE_CHECKING:
     from marco_fast.engine.engine import Engine

@@ -12,7 +12,6 @@ question, the facts of a set of statements. Content of one split never occurs in
 
 import hashlib
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +23,7 @@ from marco_fast.questions.logic import logic
 from marco_fast.questions.statements import contradictions
 from marco_fast.questions.steps import steps
 from marco_fast.questions.work import Work
+from marco_fast.search.answer import canonical
 
 TESTS = {
     "logic": logic,
@@ -159,25 +159,9 @@ def plant_slip(question: Question, rng: random.Random) -> Work | None:
     return None
 
 
-def answer_key(output: str) -> str:
-    """A canonical form of an output: two outputs give the same answer if their keys are equal.
-
-    The key of an output with numbers is the set of those numbers. The key of any other output is
-    its text without case, surrounding punctuation, a leading "the" and repeated white space.
-    """
-    text = output.strip().strip(".!\"'` \n。！").lower()
-    bare = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).replace("−", "-")
-    numbers = re.findall(r"(?:(?<!\w)-)?\d+(?:[./]\d+)*", bare)
-    if numbers:
-        return " ".join(
-            sorted({re.sub(r"^(-?\d+)\.0+$|(\.\d*?[1-9])0+$", r"\1\2", each) for each in numbers})
-        )
-    return " ".join(text.removeprefix("the ").split())
-
-
 def is_correct(question: Question, output: str) -> bool:
-    """Whether an output gives the reference answer: whether their answer_keys are equal.
+    """Whether an output gives the reference answer, compared as votes compare answers.
 
     An output with more or other numbers than the reference, or with a second name, is wrong.
     """
-    return answer_key(output) == answer_key(question.answer)
+    return canonical(output) == canonical(question.answer)

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marco_fast.files import write_whole
-from marco_fast.search.marco import parse_reply
+from marco_fast.search.replies import parse_reply
 
 __all__ = ["write_tree_page"]
 
