@@ -60,23 +60,15 @@ class Decoder:
         self.embedding = base.embed_tokens.weight.detach()
         self.tensors: list[torch.Tensor] = []  # whatever C++ has the address of
         attention = base.layers[0].self_attn
-        pages, kv_heads, page_size, _ = cache.k[0].shape
-        sizes = [
-            DTYPE_CODES[cache.k[0].dtype],
-            config.hidden_size,
-            config.intermediate_size,
-            config.vocab_size,
-            config.num_attention_heads,
-            kv_heads,
-            attention.head_dim,
-        ]
-        strides = cache.k[0].stride()
+        self._keep(self.embedding)
         self.native = _C.Decoder(
-            sizes,
-            [pages, page_size, strides[0], strides[1]],
-            config.rms_norm_eps,
-            self._keep(self.embedding),
-            self._vector(base.norm.weight),
+            dtype=DTYPE_CODES[cache.k[0].dtype],
+            embedding=_view(self.embedding),
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_attention_heads,
+            cache=_view(cache.k[0]),
+            norm=self._vector(base.norm.weight),
+            eps=config.rms_norm_eps,
         )
         for index, layer in enumerate(base.layers):
             self._add_layer(layer, cache.k[index], cache.v[index])
@@ -126,16 +118,14 @@ class Decoder:
         size = self.embedding.shape[1]
         out = torch.empty(rows if hidden else 0, size, dtype=self.embedding.dtype)
         self.native.step(
-            token_ids.data_ptr(),
-            positions.data_ptr(),
-            slots.data_ptr(),
-            rows,
-            self.cos.data_ptr(),
-            self.sin.data_ptr(),
-            len(self.cos),
-            plan.native,
-            out.data_ptr() if hidden else 0,
-            torch.get_num_threads(),
+            _view(token_ids),
+            positions=positions.data_ptr(),
+            slot_mapping=slots.data_ptr(),
+            cos=_view(self.cos),
+            sin=self.sin.data_ptr(),
+            plan=plan.native,
+            hidden=out.data_ptr() if hidden else 0,
+            threads=torch.get_num_threads(),
         )
         return out
 
@@ -158,20 +148,20 @@ class Decoder:
         gate, up = mlp.gate_proj, mlp.up_proj
         both = None if gate.bias is None else pack_bias(gate.bias, up.bias)
         panels = self._panels(pack_gated(gate.weight.detach(), up.weight.detach()))
-        gated = [panels, self._bias(both), gate.in_features, 2 * gate.out_features]
-        matrices = [
-            qkv,
-            self._matrix(attention.o_proj.weight, attention.o_proj.bias),
-            gated,
-            self._matrix(mlp.down_proj.weight, mlp.down_proj.bias),
-        ]
-        norms = [
-            self._vector(layer.input_layernorm.weight),
-            self._vector(layer.post_attention_layernorm.weight),
-            *(self._vector(each.weight) if each else 0 for each in _head_norms(attention)),
-        ]
-        caches = [self._keep(k_cache), self._keep(v_cache)]
-        self.native.add_layer(matrices, norms, caches, attention.scaling)
+        q_norm, k_norm = (self._vector(n.weight) if n else 0 for n in _head_norms(attention))
+        self.native.add_layer(
+            qkv=qkv,
+            attention_out=self._matrix(attention.o_proj.weight, attention.o_proj.bias),
+            gate_up=_linear(panels, self._bias(both), gate.in_features, 2 * gate.out_features),
+            down=self._matrix(mlp.down_proj.weight, mlp.down_proj.bias),
+            attention_norm=self._vector(layer.input_layernorm.weight),
+            mlp_norm=self._vector(layer.post_attention_layernorm.weight),
+            q_norm=q_norm,
+            k_norm=k_norm,
+            scale=attention.scaling,
+            k_cache=self._keep(k_cache),
+            v_cache=self._keep(v_cache),
+        )
         for linear in _linears(layer):
             _forget(linear)
 
@@ -190,15 +180,27 @@ class Decoder:
             return 0
         return self._vector(torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL)))
 
-    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
-        """Addresses of the packed weights and the bias, and the sizes."""
+    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """The packed weights and the bias as C++ knows them."""
         outputs, inputs = weight.shape
-        return [self._panels(pack_linear(weight.detach())), self._bias(bias), inputs, outputs]
+        panels = self._panels(pack_linear(weight.detach()))
+        return _linear(panels, self._bias(bias), inputs, outputs)
 
 
 def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """The bias of `pack_gated`'s outputs, in their order."""
     return torch.cat([gate.view(-1, PANEL // 2), up.view(-1, PANEL // 2)], dim=1).flatten()
+
+
+def _view(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor as C++ reads it: address, sizes, strides."""
+    return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
+
+
+def _linear(panels: int, bias: int, inputs: int, outputs: int) -> Any:
+    from marco_fast import _C
+
+    return _C.PackedLinear(panels=panels, bias=bias, inputs=inputs, outputs=outputs)
 
 
 def _is_plain(model: Any) -> bool:

@@ -35,12 +35,21 @@ def folders(tmp_path_factory):
 def linear(a, panels, outputs, *, bias=None, result=None, gated=None, threads=1):
     if bias is not None:
         bias = against_guard(torch.nn.functional.pad(bias, (0, -len(bias) % PANEL)))
+    packed = _C.PackedLinear(
+        panels=panels.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        inputs=a.shape[1],
+        outputs=outputs,
+    )
     _C.linear(
-        a.data_ptr(), len(a), [panels.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        a.shape[1], outputs], int(a.dtype == torch.bfloat16),
-        0 if result is None else result.data_ptr(), result is not None and not result.isnan().any(),
-        0 if gated is None else gated.data_ptr(), threads,
-    )  # fmt: skip
+        packed,
+        (a.data_ptr(), *a.shape, a.shape[1], 1),
+        dtype=int(a.dtype == torch.bfloat16),
+        result=0 if result is None else result.data_ptr(),
+        accumulate=result is not None and not result.isnan().any().item(),
+        gated=0 if gated is None else gated.data_ptr(),
+        threads=threads,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,9 +1,9 @@
 // Instruction sets: which exist, which this CPU has, which one runs.
 //
-// Every kernel source is compiled once for each entry of MF_FOR_EACH_ISA, with -DMF_ISA=<number> and
-// -DMF_NS=<name> (setup.py), and puts its entry point into namespace marco_fast::<name>. Such a file
+// Every kernel source is compiled once per entry of MF_FOR_EACH_ISA, with -DMF_ISA=<number> and
+// -DMF_NS=<name> (setup.py), and puts its entry points into namespace marco_fast::<name>. Such a file
 // must not instantiate std containers or algorithms out of line: the linker keeps one copy of a weak
-// symbol, and it could keep the one compiled for a CPU that is not this one.
+// symbol, which might be the copy for an instruction set that this CPU lacks.
 #pragma once
 
 #define MF_ISA_SCALAR 0
@@ -31,7 +31,7 @@ inline constexpr int kNumIsas =
     1;
 #endif
 
-// The instruction sets in ascending order, each with whether this CPU (and its OS) can run it.
+// The instruction sets in ascending order; `supported`: this CPU and its operating system run it.
 inline const Isa* isas() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
