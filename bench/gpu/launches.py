@@ -63,21 +63,35 @@ class Specialization:
     @property
     def label(self) -> str:
         """The kernel, the types of its pointers, its constants, and what is no multiple of 16."""
-        names = self.kernel.arg_names
-        types = {t: None for t in self.signature.values() if t.startswith(("*", "tensordesc"))}
-        constants = [f"{names[path[0]]}={value}" for path, value in self.constants.items()]
+        leaves = dict(leaves_of(self.signature))
+        types = {t: None for _, _, t in leaves.values() if t.startswith(("*", "tensordesc"))}
+        constants = [f"{leaves[path][0]}={value}" for path, value in self.constants.items()]
         loose = [
             name
-            for i, name in enumerate(names)
-            if self.signature[name] not in ("constexpr", "fp32")
-            and not self.signature[name].startswith("tensordesc")
-            and not self.attributes.get((i,))
-            and not self.kernel.params[i].do_not_specialize
-            and not self.kernel.params[i].do_not_specialize_on_alignment
+            for path, (name, param, kind) in leaves.items()
+            if kind not in ("constexpr", "fp32")
+            and not kind.startswith("tensordesc")
+            and not self.attributes.get(path)
+            and not self.kernel.params[param].do_not_specialize
+            and not self.kernel.params[param].do_not_specialize_on_alignment
         ]
         told = [self.kernel.__name__, *types, *constants, f"warps={self.options['num_warps']}"]
         told.append(f"stages={self.options['num_stages']}")
         return " ".join(told + [f"{name}%16" for name in loose])
+
+
+def leaves_of(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], tuple[str, int, str]]]:
+    """(path, (name, number of its parameter, type)) of each value, inside of NamedTuples too."""
+
+    def inside(path: tuple[int, ...], name: str, kind: Any) -> Iterator:
+        if isinstance(kind, tuple):
+            for i, (field, each) in enumerate(zip(kind._fields, kind, strict=True)):
+                yield from inside((*path, i), f"{name}.{field}", each)
+        else:
+            yield path, (name, path[0], kind)
+
+    for i, (name, kind) in enumerate(signature.items()):
+        yield from inside((i,), name, kind)
 
 
 @dataclass
