@@ -33,7 +33,7 @@ from marco_fast.kernels.attention_state import (
     store_partial,
     store_result,
 )  # fmt: skip
-from marco_fast.kernels.online_softmax import sum_in_order
+from marco_fast.kernels.confidence_records import sum_in_order
 from marco_fast.kernels.packed_plan import (
     NUM_ITEMS,
     NUM_MERGES,

@@ -30,7 +30,7 @@ SLOWEST = (
     "test_lm_head_confidence_triton.py",
     "test_sample_confidence_triton.py",
     "test_topk_confidence_triton.py",
-    "test_bench_gpu.py",
+    "test_gpu_run.py",
     "test_packaging.py",
 )
 

@@ -1,32 +1,39 @@
 """Floors measured in the same run as the kernels: how fast this machine reads and multiplies."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 
-__all__ = ["LARGE", "interleaved", "peak", "read_bandwidth", "rotating"]
+__all__ = ["LARGE", "interleaved", "peak", "read_bandwidth", "rotating", "with_threads"]
 
-TURN = 1e-3  # seconds of a turn, at least
-# Seconds between turns: an OpenMP team looks for work for up to 5 ms after its last call, on a core
-# that whoever comes next would have to share with it.
+TURN = 1e-3  # seconds that a turn takes at least
+# Seconds between turns: after its last call an OpenMP team spins for up to 5 ms, on cores that the
+# next candidate needs.
 PAUSE = 6e-3
-WARM = 4e-3  # seconds of calls before those that are timed, at least: cores and threads wake up
+WARM = 4e-3  # seconds of untimed calls before a turn at least: cores and threads wake up
 LARGE = 256 * 2**20  # bytes: several times the last-level cache of the machines we know
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """PyTorch and the C++ kernels compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache
 def read_bandwidth(threads: int) -> float:
     """Bytes per second of a read-only sum over a large float32 buffer; the best of 9."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     buffer = torch.rand(LARGE // 4)
-    try:
-        seconds = min(_seconds(buffer.sum) for _ in range(9))
-    finally:
-        torch.set_num_threads(before)
-    return LARGE / seconds
+    with with_threads(threads):
+        return LARGE / min(_seconds(buffer.sum) for _ in range(9))
 
 
 @lru_cache
@@ -41,17 +48,13 @@ def peak(dtype: torch.dtype, threads: int) -> float:
 
 
 def _product(dtype: torch.dtype, threads: int) -> float:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     a, b = torch.randn(2, 1536, 1536).to(dtype)
-    try:
+    with with_threads(threads):
         return 2 * 1536**3 / min(interleaved(lambda: a @ b, rounds=5)[0])
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seconds(f: Callable[[], object], calls: int = 1) -> float:
-    """Seconds a call, over so many calls."""
+    """Seconds per call, over so many calls."""
     start = time.perf_counter()
     for _ in range(calls):
         f()
@@ -59,7 +62,7 @@ def _seconds(f: Callable[[], object], calls: int = 1) -> float:
 
 
 def during(seconds: float, f: Callable[[], object] = lambda: None) -> None:
-    """Calls f at least once, and again until the time is over."""
+    """Call f at least once, and again until the time is over."""
     end = time.perf_counter() + seconds
     f()
     while time.perf_counter() < end:
@@ -69,15 +72,15 @@ def during(seconds: float, f: Callable[[], object] = lambda: None) -> None:
 def interleaved(
     *candidates: Callable[[], object], rounds: int = 15, budget: float = 8.0
 ) -> list[list[float]]:
-    """Seconds a call in each round of each candidate, the candidates taking turns.
+    """Seconds per call in each round of each candidate; the candidates take turns.
 
-    A turn of a short candidate is as many calls as fill a millisecond: single calls in turn would
-    time how the other one leaves the caches. Before each turn the threads of the one before go to
-    sleep, and untimed calls wake its own.
+    A turn of a short candidate is as many calls as fill a millisecond: single calls would be timed
+    with the caches as the other candidate left them. Before each turn the threads of the previous
+    candidate go to sleep, and untimed calls wake the next one's.
 
     Args:
         candidates: calls without arguments; each is warmed up.
-        rounds: how often each runs, at most; at least 5 times.
+        rounds: how often each runs at most, and at least 5 times.
         budget: seconds after which no further round starts.
     """
     for candidate in candidates:

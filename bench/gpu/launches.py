@@ -63,35 +63,33 @@ class Specialization:
     @property
     def label(self) -> str:
         """The kernel, the types of its pointers, its constants, and what is no multiple of 16."""
-        leaves = dict(leaves_of(self.signature))
-        types = {t: None for _, _, t in leaves.values() if t.startswith(("*", "tensordesc"))}
-        constants = [f"{leaves[path][0]}={value}" for path, value in self.constants.items()]
+        named = {path: (name, kind) for path, name, kind in leaves(self.signature)}
+        kinds = [kind for _, kind in named.values()]
+        types = {kind: None for kind in kinds if kind.startswith(("*", "tensordesc"))}
+        constants = [f"{named[path][0]}={value}" for path, value in self.constants.items()]
         loose = [
             name
-            for path, (name, param, kind) in leaves.items()
+            for path, (name, kind) in named.items()
             if kind not in ("constexpr", "fp32")
             and not kind.startswith("tensordesc")
             and not self.attributes.get(path)
-            and not self.kernel.params[param].do_not_specialize
-            and not self.kernel.params[param].do_not_specialize_on_alignment
+            and not self.kernel.params[path[0]].do_not_specialize
+            and not self.kernel.params[path[0]].do_not_specialize_on_alignment
         ]
         told = [self.kernel.__name__, *types, *constants, f"warps={self.options['num_warps']}"]
         told.append(f"stages={self.options['num_stages']}")
         return " ".join(told + [f"{name}%16" for name in loose])
 
 
-def leaves_of(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], tuple[str, int, str]]]:
-    """(path, (name, number of its parameter, type)) of each value, inside of NamedTuples too."""
-
-    def inside(path: tuple[int, ...], name: str, kind: Any) -> Iterator:
-        if isinstance(kind, tuple):
-            for i, (field, each) in enumerate(zip(kind._fields, kind, strict=True)):
-                yield from inside((*path, i), f"{name}.{field}", each)
-        else:
-            yield path, (name, path[0], kind)
-
+def leaves(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, str]]:
+    """The path, the name and the type of each parameter, of a tuple those of its fields."""
     for i, (name, kind) in enumerate(signature.items()):
-        yield from inside((i,), name, kind)
+        if isinstance(kind, tuple):
+            fields = getattr(kind, "_fields", [str(j) for j in range(len(kind))])
+            inside = leaves(dict(zip(fields, kind, strict=True)))
+            yield from (((i, *path), f"{name}.{field}", each) for path, field, each in inside)
+        else:
+            yield (i,), name, kind
 
 
 @dataclass
@@ -126,11 +124,10 @@ def recording(arch: str) -> Iterator[Recording]:
     # Not above: the parent of a GPU run imports this module before the C++ extension is there.
     from marco_fast.kernels import lm_head_confidence
     from marco_fast.ops import backends
+    from marco_fast.ops.confidence.options import Head
 
-    def no_product(
-        hidden: torch.Tensor, weight: torch.Tensor, bias: object, rounded: torch.dtype
-    ) -> torch.Tensor:
-        return torch.empty(len(hidden), len(weight), dtype=rounded)
+    def no_product(head: Head) -> torch.Tensor:
+        return torch.empty(len(head.hidden), len(head.weight), dtype=head.round_logits)
 
     backend, number, warp, processors = ARCHITECTURES[arch]
     fake = SimpleNamespace(

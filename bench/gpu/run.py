@@ -73,12 +73,12 @@ PARTS = (
     Part("peers-sampling", 20, "parts.peers", "sampling"),
     Part("peers-confidence", 40, "parts.peers", "confidence"),
     Part("search", 30, "parts.step", "nano_search"),
-    Part("check-attention", 60, "parts.checks", "attention"),
-    Part("check-lm-head", 60, "parts.checks", "lm_head"),
-    Part("check-confidence", 60, "parts.checks", "confidence"),
-    Part("check-sampling", 90, "parts.checks", "sampling"),
-    Part("check-graphs", 40, "parts.checks", "graphs"),
-    Part("check-repeats", 90, "parts.checks", "repeats"),
+    Part("check-attention", 60, "parts.checks.attention", "attention"),
+    Part("check-lm-head", 60, "parts.checks.lm_head", "lm_head"),
+    Part("check-confidence", 60, "parts.checks.confidence", "confidence"),
+    Part("check-sampling", 90, "parts.checks.confidence", "sampling"),
+    Part("check-graphs", 40, "parts.checks.repeats", "graphs"),
+    Part("check-repeats", 90, "parts.checks.repeats", "repeats"),
     Part("counters", 90, "parts.tools", "counters"),
     Part("sanitizer", 240, "parts.tools", "sanitizer"),
 )
@@ -163,8 +163,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(signal.Signals(number).name)
 
 
-def main(argv: Sequence[str] | None = None, *, all_parts: Sequence[Part] = PARTS) -> int:
-    """Runs the command line; 1 where a case failed, 2 for bad input, 130 after an interruption."""
+def command_line(all_parts: Sequence[Part]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu",
         description=__doc__,
@@ -178,25 +177,37 @@ def main(argv: Sequence[str] | None = None, *, all_parts: Sequence[Part] = PARTS
     parser.add_argument("--commit", help="what is run, where there is no git to tell")
     parser.add_argument("--pack", type=Path, default=PACK, help="folder that make gpu-pack made")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, no GPU")
-    args = parser.parse_args(argv)
-    deadline = time.monotonic() + 60 * args.minutes
+    return parser
+
+
+def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Set the environment, unpack the pack and look for a GPU, before a child is forked."""
     if args.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Whoever asks in this process whether there is a GPU must not start the driver: a fork could
-    # not use it.
+    # PyTorch must find out whether there is a GPU without the driver: a fork of a process that has
+    # started the driver cannot use it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     for told in pack.use(args.pack):
         print(told, flush=True)
-    if not args.dry_run:
-        if why_not := no_gpu():
-            parser.error(f"expected a CUDA GPU, {why_not} (--dry-run rehearses without one)")
-        if os.environ.get("TRITON_INTERPRET", "0") != "0":
-            parser.error("expected TRITON_INTERPRET unset: the interpreter runs nothing on a GPU")
-        import_module("bench.gpu.launches").import_kernels()  # once for all parts
-        # Where nothing else holds the device, the driver would shut it down after each part.
-        with contextlib.suppress(OSError):
-            os.open("/dev/nvidia0", os.O_RDWR)
+    if args.dry_run:
+        return
+    if why_not := no_gpu():
+        parser.error(f"expected a CUDA GPU, {why_not} (--dry-run rehearses without one)")
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        parser.error("expected TRITON_INTERPRET unset: the interpreter runs nothing on a GPU")
+    import_module("bench.gpu.launches").import_kernels()  # once for all parts
+    # Where nothing else holds the device, the driver would shut it down after each part.
+    with contextlib.suppress(OSError):
+        os.open("/dev/nvidia0", os.O_RDWR)
+
+
+def main(argv: Sequence[str] | None = None, *, all_parts: Sequence[Part] = PARTS) -> int:
+    """Runs the command line; 1 where a case failed, 2 for bad input, 130 after an interruption."""
+    parser = command_line(all_parts)
+    args = parser.parse_args(argv)
+    deadline = time.monotonic() + 60 * args.minutes
+    prepare(parser, args)
     chosen = [part for part in all_parts if part.name in args.parts or part.name in FIRST]
     run = Run(args.out, "dry" if args.dry_run else "gpu", deadline, args.commit)
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGINT)}

@@ -7,13 +7,12 @@ here, and the group folded into the query rows, its fastest form.
 """
 
 import os
-import statistics
 
 import pytest
 import torch
 
 import marco_fast as mf
-from bench.common.roofline import interleaved, peak, read_bandwidth
+from bench.common.roofline import with_threads
 from bench.common.trees import (
     HEADS,
     PAGE,
@@ -25,11 +24,10 @@ from bench.common.trees import (
     search,
     tables,
 )
+from bench.operations.timing import compare
 from tests.support.tolerance import assert_close
 
 THREADS = len(os.sched_getaffinity(0))
-
-
 TREES = {
     "prompt-1024-x16x64": prompt_and_branches(1024, 16, 64),
     "prompt-1024-x64x64": prompt_and_branches(1024, 64, 64),
@@ -50,48 +48,35 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "name", "dtype"), CASES, ids=str)
 def test_tree_attention(benchmark, model, name, dtype):
-    heads, kv_heads, dim = HEADS[model]
+    num_heads, num_kv_heads, head_dim = HEADS[model]
     tree, (table, pages) = TREES[name], tables(TREES[name])
     torch.manual_seed(0)
-    k_cache, v_cache = torch.randn(2, pages, kv_heads, PAGE, dim).to(dtype)
-    q = torch.randn(len(tree.leaves), heads, dim).to(dtype)
+    k_cache, v_cache = torch.randn(2, pages, num_kv_heads, PAGE, head_dim).to(dtype)
+    q = torch.randn(len(tree.leaves), num_heads, head_dim).to(dtype)
     plan = mf.plan_tree_attention(
         tree.parents, tree.lens, table, tree.leaves,
-        num_heads=heads, num_kv_heads=kv_heads, head_dim=dim, page_size=PAGE,
+        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=PAGE,
     )  # fmt: skip
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        out, workspace = torch.empty_like(q), torch.empty(plan.workspace_numel)
+    out, workspace = torch.empty_like(q), torch.empty(plan.workspace_numel)
 
-        def ours() -> torch.Tensor:
-            return mf.tree_attention(q, k_cache, v_cache, plan, out=out, workspace=workspace)
+    def ours() -> torch.Tensor:
+        return mf.tree_attention(q, k_cache, v_cache, plan, out=out, workspace=workspace)
 
-        k, v = (gathered(cache, tree, table) for cache in (k_cache, v_cache))
-        peer = private_attention(q, k, v)
+    k, v = (gathered(cache, tree, table) for cache in (k_cache, v_cache))
+    peer = private_attention(q, k, v)
+    with with_threads(THREADS):
         want, _ = mf.reference.tree_attention(q, k_cache, v_cache, plan, dtype=torch.float64)
-        assert_close(ours(), want, peer().flatten(1, 2))
-        mine, theirs = interleaved(ours, peer, rounds=25, budget=4.0)
-        bandwidth, flops = read_bandwidth(THREADS), peak(dtype, THREADS)
-        benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
-    finally:
-        torch.set_num_threads(before)
+        assert_close(ours(), want, peer().flatten(1, 2))  # a wrong result is not timed
     seen, unique = int(plan.path_lens.sum()), int(plan.segment_lens.sum())
-    nbytes = 2 * unique * kv_heads * dim * q.element_size() + 2 * q.nbytes
-    floor = max(nbytes / bandwidth, 4 * seen * heads * dim / flops)
-    ours_median, peer_median = statistics.median(mine), statistics.median(theirs)
-    benchmark.extra_info |= {
-        "us": ours_median * 1e6,
-        "us_quartiles": [t * 1e6 for t in statistics.quantiles(mine, n=4)],
-        "peer_us": peer_median * 1e6,
-        "ratio": peer_median / ours_median,
-        "rho": seen / unique,
-        "floor_us": floor * 1e6,
-        "floor_share": floor / ours_median,
-        "threads": THREADS,
-    }
-    print(
-        f"\n{model} {name} {str(dtype)[6:]}: {ours_median * 1e6:.0f} us, private KV "
-        f"{peer_median * 1e6:.0f} us = {peer_median / ours_median:.2f}x (rho {seen / unique:.2f}), "
-        f"floor {floor * 1e6:.0f} us = {floor / ours_median:.0%}"
+    benchmark.extra_info["rho"] = seen / unique
+    compare(
+        benchmark,
+        ours,
+        {"SDPA on gathered private KV": peer},
+        threads=THREADS,
+        nbytes=2 * unique * num_kv_heads * head_dim * q.element_size() + 2 * q.nbytes,
+        flops=4 * seen * num_heads * head_dim,
+        dtype=dtype,
+        rounds=25,
+        budget=4.0,
     )

@@ -53,7 +53,7 @@ def _report() -> dict[str, Any]:
     from marco_fast.ops.backends import OPERATIONS, backend_status, default_backend
 
     versions = {"marco_fast": __version__, "python": sys.version.split()[0]}
-    for package in ("torch", "transformers", "tokenizers", "numpy", "triton", "cupy-cuda13x"):
+    for package in ("torch", "transformers", "tokenizers", "numpy", "triton"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

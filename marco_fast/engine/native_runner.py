@@ -1,4 +1,4 @@
-"""Decoder: a model of the Llama family, up to its LM head, as one C++ call a step on a CPU.
+"""NativeRunner: a model of the Llama family, up to its LM head, as one C++ call per step on a CPU.
 
 transformers runs a layer as some forty operations, each a few microseconds of Python and dispatch,
 and multiplies by weights as they lie in the file. Here the weights are packed once for the products
@@ -12,16 +12,19 @@ from typing import Any
 import torch
 
 from marco_fast.engine import huge_pages
+from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
-from marco_fast.ops import TreeAttentionPlan
+from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
+from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
 from marco_fast.ops.backends import built
+from marco_fast.ops.dtypes import DTYPE_CODES
 
-__all__ = ["PANEL", "Decoder", "pack_gated", "pack_linear"]
+__all__ = ["PANEL", "NativeRunner", "pack_bias", "pack_gated", "pack_linear"]
 
 # Model classes whose layers are what csrc/cpu/decoder/ computes; Qwen3's also norm each head.
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/decoder/decoder_kernels.h)
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+FLOATS = (torch.float32, torch.bfloat16)  # what it decodes in
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:
@@ -44,21 +47,23 @@ def pack_gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return pack_linear(torch.cat(pieces, dim=1).flatten(0, 1))
 
 
-class Decoder:
+class NativeRunner:
     """The packed weights of a model, and the step over them.
 
-    Use `Decoder.of`. The model's own layers lose their weights to it; its embedding, its LM head,
-    its RoPE and its configuration stay.
+    Use `NativeRunner.of`. The model's own layers lose their weights to it; its embedding, its LM
+    head, its RoPE and its configuration stay.
     """
 
     def __init__(self, model: Any, cache: PagedKVCache) -> None:
         from marco_fast import _C
 
         config, base = model.config, model.model
+        self.cache, self.head = cache, model.lm_head
+        self.num_heads: int = config.num_attention_heads
         self.rotary = base.rotary_emb
         self.context = config.max_position_embeddings
         self.embedding = base.embed_tokens.weight.detach()
-        self.tensors: list[torch.Tensor] = []  # whatever C++ has the address of
+        self.tensors: list[torch.Tensor] = []  # kept alive: C++ has their addresses
         attention = base.layers[0].self_attn
         self._keep(self.embedding)
         self.native = _C.Decoder(
@@ -75,16 +80,36 @@ class Decoder:
         self.cos = self.sin = torch.empty(0, attention.head_dim)
 
     @classmethod
-    def of(cls, model: Any, cache: PagedKVCache) -> "Decoder | None":
-        """A decoder for `model`, or None where C++ does not know its like: transformers runs it."""
+    def of(cls, model: Any, cache: PagedKVCache) -> "NativeRunner | None":
+        """A runner for `model`, or None where C++ does not know its like: transformers runs it."""
         config = model.config
-        if not built() or type(model).__name__ not in KNOWN or cache.k[0].dtype not in DTYPE_CODES:
+        if not built() or type(model).__name__ not in KNOWN or cache.k[0].dtype not in FLOATS:
             return None
         if model.device.type != "cpu" or getattr(config, "hidden_act", "") != "silu":
             return None
-        if config.hidden_size % 16 or config.intermediate_size % 16 or not _is_plain(model):
+        if config.hidden_size % 16 or config.intermediate_size % 16 or not _is_known(model):
             return None
         return cls(model, cache)
+
+    def sample(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        batch: TreeBatch,
+        options: dict[str, Any],
+    ) -> SampledTokens:
+        """As Runner.sample; the logits are never stored."""
+        hidden = self.step(token_ids, positions, batch.slots, batch.plan)
+        return lm_head_confidence(hidden, self.head.weight, bias=self.head.bias, **options)
+
+    def write_kv(self, token_ids: list[int], positions: list[int], batch: TreeBatch) -> None:
+        """As Runner.write_kv."""
+        ids, at = torch.tensor(token_ids), torch.tensor(positions)
+        self.step(ids, at, batch.slots, batch.plan, hidden=False)
+
+    def compute(self, segment: Segment, slots: torch.Tensor, rows: int) -> None:
+        """As Runner.compute; a row has the same bits in any batch, so batches are large."""
+        compute_by_plan(self, segment, slots, PREFILL_BATCH)
 
     def step(
         self,
@@ -203,8 +228,8 @@ def _linear(panels: int, bias: int, inputs: int, outputs: int) -> Any:
     return _C.PackedLinear(panels=panels, bias=bias, inputs=inputs, outputs=outputs)
 
 
-def _is_plain(model: Any) -> bool:
-    """Whether nothing was put in the place of a layer's matrices, and RoPE turns whole heads."""
+def _is_known(model: Any) -> bool:
+    """Whether every layer has its own matrices unchanged, and RoPE turns whole heads."""
     base, shape = model.model, (model.config.vocab_size, model.config.hidden_size)
     if base.embed_tokens.weight.shape != shape or model.lm_head.weight.shape != shape:
         return False

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import marco_fast as mf
-from bench.engines import scaling as scaling_module
-from bench.report import tables as report
 from bench.report.plots import LARGEST, plot_search
+from bench.report.readme import bench_table, between, search_cells, search_table, table_rows
+from bench.report.results import AVX2, RESULTS, ReportError, condense
+from bench.report.tables import main
+from tests.support.results import case, scaling, search
 
 README = "# Title\nbefore\n<!-- bench -->\nstale\n<!-- /bench -->\nmiddle\n"
 README += "<!-- search -->\n<!-- /search -->\nafter\n"
@@ -22,7 +23,7 @@ FIELDS |= {"generate_tokens_per_second": 769.5, "expansions_per_second": 17.79}
 
 def raw() -> dict:
     """What pytest-benchmark writes, cut down to what counts; every row's benchmark is there."""
-    names = [*(name for name, _ in report._rows()), "test_something_new[3]"]
+    names = [*(name for name, _ in table_rows()), "test_something_new[3]"]
     benchmarks = [
         {"name": name, "stats": {"median": 1.23456789e-3, "rounds": 5}, "extra_info": dict(FIELDS)}
         for name in names
@@ -35,36 +36,10 @@ def raw() -> dict:
     }
 
 
-def case(**changed) -> dict:
-    ours = {"engine": "marco_fast", "top_k": True, "seconds": [1.0, 4.0, 2.0], "expansions": 32}
-    ours |= {"expansions_per_second": 16.0, "tokens_per_second": 512.0}
-    slow = {**ours, "engine": "slow", "expansions_per_second": 0.125}
-    blind = {**ours, "engine": "blind", "top_k": False, "expansions_per_second": 20.0}
-    gone = {"engine": "gone", "skipped": "not installed"}
-    fixed = {"model": "m-1", "precision": "float32", "branches": 8, "floor_seconds": 1.5}
-    return fixed | {"engines": [ours, slow, blind, gone]} | changed
-
-
-def search() -> dict:
-    second = case(branches=32)
-    second["engines"][1] = {**second["engines"][1], "skipped": "no answer"}
-    return {"cases": [case(), second]}
-
-
-def scaling() -> dict:
-    way = {"seconds": 0.02, "quartiles": [0.019, 0.02, 0.021], "kv_bytes": 10**6}
-    way |= {"floor_seconds": 0.01}
-    points = [{"x": x, "branches": x, "shared": way, "unshared": way} for x in (1, 16, 256)]
-    sweep = {"axis": "branches", "caption": "one prompt", "points": points}
-    sweeps = {"branches": sweep, "depth": sweep}
-    models = [{"model": name, "precision": "float32", "sweeps": sweeps} for name in ("a", "b")]
-    return {"models": models}
-
-
 @pytest.fixture
 def root(tmp_path) -> Path:
     root = tmp_path / "checkout"
-    (root / report.RESULTS).mkdir(parents=True)
+    (root / RESULTS).mkdir(parents=True)
     (root / "README.md").write_text(README)
     return root
 
@@ -79,12 +54,12 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def run(root: Path, what: dict) -> int:
-    return report.main([str(put(root.parent / "raw.json", what))], root=root)
+    return main([str(put(root.parent / "raw.json", what))], root=root)
 
 
 def test_a_report_keeps_what_counts(root):
     assert run(root, raw()) == 0
-    kept = json.loads((root / report.RESULTS / "bench.json").read_text())
+    kept = json.loads((root / RESULTS / "bench.json").read_text())
     assert kept["commit"] == "abc"
     assert [kept[key] for key in ("cpu", "cores", "python")] == ["A CPU", 2, "3.11.7"]
     assert kept["torch"] == torch.__version__.partition("+")[0]
@@ -111,7 +86,7 @@ def test_the_readme_shows_the_rows_and_keeps_the_rest(root):
 def test_without_raw_numbers_the_kept_ones_are_shown_again(root):
     assert run(root, raw()) == 0
     before = files(root)
-    assert report.main([], root=root) == 0
+    assert main([], root=root) == 0
     assert files(root) == before
 
 
@@ -119,13 +94,13 @@ def test_each_row_shows_its_own_benchmark(root):
     what = raw()
     for i, each in enumerate(what["benchmarks"][:-1]):
         each["extra_info"] |= {"us": i, "us_per_expansion": i, "tokens_per_second": i}
-    lines = report.bench_table(report.condense(what)["benchmarks"]).split("\n")[2:]
+    lines = bench_table(condense(what)["benchmarks"]).split("\n")[2:]
     assert [line.split(" | ")[1].split()[0] for line in lines] == [str(i) for i in range(20)]
     place = {each["name"]: i for i, each in enumerate(what["benchmarks"])}
     assert "B 64, bfloat16 |" in lines[place["test_topk_confidence[64-dtype1]"]]
 
 
-@pytest.mark.parametrize("name", [name for name, _ in report._rows()])
+@pytest.mark.parametrize("name", [name for name, _ in table_rows()])
 def test_a_missing_benchmark_is_named_and_nothing_is_written(root, name, capsys):
     what = raw()
     what["benchmarks"] = [each for each in what["benchmarks"] if each["name"] != name]
@@ -151,15 +126,15 @@ def test_other_json_is_refused(root, what, told, capsys):
 
 
 def test_a_missing_field_is_named_with_its_benchmark():
-    kept = report.condense(raw())["benchmarks"]
+    kept = condense(raw())["benchmarks"]
     del kept[7]["peer_us"]
-    with pytest.raises(report.ReportError, match=r"'peer_us' of the benchmark 'test_tree_att"):
-        report.bench_table(kept)
+    with pytest.raises(ReportError, match=r"'peer_us' of the benchmark 'test_tree_att"):
+        bench_table(kept)
 
 
 @pytest.mark.parametrize("missing", ["<!-- bench -->\n", "<!-- /bench -->\n", "<!-- search -->\n"])
 def test_markers_must_be_there(root, missing, capsys):
-    put(root / report.RESULTS / "search.json", search())
+    put(root / RESULTS / "search.json", search())
     (root / "README.md").write_text(README.replace(missing, ""))
     before = files(root)
     assert run(root, raw()) == 2
@@ -169,24 +144,24 @@ def test_markers_must_be_there(root, missing, capsys):
 
 def test_markers_in_the_wrong_order_or_twice_are_refused():
     for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
-        with pytest.raises(report.ReportError, match="<!-- a -->"):
-            report.between(text, "a", "x")
+        with pytest.raises(ReportError, match="<!-- a -->"):
+            between(text, "a", "x")
 
 
 def test_the_search_table_has_a_column_for_every_engine_that_ran():
-    title, first, second = report.search_cells(search())
+    title, first, second = search_cells(search())
     assert title == ["model, precision, branches", "marco_fast", "of the floor", "slow", "blind †"]
     assert first == ["m-1, float32, 8", "16.0", "75%", "0.12 (128x)", "20.0 (0.80x)"]
     assert second == ["m-1, float32, 32", "16.0", "75%", "-", "20.0 (0.80x)"]
 
 
 def test_the_search_table_says_what_its_marks_mean():
-    full = report.search_table(search())
+    full = search_table(search())
     assert "A dash: the engine did not run." in full
     assert "† gives no top-k" in full
     plain = case()
     del plain["engines"][2:]
-    assert not {"dash:", "†"} & set(report.search_table({"cases": [plain]}).split())
+    assert not {"dash:", "†"} & set(search_table({"cases": [plain]}).split())
 
 
 def test_marco_fast_must_be_the_first_engine_and_have_run():
@@ -194,17 +169,17 @@ def test_marco_fast_must_be_the_first_engine_and_have_run():
     swapped["engines"].reverse()
     skipped["engines"][0]["skipped"] = "no answer"
     for wrong in (swapped, skipped):
-        with pytest.raises(report.ReportError, match="marco_fast as the first engine of 'm-1, flo"):
-            report.search_cells({"cases": [wrong]})
+        with pytest.raises(ReportError, match="marco_fast as the first engine of 'm-1, flo"):
+            search_cells({"cases": [wrong]})
 
 
 def test_search_and_scaling_are_shown_and_drawn(root, capsys):
-    put(root / report.RESULTS / "search.json", search())
-    put(root / report.RESULTS / "scaling.json", scaling())
+    put(root / RESULTS / "search.json", search())
+    put(root / RESULTS / "scaling.json", scaling())
     assert run(root, raw()) == 0
     readme = (root / "README.md").read_text()
     assert "| m-1, float32, 8 | 16.0 | 75% | 0.12 (128x) | 20.0 (0.80x) |\n" in readme
-    plots = {path.name: path.read_bytes() for path in (root / report.RESULTS / "plots").iterdir()}
+    plots = {path.name: path.read_bytes() for path in (root / RESULTS / "plots").iterdir()}
     named = {f"scaling_{key}.png" for key in ("branches", "depth", "memory")}
     assert set(plots) == named | {"search.png"}
     for data in plots.values():
@@ -214,20 +189,20 @@ def test_search_and_scaling_are_shown_and_drawn(root, capsys):
 
 
 def test_results_of_another_machine_stand_in_a_table_of_their_own(root):
-    (root / report.AVX2).mkdir()
+    (root / AVX2).mkdir()
     other = search()
     for engine in other["cases"][0]["engines"]:
         if "expansions_per_second" in engine:
             engine["expansions_per_second"] *= 3
-    put(root / report.AVX2 / "search.json", other)
-    put(root / report.RESULTS / "search.json", search())
+    put(root / AVX2 / "search.json", other)
+    put(root / RESULTS / "search.json", search())
     marks = "<!-- search-avx2 -->\n<!-- /search-avx2 -->\n"
     (root / "README.md").write_text(README + marks)
     assert run(root, raw()) == 0
     first, second = (root / "README.md").read_text().split("<!-- search-avx2 -->")
     assert "| m-1, float32, 8 | 16.0 |" in first
     assert "| m-1, float32, 8 | 48.0 |" in second
-    assert f"({report.AVX2.as_posix()}/search.json)" in second
+    assert f"({AVX2.as_posix()}/search.json)" in second
 
 
 def test_what_a_search_adds_is_a_table_of_both_tiers(root):
@@ -244,7 +219,7 @@ def test_what_a_search_adds_is_a_table_of_both_tiers(root):
     }
     easy = {"greedy": {**hard["greedy"], "value": share(0.9)}}
     tiers = {tier: {"all": rows} for tier, rows in (("easy", easy), ("hard", hard))}
-    put(root / report.RESULTS / "reasoning.json", {"results": tiers})
+    put(root / RESULTS / "reasoning.json", {"results": tiers})
     marks = "<!-- reasoning -->\n<!-- /reasoning -->\n"
     (root / "README.md").write_text(README + marks)
     assert run(root, raw()) == 0
@@ -255,7 +230,7 @@ def test_what_a_search_adds_is_a_table_of_both_tiers(root):
         "| majority of all samples | – | 60.0 (50.0–70.0) | 8000 | – | – |",
         "",
     ]
-    put(root / report.RESULTS / "reasoning.json", {"results": {"easy": {"all": easy}}})
+    put(root / RESULTS / "reasoning.json", {"results": {"easy": {"all": easy}}})
     before = files(root)
     assert run(root, raw()) != 0
     assert files(root) == before
@@ -264,11 +239,11 @@ def test_what_a_search_adds_is_a_table_of_both_tiers(root):
 def test_condensing_writes_nothing_else(root):
     before, out = files(root), root.parent / "elsewhere" / "kept.json"
     what = str(put(root.parent / "raw.json", raw()))
-    assert report.main([what, "--condense", str(out)], root=root) == 0
-    assert json.loads(out.read_text()) == report.condense(raw())
+    assert main([what, "--condense", str(out)], root=root) == 0
+    assert json.loads(out.read_text()) == condense(raw())
     assert files(root) == before
     with pytest.raises(SystemExit):
-        report.main(["--condense", str(out)], root=root)
+        main(["--condense", str(out)], root=root)
 
 
 def test_a_plot_that_is_too_large_is_refused(monkeypatch):
@@ -284,7 +259,7 @@ def test_a_field_that_a_plot_needs_is_named(root, name, field, capsys):
     wrong = search() if field == "floor_seconds" else scaling()
     for each in wrong.get("cases", wrong.get("models")):
         del each[field]
-    put(root / report.RESULTS / name, wrong)
+    put(root / RESULTS / name, wrong)
     before = files(root)
     assert run(root, raw()) == 2
     assert repr(field) in capsys.readouterr().err
@@ -293,7 +268,7 @@ def test_a_field_that_a_plot_needs_is_named(root, name, field, capsys):
 
 def test_the_terminal_gets_a_table_a_subject(root, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    put(root / report.RESULTS / "search.json", search())
+    put(root / RESULTS / "search.json", search())
     assert run(root, raw()) == 0
     out = capsys.readouterr().out
     subjects = ["attention", "planner and driver", "search", "other"]
@@ -302,52 +277,6 @@ def test_the_terminal_gets_a_table_a_subject(root, capsys, monkeypatch):
     assert "tree_attention[llama-3b-prompt-1024-x16x64-torch.float32]" in out
     assert "1,234.6" in out[out.index("something_new[3]") :]
     assert "0.12 (128x)" in out
-
-
-def test_deeper_combs_have_the_same_tokens():
-    depths, trees = zip(*scaling_module.SWEEPS["depth"].trees.items(), strict=True)
-    assert depths == (7, 38, 69, 100, 131, 162)
-    assert len({sum(tree.lens) for tree in trees}) == 1
-    assert {len(tree.leaves) for tree in trees} == {32}
-    paths = [sum(scaling_module.alone(tree).lens) for tree in trees]
-    assert paths == sorted(set(paths))
-
-
-def test_a_tree_a_branch_shares_nothing():
-    tree = scaling_module.questions(64, 64)
-    assert sum(tree.lens) == sum(scaling_module.alone(tree).lens) == 64 * 576
-    few = scaling_module.questions(4, 64)
-    assert sum(few.lens) == 4 * 512 + 64 * 64
-    assert [few.parents.count(root) for root in range(-1, 5)] == [4, 16, 16, 16, 16, 0]
-
-
-@pytest.fixture(scope="module")
-def engine():
-    with mf.Engine.from_pretrained("nano-marco", kv_tokens=1024) as made:
-        for layer in (*made.cache.k, *made.cache.v):
-            layer.normal_()
-        yield made
-
-
-def test_a_point_is_measured_both_ways_and_leaves_nothing(engine):
-    tree, page = scaling_module.prompt_and_branches(40, 3, 17), engine.cache.page_bytes
-    assert scaling_module.check(engine, tree) < 1e-5
-    point = scaling_module.measure(engine, tree, lambda kv, rows: kv + rows, rounds=2, budget=9.0)
-    assert point["branches"] == 3
-    assert engine.cache.used_pages == 0
-    shared, unshared = point["shared"], point["unshared"]
-    assert (shared["unique_tokens"], shared["path_tokens"]) == (91, 171)
-    assert (unshared["unique_tokens"], unshared["path_tokens"]) == (171, 171)
-    assert (shared["kv_bytes"], unshared["kv_bytes"]) == (9 * page, 12 * page)
-    assert shared["floor_seconds"] == pytest.approx(91 * page // 16 + 3, rel=1e-4)
-    assert shared["tokens_per_second"] == pytest.approx(3 / shared["seconds"], rel=1e-3)
-
-
-def test_paths_that_differ_are_not_taken_for_equal(engine, monkeypatch):
-    slots = scaling_module.Placed.path_slots
-    monkeypatch.setattr(scaling_module.Placed, "path_slots", lambda *args: slots(*args)[1:])
-    with pytest.raises(AssertionError, match="equal lse"):
-        scaling_module.check(engine, scaling_module.prompt_and_branches(40, 2, 17))
 
 
 def test_make_bench_hands_its_numbers_to_the_report():

@@ -1,4 +1,4 @@
-"""Answers of letters, logic and contradictions questions, worked out from the text alone.
+"""Answers of letters and logic questions, worked out from the text alone.
 
 How a text is read is here as well: every sentence has to match one template of a table, with every
 field in its role; any other sentence is an error, so that a changed template of the generator is
@@ -6,13 +6,12 @@ noticed.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 Table = list[tuple[str, str]]  # (template, what it means)
 Fields = dict[str, str]
-
 _FIELDS = {
     **dict.fromkeys("abcdefghkn", r"\d+"),
     **dict.fromkeys("pqrs", r"[A-Z][a-z]+|小\w|[他她]"),  # persons
@@ -72,8 +71,6 @@ def sentences(text: str) -> list[str]:
     return [each.strip() for each in re.findall(r"[^.?。？]+[.?。？]", text)]
 
 
-# Letters: l a letter, z words, either of them may be quoted.
-
 _LETTERS = table("""
 ask: How many times does the letter {l} occur in {the}{z}? | How many {l}s are in {z}?
 ask: How many times is the letter {l} in {the}{z}? | How many {l} are in {z}?
@@ -106,8 +103,6 @@ def letters_answer(text: str) -> str:
     return str("".join(words).count(letter))
 
 
-# Scales: the plain form, more, most, less, least; (scale, sign) of each form.
-
 _SCALES = [line.split() for line in """
 tall taller tallest shorter shortest
 old older oldest younger youngest
@@ -122,13 +117,9 @@ strong stronger strongest weaker weakest
 大 大 大 小 小
 """.strip().splitlines()]  # fmt: skip
 _AS = {scale[0]: (scale[0], 1) for scale in _SCALES}
-_THAN = {scale[at]: (scale[0], sign) for scale in _SCALES for at, sign in ((1, 1), (3, -1))}
+THAN = {scale[at]: (scale[0], sign) for scale in _SCALES for at, sign in ((1, 1), (3, -1))}
 _MOST = {scale[at]: (scale[0], sign) for scale in _SCALES for at, sign in ((2, 1), (4, -1))}
 AGES = ("old", "大")
-
-
-# Orderings: v and w persons or animals.
-
 _ORDER = table("""
 than: {v} is {adj} than {w}. | {v}比{w}{adj}。
 as: {v} is not as {adj} as {w}. | {v}没有{w}{adj}。
@@ -174,7 +165,7 @@ def read_ordering(text: str) -> tuple[str, list[tuple[str, str]]]:
         if meaning == "noise":
             others |= {re.sub("^[Tt]he ", "", fields[key]) for key in "vw" if key in fields}
             continue
-        of, more, less = compared(fields, _THAN if meaning == "than" else _AS)
+        of, more, less = compared(fields, THAN if meaning == "than" else _AS)
         assert of == scale, text
         pairs.append((more, less) if meaning == "than" else (less, more))
     order = sort({*pairs})
@@ -182,8 +173,6 @@ def read_ordering(text: str) -> tuple[str, list[tuple[str, str]]]:
     rank = max(ranks.index(asked["rank"]) for ranks in _RANKS if asked["rank"] in ranks)
     return order[::sign][rank], pairs
 
-
-# Syllogisms: p a person, i and j kinds.
 
 _RULES = table("""
 all: All {i}s are {j}s. | Every {i} is a {j}. | Each {i} is a {j}. | Any {i} is a {j}.
@@ -239,70 +228,3 @@ def read_syllogism(text: str) -> Syllogism:
 def logic_answer(text: str) -> str:
     syllogism = re.search(r"Is \w+ a \w+\?$|吗？$", text)
     return (read_syllogism if syllogism else read_ordering)(text)[0]
-
-
-# Contradictions: p a person, x a thing or a place, o things of the measure word m.
-
-_SAID = table("""
-color: The {x} is {color}. | {x}是{color}的。
-age: {p} is {n} years old. | {p}今年{n}岁。
-count: {p} has {n} {o}. | {p}有{n}{m}{o}。
-home: {p} lives in {city}. | {p}住在{city}。
-opens: The {x} opens at {n}. | {x}{n}点开门。
-than: {v} is {adj} than {w}. | {v}比{w}{adj}。
-""")
-_SAID_ASK = table("""
-en: Which statements contradict each other? | Which of these statements contradict each other?
-en: Which of them cannot all be true? | Find the statements that contradict each other.
-en: Is there a contradiction? Name the statements.
-zh: 哪些话互相矛盾？ | 哪几句话互相矛盾？ | 找出互相矛盾的话。 | 哪些话不能都是真的？
-""")
-_JOINTS = {"en": ("none", " and "), "zh": ("没有", " 和 ")}
-Edges = dict[int, tuple[str, str, str]]  # number of the statement: (scale, more, less)
-
-
-def read_statements(text: str) -> tuple[str, dict[int, tuple[tuple[str, str], str]], Edges]:
-    """(language, ((subject, what of it), value) of the facts, the comparisons)."""
-    facts, orders, at, number = {}, {}, 0, 0
-    while match := re.compile(r"(\d+)\. (.*?[.。]) ").match(text, at):
-        at, number = match.end(), number + 1
-        assert int(match[1]) == number, text
-        meaning, fields = read(match[2], _SAID)
-        if meaning == "than":
-            orders[number] = compared(fields, _THAN)
-            assert orders[number][0] not in AGES, text
-        else:
-            value = fields.get("n") or fields.get("color") or fields["city"]
-            facts[number] = (fields.get("p") or fields["x"], fields.get("o", meaning)), value
-    return read(text[at:], _SAID_ASK)[0], facts, orders
-
-
-def _circles(orders: Edges, path: list[int]) -> Iterator[frozenset[int]]:
-    """The circles of comparisons of a scale that go on from a path and begin at its smallest."""
-    scale, begin, _ = orders[path[0]]
-    end = orders[path[-1]][2]
-    if end == begin:
-        yield frozenset(path)
-        return
-    passed = {orders[number][2] for number in path[:-1]}
-    for number, (of, more, _) in orders.items():
-        if of == scale and more == end and number > path[0] and end not in passed:
-            yield from _circles(orders, [*path, number])
-
-
-def contradictions_answer(text: str) -> str:
-    """The one smallest set of statements that cannot all be true; there must not be two."""
-    language, facts, orders = read_statements(text)
-    found = {circle for number in orders for circle in _circles(orders, [number])}
-    for number, (slot, value) in facts.items():
-        found |= {
-            frozenset((before, number))
-            for before, (other, said) in facts.items()
-            if before < number and other == slot and said != value
-        }
-    assert len(found) <= 1, (text, found)
-    none, joint = _JOINTS[language]
-    if not found:
-        return none
-    *front, last = map(str, sorted(found.pop()))
-    return ", ".join(front) + joint + last

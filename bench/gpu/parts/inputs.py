@@ -17,18 +17,22 @@ from bench.common.trees import (
 from bench.common.trees import search as search_tree
 from bench.gpu.machine import Machine
 from tests.support.draws import keyed
+from tests.support.hostile import logits_of
 
 __all__ = [
     "BACKEND",
+    "FLOATS",
     "AttentionInputs",
     "attention_inputs",
     "forests",
+    "hostile",
     "keys_on",
     "lm_head_inputs",
     "random_logits",
 ]
 
 BACKEND = "triton"
+FLOATS = (torch.bfloat16, torch.float32, torch.float16)
 
 
 class AttentionInputs(NamedTuple):
@@ -45,6 +49,13 @@ def random_logits(
 ) -> torch.Tensor:
     """Logits with a standard deviation of 3."""
     return machine.normal(rows, vocab, dtype=dtype, scale=3.0)
+
+
+def hostile(machine: Machine, kind: str, rows: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
+    """Logits of a kind that breaks kernels, on the device."""
+    if machine.recording:
+        return torch.empty(rows, vocab, dtype=dtype)
+    return logits_of(kind, rows, vocab, dtype).to(machine.device)
 
 
 def keys_on(machine: Machine, rows: int, seed: int = 0) -> dict[str, torch.Tensor]:

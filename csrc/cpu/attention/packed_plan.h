@@ -1,7 +1,9 @@
-// A plan and its work items in one int32 array (the packed plan), and a plan made again from arrays.
+// A plan and its work items in one int32 array (the packed plan), and a plan made again from
+// arrays.
 //
-// Arrays may come from anywhere and are checked before anything reads them. After check_plan a kernel
-// reads nothing outside them, and every query sees exactly the segments from a root to its own.
+// Arrays may come from anywhere and are checked before anything reads them. After check_plan a
+// kernel reads nothing outside them, and every query sees exactly the segments from a root to its
+// own.
 #pragma once
 
 #include <algorithm>
@@ -19,13 +21,14 @@ namespace marco_fast {
 
 // The arrays that make a plan, in the order in which Python passes them.
 inline constexpr std::array<std::vector<int32_t> TreePlan::*, 10> kPlanArrays = {
-    &TreePlan::query_order, &TreePlan::query_segment, &TreePlan::query_lens,
-    &TreePlan::segment_parents, &TreePlan::segment_lens, &TreePlan::query_begin,
-    &TreePlan::own_end, &TreePlan::query_end, &TreePlan::page_begin, &TreePlan::page_ids};
+    &TreePlan::query_order,     &TreePlan::query_segment, &TreePlan::query_lens,
+    &TreePlan::segment_parents, &TreePlan::segment_lens,  &TreePlan::query_begin,
+    &TreePlan::own_end,         &TreePlan::query_end,     &TreePlan::page_begin,
+    &TreePlan::page_ids};
 
-// A packed plan: a header of kHeaderWords, then the sections: the arrays of kPlanArrays, items, chunks,
-// partial_begin and merges, each from a multiple of 4 words on. marco_fast/ops/reference/work_items.py
-// draws the header.
+// A packed plan: a header of kHeaderWords, then the sections: the arrays of kPlanArrays, items,
+// chunks, partial_begin and merges, each from a multiple of 4 words on.
+// marco_fast/ops/reference/work_items.py draws the header.
 inline constexpr int32_t kPackedMagic = 0x4D467470, kPackedVersion = 1;
 inline constexpr int kHeaderWords = 24, kCounts = 6, kSections = kPlanArrays.size() + 4;
 inline constexpr const char* kCountNames[kCounts] = {"queries", "segments", "pages",
@@ -36,19 +39,17 @@ using Heads = std::array<int64_t, 4>;         // num_heads, num_kv_heads, head_d
 
 inline Counts counts_of(const TreePlan& plan, const WorkItems& work) {
   const auto size = [](const std::vector<int32_t>& values) { return int64_t(values.size()); };
-  return {size(plan.query_order), size(plan.segment_lens), size(plan.page_ids),
-          size(work.items) / WorkItems::kItemWords, size(work.chunks) / 2, size(work.merges)};
+  return {size(plan.query_order), size(plan.segment_lens),
+          size(plan.page_ids),    size(work.items) / WorkItems::kItemWords,
+          size(work.chunks) / 2,  size(work.merges)};
 }
 
 // Words from the start of one section to the next, where the sections have room for so many.
 inline std::array<int64_t, kSections> section_words(const Counts& room) {
   const auto [queries, segments, pages, items, chunks, merges] = room;
-  std::array<int64_t, kSections> words = {
-      queries,      queries, queries,                         // query_order, _segment, _lens
-      segments,     segments,                                 // segment_parents, _lens
-      segments,     segments, segments,                       // query_begin, own_end, query_end
-      segments + 1, pages,                                    // page_begin, page_ids
-      items * WorkItems::kItemWords, 2 * chunks, queries + 1, merges};
+  const int64_t q = queries, a = segments, item_words = items * WorkItems::kItemWords;
+  std::array<int64_t, kSections> words = {q, q,     q,     a,          a,          a,     a,
+                                          a, a + 1, pages, item_words, 2 * chunks, q + 1, merges};
   for (int64_t& each : words) each = (each + 3) / 4 * 4;
   return words;
 }
@@ -59,8 +60,8 @@ inline int64_t packed_words(const Counts& room) {
 }
 
 // Writes the packed plan, whose sections have room for `room`; what they do not use is 0.
-inline void pack(const TreePlan& plan, const WorkItems& work, const Heads& heads, int64_t chunk_tokens,
-                 const Counts& room, int32_t* to) {
+inline void pack(const TreePlan& plan, const WorkItems& work, const Heads& heads,
+                 int64_t chunk_tokens, const Counts& room, int32_t* to) {
   const Counts counts = counts_of(plan, work);
   int32_t* header = to;
   const auto put = [&header](int64_t word) { *header++ = static_cast<int32_t>(word); };
@@ -111,7 +112,8 @@ inline PlanError check_sizes(const TreePlan& p) {
   return {false, "expected a plan's arrays: three [Q], five [A], page_begin [A + 1], page_ids"};
 }
 
-// Parents come first, every token has a page, and the queries of a segment are among those of its parent.
+// Checks that a segment's parent comes before it, that each of its tokens has a page, and that its
+// queries are among its parent's.
 inline PlanError check_segment(const TreePlan& p, int32_t a, int64_t page_size) {
   const int64_t queries = p.query_order.size(), segments = p.segment_lens.size();
   const int64_t parent = p.segment_parents[a], tokens = p.segment_lens[a];
@@ -144,8 +146,8 @@ inline PlanError check_query(const TreePlan& p, int32_t i, std::vector<bool>* se
   if (outside(0, queries - 1, order))
     return {true, "expected " + entry("query_order", i) + range(0, queries - 1, order)};
   if ((*seen)[order])
-    return {false, "expected each query once in query_order, got " + std::to_string(order) +
-                       " again"};
+    return {false,
+            "expected each query once in query_order, got " + std::to_string(order) + " again"};
   (*seen)[order] = true;
   if (outside(0, segments - 1, segment))
     return {true, "expected " + entry("query_segment", i) + range(0, segments - 1, segment)};
@@ -159,8 +161,8 @@ inline PlanError check_query(const TreePlan& p, int32_t i, std::vector<bool>* se
   return {};
 }
 
-// Every interval has as many queries as end at or below its segment. With the nesting that check_segment
-// found, it therefore has exactly these queries.
+// Every interval has as many queries as end at or below its segment. With the nesting that
+// check_segment found, it therefore has exactly these queries.
 inline PlanError check_intervals(const TreePlan& p) {
   std::vector<int64_t> below(p.segment_lens.size());
   for (int32_t segment : p.query_segment) ++below[segment];

@@ -7,13 +7,12 @@ import torch
 from marco_fast.ops.attention.checks import check_caches
 from marco_fast.ops.attention.plan import TreeAttentionPlan
 from marco_fast.ops.backends import load_backend
+from marco_fast.ops.dtypes import FLOATS
 
 __all__ = [
     "AttentionInputs", "AttentionOptions", "AttentionResult", "Caches", "NewTokens", "append_kv",
     "tree_attention",
 ]  # fmt: skip
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class NewTokens(NamedTuple):

@@ -1,6 +1,6 @@
 """The planner of tree attention: the whole Python call, and the C++ part alone.
 
-make bench, or: pytest bench/operations/bench_tree_plan.py --benchmark-only -s
+make bench, or: pytest bench/operations/bench_plan_tree_attention.py --benchmark-only -s
 """
 
 import statistics

@@ -1,0 +1,120 @@
+"""How solve() ends: budgets, Ctrl-C, and errors that lose nothing."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+
+from marco_fast import ModelError, SearchConfig, solve
+from marco_fast.forest.result import Progress
+from tests.support.searches import ATOL, QUESTION, SMALL
+
+
+@pytest.mark.parametrize(("budget", "value"), [("max_tokens", 100), ("max_seconds", 0.3)])
+def test_budgets_end_the_search_with_the_best_so_far(tiny, plain, budget, value):
+    config = dataclasses.replace(SMALL, expansions=10**6, **{budget: value})
+    result = solve("q", tiny, config)
+    assert result.stop_reason == budget.removeprefix("max_")
+    assert tiny.cache.used_pages == 0
+    assert len(result.tree) > 1
+    plain("qwen2").check(result, ATOL)
+    if budget == "max_tokens":
+        assert 90 < result.stats.tokens <= 100
+        assert sum(map(len, result.tree.token_ids)) <= 100
+
+
+def test_a_tree_whose_paths_all_end_is_exhausted(nano):
+    config = SearchConfig(expansions=50, children=2, step_tokens=400, temperature=0.3)
+    result = solve(QUESTION, nano, config)
+    assert result.stop_reason == "exhausted"
+    assert result.stats.expansions == 2
+
+
+@pytest.fixture
+def listening():
+    """Ctrl-C as at a terminal: a process that a script put into the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_returns_the_best_so_far_and_the_handler_is_put_back(nano, plain, listening):
+    sent = []
+
+    def interrupt(progress: Progress) -> None:
+        if progress.tokens > 300 and not sent:
+            sent.append(progress)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = solve(
+        QUESTION, nano, SearchConfig(expansions=10**5, step_tokens=8), progress=interrupt
+    )
+    assert result.stop_reason == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert nano.cache.used_pages == 0
+    assert plain("nano-marco").check(result, ATOL) > 200
+    assert solve(QUESTION, nano, SearchConfig(expansions=2)).answer  # the engine still works
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 40])
+def test_an_exception_in_the_model_ends_the_search_with_the_tree_intact(tiny, plain, step):
+    calls, sample = 0, tiny.sample
+
+    def failing(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls > step:
+            raise RuntimeError("the matrix is on fire")
+        return sample(*args, **options)
+
+    tiny.sample = failing
+    if step == 0:
+        with pytest.raises(RuntimeError, match="on fire"):
+            solve("q", tiny, SMALL)
+    else:
+        result = solve("q", tiny, SMALL)
+        assert result.stop_reason == "error"
+        assert "on fire" in str(result.error)
+        assert not any(result.tree.virtual_visits)
+        plain("qwen2").check(result, ATOL)
+    assert tiny.cache.used_pages == 0
+    assert not tiny.lock.locked()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_not_a_token(tiny, plain, value):
+    step, calls = tiny.runner.step, []
+
+    def spoiled(*args, **options):
+        hidden = step(*args, **options)
+        if len(hidden):
+            calls.append(args)
+        if len(calls) == 5:
+            hidden[0, 7] = value
+        return hidden
+
+    tiny.runner.step = spoiled
+    result = solve("q", tiny, SMALL)
+    assert result.stop_reason == "error"
+    assert isinstance(result.error, ModelError)
+    assert tiny.cache.used_pages == 0
+    plain("qwen2").check(result, ATOL)
+
+
+def test_no_time_at_all_is_an_empty_answer(tiny):
+    result = solve("q", tiny, dataclasses.replace(SMALL, max_seconds=0))
+    assert (result.stop_reason, result.answer, result.confidence) == ("seconds", "", 0.0)
+    assert len(result.tree) == 1
+    assert tiny.cache.used_pages == 0
+
+
+def test_an_exception_in_the_callback_reaches_the_caller_as_error(tiny):
+    def broken(progress: Progress) -> None:
+        if progress.tokens:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        solve("q", tiny, SMALL, progress=broken)
+    assert tiny.cache.used_pages == 0
