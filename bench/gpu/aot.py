@@ -15,13 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 import marco_fast as mf
 from bench.common.trees import PAGE, prompt_and_branches, tables
 from bench.gpu.launches import ARCHITECTURES, Specialization, recording, resources
-from marco_fast.ops.attention.work_items import tree_items
+from marco_fast.ops.attention.attend import AttentionInputs, AttentionOptions, AttentionResult
+from marco_fast.ops.attention.work_items import work_items
 from marco_fast.ops.dtypes import FLOATS
 
 NO_SPILLS_ON = ("sm_80", "sm_90")
@@ -61,7 +63,7 @@ def launch_lm_head(dtype: torch.dtype, top_k: int) -> None:
 
 
 def launch_attention(dtype: torch.dtype, head_dim: int) -> None:
-    """append_kv, and both stages for items of 16 and of 32 rows."""
+    """append_kv, and both stages for work items of 16 and of 32 query heads."""
     from marco_fast.kernels import tree_attention as kernels
 
     tree = prompt_and_branches(600, 8, 20)
@@ -74,13 +76,15 @@ def launch_attention(dtype: torch.dtype, head_dim: int) -> None:
         head_dim=head_dim, page_size=PAGE,
     )  # fmt: skip
     q = torch.empty(8, 14, head_dim, dtype=dtype)
-    space = torch.empty(0)
-    for rows in (16, 32):
-        items = tree_items(
-            plan.native, group=7, num_kv_heads=2, head_dim=head_dim, device=q.device, tile_rows=rows
-        )
-        held = SimpleNamespace(items=lambda device, items=items: items)
-        kernels.tree_attention(q, k_cache, v_cache, held, 1.0, torch.empty_like(q), None, space)
+    options, result = (
+        AttentionOptions(1.0, torch.empty(0)),
+        AttentionResult(torch.empty_like(q), None),
+    )
+    heads = (14, 2, head_dim, PAGE)
+    for tile in (16, 32):
+        items = work_items(plan.arrays, heads=heads, device=q.device, tile_query_heads=tile)
+        held: Any = SimpleNamespace(items=lambda device, items=items: items)
+        kernels.tree_attention(AttentionInputs(q, k_cache, v_cache, held), options, result)
 
 
 def launch_advance() -> None:
