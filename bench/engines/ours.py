@@ -1,4 +1,4 @@
-"""marco_fast itself as one of the peers: its scheduler, fed by a schedule instead of a search."""
+"""marco_fast as one of the peers: its scheduler, fed by a schedule instead of a search."""
 
 import torch
 from protocol import Expansion, Options, Peer, Ready, Replay, Schedule, serve
@@ -7,7 +7,7 @@ NOTE = "Scheduler and Engine as solve() uses them; one batch a round"
 
 
 class Rounds:
-    """Hands out a round's expansions once all of the round before are done (scheduler.Source)."""
+    """Hands out the expansions of a round when the previous round is done (a scheduler.Source)."""
 
     def __init__(self, schedule: Schedule, segment: type, branch: type, verdict: type) -> None:
         self.schedule, self.branch, self.verdict = schedule, branch, verdict
@@ -70,7 +70,7 @@ def load(options: Options) -> Peer:
 
     first = Schedule(schedule.prompt, [[Expansion(1, 0, 1)]], 0.0, 1.0, 1)
     argmax = run(first, 0.0).ends[1][1]
-    runner = "one C++ call a step" if engine.decoder else "transformers' layers"
+    runner = "one C++ call per step" if engine.decoder else "transformers' layers"
     precision = f"weights and KV {options.precision}, sums float32; {runner}"
     version = f"{marco_fast.__version__}, torch {torch.__version__}"
     return Peer(Ready("marco_fast", version, precision, True, argmax, NOTE), replay)

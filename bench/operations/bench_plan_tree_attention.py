@@ -35,9 +35,9 @@ def test_plan(benchmark, nodes, kind):
     def whole() -> mf.TreeAttentionPlan:
         return mf.plan_tree_attention(parents, lens, table, leaves, **SHAPE)
 
-    plan, plain = whole(), PlainTreePlan(*arguments)
+    plan, specified = whole(), PlainTreePlan(*arguments)
     for name in ("query_order", "segment_ids", "query_begin", "query_end", "page_ids"):
-        assert np.array_equal(getattr(plan, name), getattr(plain, name))
+        assert np.array_equal(getattr(plan, name), getattr(specified, name))
     times = interleaved(whole, lambda: _C.make_tree_plan(*arguments), rounds=300)
     call, native = (statistics.median(each) for each in times)
     benchmark.pedantic(whole, rounds=20, warmup_rounds=2)

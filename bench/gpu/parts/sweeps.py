@@ -2,8 +2,8 @@
 
 The choices are small pure functions (kernels/topk_confidence: split_of; kernels/lm_head_confidence:
 tiles, splits and where a library's product takes over; kernels/tree_attention: tile;
-ops/tree_items: rows of an item, how many items are enough). No result depends on most of them, so
-this is about time alone. A row has the microseconds of every choice that it compares.
+ops/attention/work_items: rows of an item, how many items are enough). Most of them change no
+result, so only times are compared. A row has the microseconds of every choice.
 """
 
 import itertools
@@ -36,7 +36,7 @@ Calls = Sequence[Callable[[], object]]
 
 
 def compare(machine: Machine, choices: dict[str, Calls], own: str, floor: float | None) -> dict:
-    """Every choice's time, in turns, and how far the launcher's own is from the best."""
+    """Time every choice in turns; the row also names the launcher's own choice and the best one."""
     timings = machine.time(*choices.values(), rounds=7)
     times = {name: each.median * 1e6 for name, each in zip(choices, timings, strict=True)}
     best = min(times, key=times.__getitem__)
@@ -47,7 +47,7 @@ def compare(machine: Machine, choices: dict[str, Calls], own: str, floor: float 
 
 
 def patched(module: object, name: str, value: object, call: Callable[[], object]) -> Callable:
-    """`call` where a launcher finds another constant or function."""
+    """`call` with one constant or function of a launcher replaced."""
 
     def run() -> object:
         with mock.patch.object(module, name, value):
@@ -65,10 +65,10 @@ def confidence(machine: Machine) -> Iterator[Case]:
 
 
 def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
-    vocab = 4112 if machine.dry else VOCAB
-    chunks = -(-vocab // topk_kernels.CHUNK.value)
-    nbytes = 2 * batch * vocab
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
+    vocab_size = 4112 if machine.dry else VOCAB
+    chunks = -(-vocab_size // topk_kernels.CHUNK.value)
+    nbytes = 2 * batch * vocab_size
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab_size), nbytes)
     results = empty_samples(batch, 5, machine.device)
     keys = keys_on(machine, batch)
     sampling = Sampling(0.7, 0.95, 0.0, 0, *keys.values(), None, None, None)
@@ -101,9 +101,9 @@ def lm_head(machine: Machine) -> Iterator[Case]:
 
 
 def sweep_lm_head(machine: Machine, batch: int) -> dict:
-    size, vocab = (64, 304) if machine.dry else HEAD
-    nbytes = 2 * vocab * size
-    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab, size), nbytes)
+    size, vocab_size = (64, 304) if machine.dry else HEAD
+    nbytes = 2 * vocab_size * size
+    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab_size, size), nbytes)
     keys = keys_on(machine, batch)
     sampling = Sampling(*FILTERS.values(), 0.0, 0, *keys.values(), None, None, None)
     results = empty_samples(batch, 5, machine.device)
@@ -128,7 +128,9 @@ def sweep_lm_head(machine: Machine, batch: int) -> dict:
             choices[f"{entries} entries, {stages} stages, {each} per processor"] = calls(
                 tile=(tile, logits), splits=splits
             )
-    return compare(machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab))
+    return compare(
+        machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab_size)
+    )
 
 
 def attention(machine: Machine) -> Iterator[Case]:
@@ -173,11 +175,11 @@ def with_stages(stages: int) -> Callable:
 
 
 def attend(layers: list[AttentionInputs], model: str, **choice: int) -> Calls:
-    """A launch per layer, over items that were made with these options of tree_items."""
-    heads, kv_heads, dim = HEADS[model]
+    """One launch per layer over items that were made with these options of tree_items."""
+    heads, num_kv_heads, dim = HEADS[model]
     q, _, _, plan = layers[0]
     made = items.tree_items(
-        plan.native, group=heads // kv_heads, num_kv_heads=kv_heads, head_dim=dim,
+        plan.native, group=heads // num_kv_heads, num_kv_heads=num_kv_heads, head_dim=dim,
         device=q.device, **choice,
     )  # fmt: skip
     space = torch.empty(max(1, made.num_partials * heads * (dim + 2)), device=q.device)
