@@ -18,7 +18,7 @@ help:
 	@echo "make demo      search with the bundled model: QUESTION='...' to ask your own"
 	@echo "make test      the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
 	@echo "make test-all  the tests, and those that are marked slow"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy and clang-format"
 	@echo "make bench     the CPU benchmarks: tables here and in README.md, bench/results/cpu"
 	@echo "make gpu-pack  kernels and extension to be carried to a GPU machine, into .gpu-pack: docs/gpu.md"
 	@echo "make clean     removes the virtual environments and all that was built"
@@ -48,6 +48,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp')
 
 clean:
 	rm -rf .venv .venv-gpu .gpu-pack build dist *.egg-info marco_fast/_C*.so

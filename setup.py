@@ -19,7 +19,8 @@ KERNELS = [
     "confidence/topk_confidence",
     "confidence/lm_head_confidence",
     "attention/tree_attention",
-    "decoder/decoder_kernels",
+    "decoder/linear",
+    "decoder/norm_rope",
 ]
 ISAS = {"scalar": []}
 if platform.machine() in ("x86_64", "AMD64"):

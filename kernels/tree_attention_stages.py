@@ -1,10 +1,10 @@
 """Device code of tree attention: each segment of a forest of paged KV is read once for all.
 
 Stage 1: one program owns an item (csrc/cpu/attention/work_items.h) and one KV head: a run of chunks
-of the tokens of a path, and a tile of the rows that read them; row = (query, head in its group), so a
-group of any size fills a tile. It keeps each row's running (m, s, acc) in registers and leaves one
-partial a row in the workspace, or the result where the run is the whole path. Scores never reach
-memory.
+of the tokens of a path, and a tile of the rows that read them; row = (query, head in its group), so
+a group of any size fills a tile. It keeps each row's running (m, s, acc) in registers and leaves
+one partial a row in the workspace, or the result where the run is the whole path. Scores never
+reach memory.
 
 Stage 2: one program owns a query and some heads, and folds its partials, root to leaf.
 

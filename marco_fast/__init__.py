@@ -9,6 +9,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
+    "marco_fast.comparison.compare": ["Comparison", "compare"],
+    "marco_fast.comparison.statistics": ["Share"],
+    "marco_fast.data.filters": ["Limits"],
+    "marco_fast.data.generate": ["DataProgress", "DataSummary", "generate_data"],
+    "marco_fast.data.questions_file": ["read_questions"],
     "marco_fast.engine.engine": ["Engine"],
     "marco_fast.engine.kv_cache": ["PagedKVCache"],
     "marco_fast.errors": ["BackendError", "KVCacheFull", "MarcoFastError", "ModelError"],
@@ -27,7 +32,10 @@ _MODULES = {
         "tree_attention",
     ],
     "marco_fast.forest.result": ["Progress", "SearchResult", "SearchStats"],
-    "marco_fast.search.mcts": ["Search", "SearchConfig", "Ticket"],
+    "marco_fast.search.config": ["SearchConfig"],
+    "marco_fast.search.mcts": ["Search", "Ticket"],
+    "marco_fast.search.replies": ["Reply", "ReplyFormat"],
+    "marco_fast.questions.questions": ["Question", "is_correct", "sample_questions"],
     "marco_fast.search.tree": ["SearchTree"],
     "marco_fast.forest.solve": ["solve"],
 }

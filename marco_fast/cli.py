@@ -14,21 +14,24 @@ __all__ = ["main"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line on standard error and exit code 2 for bad input."""
+    """A parser that answers bad input with one line on standard error and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line.
 
-    0: done; 1: the model failed in mid-search; 2: bad input, with one line that says what was
-    expected; 130: interrupted, after printing the best so far.
+    Returns:
+        The exit code. 0: done; 1: the model failed during a search; 2: bad input, and one line on
+        standard error says what was expected; 130: interrupted, and the best answer so far was
+        printed.
     """
     options = _parser().parse_args(argv)
     try:
-        return options.run(options)
+        code: int = options.run(options)
+        return code
     except (ValueError, OSError, MarcoFastError) as error:
         message = " ".join(str(error).split())
         print(f"marco-fast {options.command}: error: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""marco_fast as one of the peers: its scheduler, fed by a schedule instead of a search."""
+"""marco_fast itself as one of the peers: its scheduler, fed by a schedule instead of a search."""
 
 import torch
 from protocol import Expansion, Options, Peer, Ready, Replay, Schedule, serve
@@ -7,7 +7,7 @@ NOTE = "Scheduler and Engine as solve() uses them; one batch a round"
 
 
 class Rounds:
-    """Hands out the expansions of a round when the previous round is done (a scheduler.Source)."""
+    """Hands out a round's expansions once all of the round before are done (scheduler.Source)."""
 
     def __init__(self, schedule: Schedule, segment: type, branch: type, verdict: type) -> None:
         self.schedule, self.branch, self.verdict = schedule, branch, verdict
@@ -45,7 +45,8 @@ class Rounds:
 
 def load(options: Options) -> Peer:
     import marco_fast
-    from marco_fast.engine.scheduler import Branch, Sampling, Scheduler, Segment, Verdict
+    from marco_fast.engine.branches import Branch, Segment, Verdict
+    from marco_fast.engine.scheduler import Scheduler
 
     torch.set_num_threads(options.threads)
     schedule = options.schedule
@@ -55,8 +56,8 @@ def load(options: Options) -> Peer:
 
     def run(what: Schedule, temperature: float) -> Rounds:
         source = Rounds(what, Segment, Branch, Verdict)
-        sampling = Sampling(temperature, what.top_p, what.top_k)
-        scheduler = Scheduler(engine, source, sampling, what.branches)
+        drawn = {"temperature": temperature, "top_p": what.top_p, "top_k": what.top_k}
+        scheduler = Scheduler(engine, source, drawn, what.branches)
         try:
             scheduler.run()
         finally:
@@ -70,7 +71,8 @@ def load(options: Options) -> Peer:
 
     first = Schedule(schedule.prompt, [[Expansion(1, 0, 1)]], 0.0, 1.0, 1)
     argmax = run(first, 0.0).ends[1][1]
-    runner = "one C++ call per step" if engine.decoder else "transformers' layers"
+    native = type(engine.runner).__name__ == "NativeRunner"
+    runner = "one C++ call per step" if native else "transformers' layers"
     precision = f"weights and KV {options.precision}, sums float32; {runner}"
     version = f"{marco_fast.__version__}, torch {torch.__version__}"
     return Peer(Ready("marco_fast", version, precision, True, argmax, NOTE), replay)

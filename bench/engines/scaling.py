@@ -29,7 +29,7 @@ from bench.common.machine import describe
 from bench.common.roofline import interleaved, peak, read_bandwidth
 from bench.common.trees import Tree, prompt_and_branches
 from bench.engines.models import make_model
-from marco_fast.engine.transformers_runner import TreeBatch
+from marco_fast.engine.runner import TreeBatch
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("nano-marco", "qwen2-80m")
@@ -130,7 +130,7 @@ class Placed:
             head_dim=engine.head_dim, page_size=cache.page_size,
         )  # fmt: skip
         slots = torch.stack([cache.slot_mapping(self.nodes[leaf])[-1] for leaf in tree.leaves])
-        self.batch = TreeBatch(cache, plan, slots)
+        self.batch = TreeBatch(plan, slots)
         self.positions = [tokens - 1 for tokens in alone(tree).lens]
         self.tokens = np.random.default_rng(0).integers(3, 1000, len(tree.leaves)).tolist()
 

@@ -31,7 +31,7 @@ from bench.reasoning.tiers import Map, choose_tiers, tier_questions
 from marco_fast import Engine, SearchConfig, SearchResult, solve
 from marco_fast.files import write_whole
 from marco_fast.questions.questions import TESTS, Question, is_correct
-from marco_fast.search.mcts import canonical, choose_answer
+from marco_fast.search.answer import canonical, choose_answer
 
 OUT = Path(__file__).parents[1] / "results" / "cpu" / "reasoning.json"
 PATHS = 32  # samples, or expansions of a search: as many attempts as Test@32 needs

@@ -1,9 +1,10 @@
 """The result files: what is kept of what pytest-benchmark wrote, and how JSON is read."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from marco_fast.files import read_json
 
 __all__ = ["AVX2", "RESULTS", "ReportError", "condense", "load"]
 
@@ -57,9 +58,6 @@ def _rounded(value: Any) -> Any:
 def load(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ReportError where there is none."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, "a JSON object", dict)
     except (OSError, ValueError) as error:
-        raise ReportError(f"expected readable JSON in {path}, got: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ReportError(f"expected a JSON object in {path}, got {type(loaded).__name__}")
-    return loaded
+        raise ReportError(str(error)) from error

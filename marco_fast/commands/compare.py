@@ -30,19 +30,25 @@ if TYPE_CHECKING:
 
 __all__ = ["add"]
 
-EXPANSIONS = 8  # a question, by default: the six tests on the bundled models in a minute or two
+EXPANSIONS = 8  # default per question: the six tests take the bundled models a minute or two
 
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
-    parser = commands.add_parser("compare", help="two models side by side on six tests")
+    parser = commands.add_parser("compare", help="compare two models on six tests")
     parser.set_defaults(run=run)
     parser.add_argument(
         "--models", nargs=2, default=["nano-marco", "nano-llama"], metavar=("A", "B"),
         help="bundled names, folders or hub ids (default nano-marco nano-llama)",
     )  # fmt: skip
-    parser.add_argument("--questions", type=int, default=8, help="questions a test (default 8)")
-    parser.add_argument("--tests", nargs="+", default=list(TESTS), choices=list(TESTS))
+    parser.add_argument("--questions", type=int, default=8, help="questions per test (default 8)")
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=list(TESTS),
+        choices=list(TESTS),
+        help="the tests (default: all six)",
+    )
     parser.add_argument(
         "--report", type=Path, default=None, metavar="REPORT.html", help="write an HTML page"
     )
@@ -52,7 +58,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Asks both models; a live table on standard error, the final one on standard output."""
+    """Asks both models; the live table is on standard error, the final one on standard output."""
     config = config_of(options)
     if options.report is not None:
         check_writable(options.report, "--report")
@@ -81,14 +87,16 @@ def run(options: argparse.Namespace) -> int:
     else:
         Console(highlight=False).print(table(made))
     if code == INTERRUPTED:
-        print("marco-fast compare: interrupted; what is above is what was done", file=sys.stderr)
+        print(
+            "marco-fast compare: interrupted; the table shows the answers so far", file=sys.stderr
+        )
     elif options.report is not None:
         print(f"wrote {options.report}", file=sys.stderr)
     return code
 
 
 class _View(StderrView):
-    """The table while it fills."""
+    """The live table on a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,11 +116,11 @@ class _View(StderrView):
 
 
 def table(comparison: "Comparison") -> Table:
-    """Accuracy of each model, test by test, and below it what an answer cost."""
+    """Each model's accuracy per test, and below it the mean confidence, tokens and seconds."""
     made = Table(
-        title="right answers of those asked, 95% intervals",
+        title="right answers of questions asked, 95% intervals",
         title_justify="left",
-        caption="below: mean confidence, tokens and seconds a question",
+        caption="second lines: mean confidence, tokens and seconds per question",
         caption_justify="left",
     )
     made.add_column("test")

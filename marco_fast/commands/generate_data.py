@@ -1,4 +1,4 @@
-"""marco-fast generate-data: questions in, fine-tuning data out."""
+"""marco-fast generate-data: searches a file of questions and writes fine-tuning data."""
 
 import argparse
 import json
@@ -27,32 +27,32 @@ from marco_fast.forest.live import StderrView
 
 if TYPE_CHECKING:
     from marco_fast.data.filters import Limits
-    from marco_fast.data.generate import DataProgress, Summary
+    from marco_fast.data.generate import DataProgress, DataSummary
     from marco_fast.data.questions_file import BadLine
 
 __all__ = ["add"]
 
-SHOWN = 20  # bad lines
+SHOWN = 20  # most bad lines that are named
 DESCRIPTION = """\
 Searches every question of a JSONL file and writes the replies that pass the filters as ChatML
-messages, one JSON object a line, ready for TRL's SFTTrainer or datasets.load_dataset("json").
+messages, one JSON object per line, ready for TRL's SFTTrainer or datasets.load_dataset("json").
 
 A line of QUESTIONS.jsonl:  {"question": "text"}  or  {"messages": [{"role": "user", "content":
-"text"}, ...]} that end with the user's; optionally "id" (text or integer; else the line's number)
-and "answer", the reference answer.  Other keys are ignored.
+"text"}, ...]}, whose last message is the user's.  Optional keys: "id", a text or an integer (by
+default the line's number), and "answer", the reference answer.  Other keys are ignored.
 
 A line of the output:  {"id", "messages", "thought", "output", "confidence", "tree", "model"}.
 
-A run that was interrupted or killed goes on where it was when the same command is given again; the
-filters may have other limits then.
+If the command was interrupted or killed, the same command continues its work; the limits of the
+filters may differ then.
 """
 FILTER_TITLES = {
     "answer": "no path reached an answer",
-    "tags": "not one thought, then one output",
+    "tags": "not one thought followed by one output",
     "length": "too short or too long",
     "repetition": "repeats itself",
     "agreement": "too few paths agree",
-    "confidence": "too low a confidence",
+    "confidence": "confidence too low",
     "correct": "not the reference answer",
 }
 
@@ -60,33 +60,35 @@ FILTER_TITLES = {
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     parser = commands.add_parser(
-        "generate-data", help="search many questions, write fine-tuning data",
+        "generate-data", help="search many questions and write fine-tuning data",
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.set_defaults(run=run)
     parser.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl")
-    parser.add_argument("--out", type=Path, required=True, metavar="DATA.jsonl", help="the output")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DATA.jsonl", help="the file to write"
+    )
     parser.add_argument("--model", default="nano-marco", help="bundled name, folder or hub id")
     add_engine_options(parser)
     parser.add_argument(
         "--system", default=None,
-        help='system prompt of every question; "marco-o1" for the one of Marco-o1',
+        help='system prompt of every question; "marco-o1" stands for the prompt of Marco-o1',
     )  # fmt: skip
     parser.add_argument(
         "--batch", type=int, default=None,
-        help="questions searched together (default: max-branches / parallel, rounded up, which "
-        "fills the decode batch; more wait for each other, fewer leave it empty)",
+        help="questions searched together (default: max-branches / parallel, rounded up; with more "
+        "questions some wait, with fewer the decode batch is not full)",
     )  # fmt: skip
     parser.add_argument(
         "--bad-lines", choices=("refuse", "skip"), default="refuse",
-        help="what to do where a line is no question: name them all and do nothing, or leave them "
-        "out (default refuse)",
+        help="what to do if lines hold no question: name these lines and stop, or leave them out "
+        "(default refuse)",
     )  # fmt: skip
     parser.add_argument(
-        "--restart", action="store_true", help="throw away an output or a journal that exists"
+        "--restart", action="store_true", help="discard an existing output and journal"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    _add_filters(parser.add_argument_group("filters, in the order in which they are asked"))
+    _add_filters(parser.add_argument_group("filters, in the order in which they are applied"))
     add_config_options(parser.add_argument_group("search"))
 
 
@@ -96,36 +98,37 @@ def _add_filters(group: Any) -> None:
     limits = Limits()
     group.add_argument(
         "--min-tokens", type=int, default=limits.min_tokens,
-        help=f"of a reply (default {limits.min_tokens}: the four tags are some 15, and a thought "
-        "of fewer than that many words explains nothing)",
+        help=f"least tokens of a reply (default {limits.min_tokens}: the four tags take about 15, "
+        "and a thought of fewer tokens than that explains nothing)",
     )  # fmt: skip
     group.add_argument(
         "--max-tokens-kept", type=int, default=limits.max_tokens,
-        help=f"of a reply (default {limits.max_tokens}: with its prompt it fits the sequences of "
-        "4,096 that a 7B model is usually tuned with)",
+        help=f"most tokens of a reply (default {limits.max_tokens}: reply and prompt then fit into "
+        "the 4,096 tokens with which a 7B model is usually fine-tuned)",
     )  # fmt: skip
     group.add_argument(
         "--max-repetition", type=float, default=limits.max_repetition,
-        help="share of the thought's windows of 8 words that stood in it before (default "
-        f"{limits.max_repetition}: worked sums repeat their phrases, a loop soon repeats more "
-        "than half)",
+        help="largest share of the thought's windows of 8 words that repeat an earlier window "
+        f"(default {limits.max_repetition}: worked sums repeat some phrases, a loop soon repeats "
+        "more than half)",
     )  # fmt: skip
     group.add_argument(
         "--min-agreement", type=float, default=limits.min_agreement,
-        help="share of the finished paths' votes, weighted by confidence, that the answer holds: "
-        f"outputs with the same numbers, or else the same text, agree (default "
-        f"{limits.min_agreement}: more than for all others together; 0 where outputs are prose, "
-        "which hardly ever agrees)",
+        help="smallest share of the finished paths' votes for the answer, weighted by confidence; "
+        "outputs agree if they have the same numbers, or the same text without a number (default "
+        f"{limits.min_agreement}: at least as much as all other answers together; use 0 if outputs "
+        "are prose, which hardly ever agrees)",
     )  # fmt: skip
     group.add_argument(
         "--min-confidence", type=float, default=limits.min_confidence,
-        help=f"of the chosen path (default {limits.min_confidence}: below it the model wavered "
-        "at most of its words; a gross net, since a search picks confident paths anyway)",
+        help=f"smallest confidence of the chosen path (default {limits.min_confidence}: below it "
+        "the model was unsure of most words; few replies are refused, since a search picks "
+        "confident paths)",
     )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    """Searches; progress goes to standard error, the summary to standard output."""
+    """Searches; shows progress on standard error, prints the summary on standard output."""
     from marco_fast.data.filters import Limits
     from marco_fast.data.generate import check_output
 
@@ -168,7 +171,7 @@ def _generate(options: argparse.Namespace, config: Any, limits: "Limits") -> int
 
 
 def _name(bad: list["BadLine"], *, skipped: bool) -> None:
-    """Names the first bad lines on standard error."""
+    """Prints the first bad lines and their number on standard error."""
     for each in bad[:SHOWN]:
         print(f"marco-fast generate-data: line {each.line}: {each.message}", file=sys.stderr)
     if bad:
@@ -179,7 +182,7 @@ def _name(bad: list["BadLine"], *, skipped: bool) -> None:
         )
 
 
-def _print_summary(summary: "Summary") -> None:
+def _print_summary(summary: "DataSummary") -> None:
     rows = [("questions", summary.questions, ""), ("bad lines", summary.bad_lines, "left out")]
     rows += [("searched", summary.done, f"{summary.resumed} of them by earlier runs")]
     rows += [(f"- {name}", n, FILTER_TITLES[name]) for name, n in summary.refused.items()]
@@ -197,7 +200,7 @@ def _print_summary(summary: "Summary") -> None:
     console.print(table)
 
 
-def _exit_code(summary: "Summary", out: Path) -> int:
+def _exit_code(summary: "DataSummary", out: Path) -> int:
     if summary.complete:
         print(f"wrote {out}", file=sys.stderr)
         return OK
@@ -214,7 +217,7 @@ def _exit_code(summary: "Summary", out: Path) -> int:
 
 
 class _View(StderrView):
-    """How far the run is."""
+    """The progress bar on a terminal."""
 
     def __call__(self, now: "DataProgress") -> None:
         if not self.console.is_terminal:

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from marco_fast.search.mcts import CHOICES, RANGES, SearchConfig
+from marco_fast.search.config import SearchConfig, option_of
 
 __all__ = [
     "BAD_INPUT",
@@ -21,28 +21,6 @@ __all__ = [
 ]
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-_HELP = {
-    "action": "what a tree node holds: a step up to a blank line, or step_tokens tokens",
-    "step_tokens": "tokens of a mini-step",
-    "max_step_tokens": "most tokens of a step",
-    "expansions": "nodes to add",
-    "children": "actions sampled from a selected node",
-    "parallel": "branches decoded at once",
-    "rollout_tokens": "most tokens of a rollout; 0: none",
-    "c_uct": "weight of exploration",
-    "normalize": "scale values by the smallest and largest in the tree",
-    "virtual_loss": "visits in flight count as visits of value 0",
-    "temperature": "of the draws; 0: the most likely token",
-    "top_p": "nucleus of the draws",
-    "top_k": "candidates in the confidence",
-    "reflect": "reconsider once at the end of a thought",
-    "value": "mean confidence of the whole path or of the last rollout",
-    "answer": "which finished path answers",
-    "seed": "same seed, same tree",
-    "max_tokens": "budget of decoded tokens",
-    "max_seconds": "budget of seconds",
-}
 
 
 def add_engine_options(parser: Any) -> None:
@@ -68,16 +46,14 @@ def add_config_options(group: Any, **defaults: Any) -> None:
     """
     for each in fields(SearchConfig):
         assert each.default is not MISSING
-        name = "--" + each.name.replace("_", "-")
-        default = defaults.get(each.name, each.default)
-        kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if each.name in CHOICES:
-            kind = {"choices": CHOICES[each.name]}
-        elif not isinstance(default, bool):
-            number = RANGES[each.name][0]
-            kind = {"type": number, "metavar": number.__name__.upper()}
-        text = f"{_HELP[each.name]} (default {default})"
-        group.add_argument(name, default=default, help=text, **kind)
+        option, default = option_of(each), defaults.get(each.name, each.default)
+        form: dict[str, Any] = {"type": option.kind, "metavar": option.kind.__name__.upper()}
+        if option.kind is bool:
+            form = {"action": argparse.BooleanOptionalAction}
+        elif option.choices:
+            form = {"choices": option.choices}
+        text = f"{option.text} (default {default})".replace("%", "%%")
+        group.add_argument("--" + each.name.replace("_", "-"), default=default, help=text, **form)
 
 
 def config_of(options: argparse.Namespace) -> SearchConfig:

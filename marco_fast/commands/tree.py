@@ -1,4 +1,4 @@
-"""marco-fast tree: a saved search as a page to look at."""
+"""marco-fast tree: writes the page that shows a saved search."""
 
 import argparse
 from pathlib import Path
@@ -11,15 +11,18 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
-    parser = commands.add_parser("tree", help="show a saved tree as an HTML page")
+    parser = commands.add_parser("tree", help="write an HTML page that shows a saved tree")
     parser.set_defaults(run=run)
-    parser.add_argument("tree", type=Path, metavar="TREE.json", help="written by solve --save")
-    parser.add_argument("--html", type=Path, required=True, metavar="OUT.html", help="the page")
+    parser.add_argument("tree", type=Path, metavar="TREE.json", help="the file of solve --save")
+    parser.add_argument(
+        "--html", type=Path, required=True, metavar="OUT.html", help="the page to write"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page."""
-    from marco_fast.tree_view.page import read_tree, write_tree_page
+    from marco_fast.tree_view.page import write_tree_page
+    from marco_fast.tree_view.read import read_tree
 
     check_writable(options.html, "--html")
     write_tree_page(read_tree(options.tree), options.html)

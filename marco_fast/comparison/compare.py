@@ -1,4 +1,4 @@
-"""Two models side by side on the six tests: what each answers, how sure it is, what it costs."""
+"""Two models side by side on the six tests: their answers, confidences, tokens and seconds."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,17 +7,19 @@ from itertools import islice
 from typing import Any
 
 from marco_fast.comparison.statistics import Share
-from marco_fast.engine.engine import BUNDLED, Engine
+from marco_fast.engine.engine import Engine
+from marco_fast.engine.loading import BUNDLED
 from marco_fast.forest.result import SearchResult
 from marco_fast.forest.solve import solve
 from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions
+from marco_fast.search.answer import choose_answer
+from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import PLAIN_SYSTEM
-from marco_fast.search.mcts import SearchConfig, choose_answer
 
 __all__ = ["Answer", "Comparison", "compare", "questions_of", "system_prompt"]
 
-TOGETHER = 8  # questions searched at once: their branches share the batch, the table moves on
-CHINESE = 4  # one question in so many is Chinese
+TOGETHER = 8  # questions per call of solve: enough to fill the batch, few enough to show progress
+CHINESE = 4  # one question in CHINESE is in Chinese
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,15 @@ class Answer:
     """One model's answer to one question.
 
     Attributes:
-        text: the answer; what stands inside <Output>, or the whole reply where it has none.
-        thought: the text inside <Thought>. right: the verdict.
-        confidence: of the chosen path. tokens: decoded for the question.
-        seconds: from its first branch to its last, beside the questions searched with it.
-        curve: (tokens spent, right) each time the search's answer changed.
+        text: the text inside <Output>, or the whole reply if it has no <Output>.
+        thought: the text inside <Thought>.
+        right: whether the text gives the reference answer.
+        confidence: of the chosen path.
+        tokens: decoded for the question.
+        seconds: from the question's first branch to its last, while other questions were searched
+            beside it.
+        curve: (tokens spent so far, whether the best answer so far is right) after each finished
+            path.
     """
 
     text: str
@@ -43,11 +49,13 @@ class Answer:
 
 @dataclass
 class Comparison:
-    """Questions by test, and each model's answers so far.
+    """The questions of each test, and each model's answers so far.
 
     Attributes:
-        models: the names. config: of every search.
-        asked: {test: questions}. answers: {model: {test: answers to the first questions}}.
+        models: their names.
+        config: of every search.
+        asked: {test: questions}.
+        answers: {model: {test: answers}}, in the order of the questions.
     """
 
     models: list[str]
@@ -59,17 +67,22 @@ class Comparison:
         self.answers = {model: {test: [] for test in self.asked} for model in self.models}
 
     def share(self, model: str, test: str | None = None) -> Share:
-        """How many of a test's questions (None: of all) the model has right."""
+        """The share of right answers of a model on a test, or on all tests (None)."""
         tests = self.asked if test is None else [test]
         return Share.of([each.right for one in tests for each in self.answers[model][one]])
 
     def mean(self, model: str, test: str, name: str) -> float:
-        """The mean of a number over the model's answers to a test; 0.0 before the first."""
+        """The mean of a field of Answer over a model's answers to a test; 0.0 without an answer."""
         values = [getattr(each, name) for each in self.answers[model][test]]
         return sum(values) / len(values) if values else 0.0
 
     def curve(self, model: str) -> list[tuple[float, float]]:
-        """(mean tokens a question, share right) as if every search had ended at each budget."""
+        """Accuracy against tokens spent.
+
+        Returns:
+            (mean tokens per question, share of right answers), one pair per token budget at which
+            a path finished, as if every search had ended at that budget.
+        """
         answers = [each for test in self.asked for each in self.answers[model][test]]
         if not answers:
             return []
@@ -88,21 +101,21 @@ def _right_within(answer: Answer, budget: int) -> bool:
 
 
 def questions_of(test: str, count: int, seed: int) -> list[Question]:
-    """`count` held-out questions of a test, over all levels, one in four of them Chinese."""
+    """`count` held-out questions of a test from all levels; one in four is in Chinese."""
     sources = {
         (level, language): questions(test, level, "test", seed=seed, language=language)
         for level in LEVELS
         for language in ("en", "zh")
     }
     return [
-        # Every third level: few questions still cover easy and hard.
+        # Steps of three levels: even a few questions cover easy and hard levels.
         next(sources[1 + 3 * i % len(LEVELS), "zh" if 3 * i % CHINESE == CHINESE - 1 else "en"])
         for i in range(count)
     ]
 
 
 def system_prompt(engine: Engine) -> str | None:
-    """What a model that does not know the tags by itself is told about them."""
+    """The system prompt that explains the tags, for a model that does not know them; else None."""
     template = engine.tokenizer.chat_template or ""
     if engine.name in BUNDLED or "<Output>" in str(template) or not template:
         return None
@@ -122,19 +135,23 @@ def compare(
 
     Args:
         models: bundled names, folders or hub ids, loaded one after the other.
-        config: of every search; its seed is that of the questions too.
-        count: questions a test, at least 1. tests: names of the tests.
-        watch: called with the comparison before the first and after every few answers.
+        config: of every search; its seed also decides the questions.
+        count: questions per test, at least 1.
+        tests: names of the tests.
+        watch: a function that is called with the comparison before the first search and after
+            every few answers.
         options: of Engine.from_pretrained.
 
     Returns:
-        The Comparison. Ctrl-C raises KeyboardInterrupt: `watch` has what there is by then.
+        The Comparison. Ctrl-C raises KeyboardInterrupt; the answers so far are in the comparison
+        that `watch` was given.
 
     Raises:
-        ValueError: a number or a name that is not as above; ModelError: of a model.
+        ValueError: count is below 1, a test is unknown, or two models have one name.
+        ModelError: a model cannot be loaded.
     """
     if count < 1:
-        raise ValueError(f"expected questions of at least 1 a test, got {count}")
+        raise ValueError(f"expected at least 1 question per test, got {count}")
     if not models or len({str(each) for each in models}) < len(models):
         raise ValueError(f"expected models of different names, got {[str(m) for m in models]}")
     unknown = [test for test in tests if test not in TESTS]
@@ -186,7 +203,7 @@ def _graded(question: Question, result: SearchResult) -> Answer:
 
 
 def _curve(question: Question, result: SearchResult) -> tuple[tuple[int, bool], ...]:
-    """What the search would have answered after each finished path, by the tokens spent then."""
+    """(tokens spent, whether the answer at that time is right) after each finished path."""
     tree, points = result.tree, []
     spent, seen = 0, {}
     for node, token_ids in enumerate(tree.token_ids):

@@ -12,11 +12,11 @@ from marco_fast.questions.questions import TITLES
 
 __all__ = ["to_dict", "write_report"]
 
-COLORS = ("#0072b2", "#d55e00")  # told apart by colour-blind eyes, on light and on dark
+COLORS = ("#0072b2", "#d55e00")  # colour-blind readers can tell them apart, on light and dark
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
-    """Every question with each model's answer, and the shares, as JSON holds them."""
+    """The comparison as JSON values: shares, curves, and every question with all answers."""
     tests: dict[str, Any] = {}
     for test, asked in comparison.asked.items():
         rows = []
@@ -46,7 +46,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> None:
-    """Write the page, whole or not at all; all text in it is escaped."""
+    """Write the page, whole or not at all; every text of a question or a model is escaped."""
     environment = Environment(
         loader=PackageLoader("marco_fast.comparison", "."),
         autoescape=True,
@@ -61,7 +61,7 @@ def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> None:
 
 
 def _plot(comparison: Comparison) -> str:
-    """Accuracy against tokens spent, as an SVG element: a line a model."""
+    """Accuracy against tokens spent as an SVG element, one line per model."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -81,7 +81,7 @@ def _plot(comparison: Comparison) -> str:
                 xytext=(6, 0), textcoords="offset points", color=color, va="center",
             )  # fmt: skip
             name.set_parse_math(False)
-    axes.set_xlabel("tokens decoded a question")
+    axes.set_xlabel("tokens decoded per question")
     axes.set_ylabel("right answers (%)")
     axes.set_ylim(-3, 103)
     axes.set_xlim(left=0)

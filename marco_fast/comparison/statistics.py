@@ -1,4 +1,4 @@
-"""How sure a measured share is, and how well a confidence tells right from wrong."""
+"""Intervals of measured shares, and how well confidences separate right from wrong replies."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,17 +17,17 @@ class Share(NamedTuple):
 
     @property
     def share(self) -> float:
-        """right / total; 0.0 of nothing."""
+        """right / total; 0.0 if total is 0."""
         return self.right / self.total if self.total else 0.0
 
     @classmethod
     def of(cls, flags: Sequence[bool]) -> "Share":
-        """The share of true flags."""
+        """The share of flags that are true."""
         return cls(sum(flags), len(flags), *wilson(sum(flags), len(flags)))
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a proportion; 95% at z 1.96; (0, 1) of nothing."""
+    """The Wilson score interval of a proportion, of 95% at z = 1.96; (0, 1) if total is 0."""
     if total == 0:
         return 0.0, 1.0
     share, spread = right / total, z * z / total
@@ -39,12 +39,16 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 def gain(
     before: Sequence[bool], after: Sequence[bool], z: float = 1.96
 ) -> tuple[float, float, float]:
-    """How much larger the share of `after` is than that of `before`, of the same things in order.
+    """The difference of two shares of the same questions, with its interval.
+
+    Args:
+        before, after: whether each question is right, in the same order.
+        z: 1.96 gives a 95% interval.
 
     Returns:
-        (difference, low, high): the interval is 95% at z 1.96, from the things that changed alone
-        (Bonett and Price, Adjusted Wald Confidence Interval for a Difference of Binomial
-        Proportions Based on Paired Data, 2012); (0, -1, 1) of nothing.
+        (share of after - share of before, low, high), from the questions that changed (Bonett and
+        Price, Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+        Paired Data, 2012); (0, -1, 1) without a question.
     """
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
     total, won, lost = len(before), sum(changed), len(changed) - sum(changed)
@@ -56,7 +60,14 @@ def gain(
 
 
 def auroc(pairs: Sequence[tuple[float, bool]]) -> float | None:
-    """How likely a right reply has the higher confidence than a wrong one; None: one kind only."""
+    """The probability that a right reply has a higher confidence than a wrong one.
+
+    Args:
+        pairs: (confidence, whether the reply is right).
+
+    Returns:
+        The area under the ROC curve; a tie counts half. None if all replies are right or all wrong.
+    """
     values = [value for value, _ in sorted(pairs)]
     right = [ok for _, ok in sorted(pairs)]
     good = sum(right)
@@ -67,18 +78,23 @@ def auroc(pairs: Sequence[tuple[float, bool]]) -> float | None:
         ranks.setdefault(value, []).append(rank)
     total = sum(
         sum(ranks[v]) / len(ranks[v]) for v, ok in zip(values, right, strict=True) if ok
-    )  # equal values share their mean rank
+    )  # equal values get their mean rank
     return (total - good * (good + 1) / 2) / (good * (len(right) - good))
 
 
 def reliability(
     pairs: Sequence[tuple[float, bool]], bins: int = 10
 ) -> tuple[list[tuple[float, Share]], float]:
-    """Confidence beside accuracy, in bins of about as many replies.
+    """Confidence beside accuracy, in bins that hold about the same number of replies.
+
+    Args:
+        pairs: (confidence, whether the reply is right).
+        bins: at most so many.
 
     Returns:
-        ([(mean confidence, share that is right)] from low to high, expected calibration error: the
-        mean distance of the two, weighted by the replies in a bin).
+        (rows, error). A row is (mean confidence, share of right replies) of a bin, in ascending
+        order of confidence. The expected calibration error is the mean distance of the two in a
+        row, weighted by the number of replies in the bin.
     """
     ordered = sorted(pairs)
     count = min(bins, len(ordered))

@@ -1,1 +1,1 @@
-"""Fine-tuning data from searches."""
+"""Fine-tuning data: questions from a file, searched, filtered and written as chats."""

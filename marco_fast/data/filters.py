@@ -1,4 +1,4 @@
-"""Which replies are worth training on: what is looked at, and the limits that it must keep to."""
+"""Which replies are worth training on: the figures of a reply, and the limits on them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,27 +7,26 @@ from typing import Any
 
 from marco_fast.data.questions_file import Asked
 from marco_fast.forest.result import SearchResult
-from marco_fast.questions.questions import answer_key
+from marco_fast.search.answer import canonical
 from marco_fast.search.marco import REFLECTION
 
 __all__ = ["FILTERS", "Limits", "entry_of", "refused_by", "repetition"]
 
-WINDOW = 8  # words: long enough that prose hardly repeats one by chance
+WINDOW = 8  # words per window: prose hardly ever repeats so many by chance
 REPLY = re.compile(r"\s*<Thought>(.*)</Thought>\s*<Output>(.*)</Output>\s*", re.DOTALL)
 TAGS = ("<Thought>", "</Thought>", "<Output>", "</Output>")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a reply must keep to; the defaults are meant for a model of some 7 B parameters.
+    """Limits on the replies that are kept; the defaults suit a model of about 7 B parameters.
 
     Attributes:
         min_tokens, max_tokens: tokens of the whole reply, tags included.
-        max_repetition: most of `repetition`, in [0, 1].
-        min_agreement: least share of the finished paths' votes, each weighted by its path's value,
-            that the answer holds, in [0, 1].
-        min_confidence: least value of the chosen path; in [0, 1] unless a value function says
-            otherwise.
+        max_repetition: the largest share of repeated windows (see repetition), in [0, 1].
+        min_agreement: the smallest share of the votes for the answer, in [0, 1]. Each finished path
+            votes for its own answer, weighted by its value.
+        min_confidence: the smallest value of the chosen path, in [0, 1].
 
     Raises:
         ValueError: a limit is not a number in its range, or max_tokens is below min_tokens.
@@ -55,8 +54,8 @@ class Limits:
             )
 
 
-# In the order in which they are asked; each says whether a reply passes. "answer" is not among
-# them: without a finished path there is nothing to look at.
+# Each check says whether a reply passes; they are asked in this order. The filter "answer" has no
+# check: it refuses a question without a finished path, which has no reply to look at.
 CHECKS: dict[str, Callable[[Mapping[str, Any], Limits], bool]] = {
     "tags": lambda seen, limits: seen["tags"],
     "length": lambda seen, limits: limits.min_tokens <= seen["tokens"] <= limits.max_tokens,
@@ -69,10 +68,11 @@ FILTERS = ("answer", *CHECKS)
 
 
 def refused_by(seen: Mapping[str, Any] | None, limits: Limits) -> str | None:
-    """The first of FILTERS that refuses a reply; None: it is kept.
+    """The name of the first filter that refuses a reply; None if the reply is kept.
 
     Args:
-        seen: what the journal holds of it; None where no path is finished.
+        seen: the figures of the reply, from its entry of the journal; None if no path is finished.
+        limits: on those figures.
     """
     if seen is None:
         return "answer"
@@ -80,12 +80,12 @@ def refused_by(seen: Mapping[str, Any] | None, limits: Limits) -> str | None:
 
 
 def repetition(thought: str) -> float:
-    """The share of a thought's windows of 8 words that stood in it before, in [0, 1].
+    """The share of a thought's windows of 8 words that repeat an earlier window, in [0, 1].
 
-    A word is a run of letters, digits and underscores; a character of Chinese or Japanese and any
-    other sign is a word of its own. On both sides of the reflection phrase the thought is looked at
-    by itself, and the larger share counts: to think again may be to write the same again. Fewer
-    than 9 words: 0.0.
+    A word is a sequence of letters, digits and underscores; each Chinese or Japanese character and
+    each other sign is a word of its own. The parts before and after the reflection phrase are
+    looked at separately, since second thoughts may repeat the first ones, and the larger share
+    counts. A part of fewer than 9 words has the share 0.0.
     """
     shares = [0.0]
     for part in thought.split(REFLECTION.strip()):
@@ -99,44 +99,55 @@ def repetition(thought: str) -> float:
 
 
 def _agreement(result: SearchResult) -> float:
-    """The answer's share of the finished paths' votes, each weighted by its path's value."""
+    """The chosen answer's share of the votes of all finished paths.
+
+    Each path votes for its own answer, weighted by its value.
+    """
     votes: dict[str, float] = {}
     for node, answer in result.answers.items():
-        key, value = answer_key(answer), result.tree.end_value[node]
+        key, value = canonical(answer), result.tree.end_value[node]
         votes[key] = votes.get(key, 0.0) + (value if value > 0 else 0.0)
     total = sum(votes.values())
-    return votes[answer_key(result.answer)] / total if total > 0 else 0.0
+    return votes[canonical(result.answer)] / total if total > 0 else 0.0
 
 
 def entry_of(asked: Asked, result: SearchResult, special: Sequence[str]) -> dict[str, Any]:
-    """A question's line of the journal: its record, and what the filters look at.
+    """The entry of the journal for one searched question.
 
-    Both are None without a finished path.
+    Args:
+        asked: the question.
+        result: of its search.
+        special: the special tokens of the model, by name.
+
+    Returns:
+        {"id", "seen", "record"}: the figures that the filters look at, and the line for the
+        output. Both are None without a finished path.
     """
     if result.answer_node not in result.answers:
         return {"id": asked.id, "seen": None, "record": None}
     text = result.text
     text = text[: text.index("</Output>") + len("</Output>")]
     parts = REPLY.fullmatch(text)
-    # A broken character is no text, and a special token's name would be read as the token itself.
+    # U+FFFD stands for bytes that are not UTF-8. The name of a special token in the text would be
+    # encoded as that token in training.
     clean = not any(mark in text for mark in ("\ufffd", *special))
     once = all(text.count(tag) == 1 for tag in TAGS)
     whole = parts is not None and all(part.strip() for part in parts.groups())
-    key = None if asked.answer is None else answer_key(asked.answer)
+    key = None if asked.answer is None else canonical(asked.answer)
     seen = {
         "tags": clean and once and whole,
         "tokens": len(result.tree.path_token_ids(result.answer_node)),
         "repetition": repetition(result.thought),
         "agreement": _agreement(result),
         "confidence": float(result.confidence),
-        "correct": None if key is None else answer_key(result.answer) == key,
+        "correct": None if key is None else canonical(result.answer) == key,
     }
     figures = _tree_figures(result) | {
         "reply_tokens": seen["tokens"],
         "agreement": seen["agreement"],
         "repetition": seen["repetition"],
     }
-    record = {
+    line = {
         "id": asked.id,
         "messages": [*asked.messages, {"role": "assistant", "content": text}],
         "thought": result.thought,
@@ -145,7 +156,7 @@ def entry_of(asked: Asked, result: SearchResult, special: Sequence[str]) -> dict
         "tree": figures,
         "model": result.model,
     }
-    return {"id": asked.id, "seen": seen, "record": record}
+    return {"id": asked.id, "seen": seen, "record": line}
 
 
 def _tree_figures(result: SearchResult) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def _tree_figures(result: SearchResult) -> dict[str, Any]:
         "expansions": result.stats.expansions,
         "rollout_nodes": result.stats.rollout_nodes,
         "finished": len(result.answers),
-        "answers": len({answer_key(each) for each in result.answers.values()}),
+        "answers": len({canonical(each) for each in result.answers.values()}),
         "depth": max(depth),
         "tokens": result.stats.tokens,
         "visits": tree.visits[result.answer_node],

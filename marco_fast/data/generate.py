@@ -1,10 +1,13 @@
 """Questions in, tree search, fine-tuning data out: the chosen paths as ChatML messages in JSONL.
 
-A run keeps a journal beside its output: a header that says what is being made, then one line a
-question with its record and all that the filters look at. The output is written from it at the end,
-whole. Which questions are searched together can change a tree (they share the decode batch, and
-the prefix of their prompts), so the batches are fixed by the file alone, and a journal grows and is
-resumed by whole batches: a run that was killed ends with the same bytes as one that was not.
+generate_data keeps a journal beside its output. The journal has a header, which says what is being
+made, and one entry per searched question: the line for the output and the figures that the filters
+look at. The output is written from the journal at the end, whole.
+
+A tree can depend on which questions are searched together, because they share the decode batch and
+the common prefix of their prompts. So the input file alone decides the batches, and a journal grows
+and is resumed by whole batches: a run that was killed and started again writes the same bytes as a
+run that was not.
 """
 
 import hashlib
@@ -21,29 +24,31 @@ from marco_fast.data.filters import FILTERS, Limits, entry_of, refused_by
 from marco_fast.data.journal import FORMAT, Journal
 from marco_fast.data.questions_file import Asked, Questions
 from marco_fast.forest.result import Progress
-from marco_fast.search.mcts import SearchConfig
+from marco_fast.search.config import SearchConfig
 
 if TYPE_CHECKING:
     from marco_fast.engine.engine import Engine
 
 __all__ = [
     "DataProgress",
-    "Summary",
+    "DataSummary",
     "check_output",
     "default_batch",
     "generate_data",
     "journal_of",
 ]
 
-UNFINISHED = ("interrupted", "error", "kv_full")  # stop reasons of a search that was cut short
+UNFINISHED = ("interrupted", "error", "kv_full")  # stop reasons of a search that ended too early
 
 
 class DataProgress(NamedTuple):
-    """A run, for whoever watches it.
+    """How far generate_data is, for a progress function.
 
     Attributes:
-        questions: of the whole file. done: finished, those of the journal included. kept: of them.
-        new, tokens, seconds: questions finished, tokens decoded and time spent by this run alone.
+        questions: good lines of the input file.
+        done: questions searched so far, by this run and earlier ones.
+        kept: replies among them that pass the filters.
+        new, tokens, seconds: questions searched, tokens decoded and time spent by this run alone.
     """
 
     questions: int
@@ -55,15 +60,19 @@ class DataProgress(NamedTuple):
 
 
 @dataclass
-class Summary:
-    """What a run did.
+class DataSummary:
+    """What generate_data did.
 
     Attributes:
-        questions: good lines of the file. bad_lines: the others. done: searched, by whichever run.
-        kept: of them. refused: by each filter; a reply counts at the first of FILTERS.
-        resumed: done before this run. tokens, seconds: decoded and spent by this run.
-        complete: the output is written. error: what the model raised, else None.
-        interrupted: by Ctrl-C.
+        questions, bad_lines: lines of the input file with and without a question.
+        done: questions searched so far, by this run and earlier ones.
+        kept: replies among them that pass the filters.
+        refused: replies that each filter refused; a reply counts for the first of FILTERS alone.
+        resumed: questions that earlier runs had searched.
+        tokens, seconds: tokens decoded and time spent by this run alone.
+        complete: whether the output is written.
+        interrupted: whether Ctrl-C ended the run.
+        error: the exception of the model that ended the run, else None.
     """
 
     questions: int
@@ -84,7 +93,7 @@ class Summary:
         return vars(self) | {"error": error}
 
     def count(self, seen: Mapping[str, Any] | None, limits: Limits) -> None:
-        """Counts one question."""
+        """Counts a question, by what the journal says of its reply."""
         name = refused_by(seen, limits)
         self.done += 1
         if name is None:
@@ -94,21 +103,21 @@ class Summary:
 
 
 def default_batch(engine: "Engine", config: SearchConfig) -> int:
-    """Questions searched together: as many as fill the decode batch."""
+    """The number of questions whose branches fill the decode batch."""
     return -(-engine.max_branches // config.parallel)
 
 
 def journal_of(out: Path) -> Path:
-    """The journal beside an output."""
+    """The path of the journal that belongs to an output."""
     return out.with_name(out.name + ".journal")
 
 
 def check_output(out: Path, *, restart: bool = False) -> None:
-    """Finds out before the work whether an output would be overwritten.
+    """Refuses an output that a run would overwrite, before any work is done.
 
     Raises:
-        ValueError: it exists and is not what an interrupted run left, and restart is False; or it
-            is no plain file.
+        ValueError: the output exists, has no journal of an unfinished run, and restart is False;
+            or it is not a regular file.
     """
     if out.exists() and not out.is_file():
         raise ValueError(f"expected a file as output, got {str(out)!r}, which is none")
@@ -129,29 +138,31 @@ def generate_data(
     batch: int | None = None,
     restart: bool = False,
     progress: Callable[[DataProgress], None] | None = None,
-) -> Summary:
-    """Searches every question and writes the replies that pass the filters, in their order.
+) -> DataSummary:
+    """Search every question and write the replies that pass the filters, in their order.
 
-    A run that ended early goes on where it was: `out` with ".journal" behind it holds the batches
-    that are done, until `out` is written. The limits may be others then; all else must be the same.
+    A run that ended early can be continued by the same call: until `out` is written, the finished
+    batches are in its journal, the file of that name with ".journal" at its end. The second call
+    may have other limits; everything else must be the same.
 
     Args:
         questions: from read_questions; its bad lines are left out.
-        out: the JSONL file; written whole, at the end.
-        engine, config: as solve() takes them. With max_seconds no two runs give the same.
+        out: the JSONL file, written whole at the end.
+        engine, config: as solve() takes them. With max_seconds the same call gives other trees.
         limits: of the filters.
-        batch: questions searched together, by default as many as fill the decode batch.
-        restart: throw away a journal and, at the end, an `out` that exist.
-        progress: called some ten times a second.
+        batch: how many questions are searched together; by default as many as fill the decode
+            batch.
+        restart: discard a journal that exists, and at the end replace an `out` that exists.
+        progress: a function that is called with a DataProgress about ten times per second.
 
     Returns:
-        A Summary; after Ctrl-C ("interrupted") or an exception of the model ("error") of what is
-        done so far, and then without `out`.
+        A DataSummary. If Ctrl-C ("interrupted") or an exception of the model ("error") ended the
+        run, it counts what is done so far, and `out` is not written.
 
     Raises:
-        ValueError: no question, batch below 1, `out` exists, another run is at work on it, or the
-            journal is of a run with other questions or options.
-        OSError: a file cannot be written; what the journal holds stays.
+        ValueError: there is no question, batch is below 1, `out` exists, another run is writing
+            it, or its journal was begun with other questions or options.
+        OSError: a file cannot be written; the entries of the journal stay.
     """
     batch = default_batch(engine, config) if batch is None else batch
     if batch < 1:
@@ -159,17 +170,18 @@ def generate_data(
     if not questions.asked:
         raise ValueError("expected at least one question, got none")
     check_output(out, restart=restart)
-    summary = Summary(len(questions.asked), len(questions.bad))
+    summary = DataSummary(len(questions.asked), len(questions.bad))
     header = _header(questions, engine, config, batch)
     with Journal(journal_of(out), header, restart=restart) as journal:
         if journal.fresh and not restart and out.exists():
-            os.unlink(journal.path)  # a run that held the lock until now has just written it
+            # A run that held the lock until now has just written the output.
+            os.unlink(journal.path)
             check_output(out)
         seen = journal.resume([each.id for each in questions.asked], batch)
         for each in seen:
             summary.count(each, limits)
         summary.resumed = summary.done
-        _search(_Run(questions.asked, engine, config, limits, batch, progress), journal, summary)
+        _search(_Run(questions.asked, engine, config, limits, batch, progress, journal, summary))
         if summary.done == summary.questions:
             journal.write_output(out, limits)
             summary.complete = True
@@ -179,7 +191,7 @@ def generate_data(
 def _header(
     questions: Questions, engine: "Engine", config: SearchConfig, batch: int
 ) -> dict[str, Any]:
-    """All that decides what is in a journal."""
+    """The header of a journal: everything that decides what its entries say."""
     decoding = {
         "context": engine.context,
         "device": engine.device.type,
@@ -197,8 +209,9 @@ def _header(
     return FORMAT | made_by | prompts | decoding | config.to_dict()
 
 
-class _Run(NamedTuple):
-    """What stays the same during a run."""
+@dataclass
+class _Run:
+    """One run of generate_data: what it searches, and where its entries and counts go."""
 
     asked: list[Asked]
     engine: "Engine"
@@ -206,49 +219,67 @@ class _Run(NamedTuple):
     limits: Limits
     batch: int
     progress: Callable[[DataProgress], None] | None
+    journal: Journal
+    summary: DataSummary
+    began: float = field(default_factory=time.perf_counter)
 
-
-def _search(run: _Run, journal: Journal, summary: Summary) -> None:
-    """Batch by batch until the end, Ctrl-C or an exception of the model."""
-    from marco_fast.forest.solve import interrupts, solve
-
-    began, special = time.perf_counter(), run.engine.tokenizer.all_special_tokens
-
-    def report(done: int = 0, tokens: int = 0) -> None:
-        summary.seconds = time.perf_counter() - began
-        if run.progress is not None:
+    def report(self, done: int = 0, tokens: int = 0) -> None:
+        """Tells the progress function; the batch being searched has so many questions done."""
+        summary = self.summary
+        summary.seconds = time.perf_counter() - self.began
+        if self.progress is not None:
             new = summary.done - summary.resumed + done
             counts = (summary.questions, summary.done + done, summary.kept, new)
-            run.progress(DataProgress(*counts, summary.tokens + tokens, summary.seconds))
+            self.progress(DataProgress(*counts, summary.tokens + tokens, summary.seconds))
 
-    # Ctrl-C is caught here, over all batches: one that hits the end of a search must not get lost.
+    def search_batch(self, watch: Callable[[Progress], None]) -> bool:
+        """Searches the next batch and adds its entries to the journal.
+
+        Returns:
+            False if the batch was not finished; nothing is added then.
+        """
+        from marco_fast.forest.solve import solve
+
+        summary = self.summary
+        part = self.asked[summary.done : summary.done + self.batch]
+        chats = [each.messages for each in part]
+        try:
+            results = solve(chats, self.engine, self.config, progress=watch)
+        except KeyboardInterrupt:
+            return False
+        except Exception as error:
+            summary.error = error
+            return False
+        summary.tokens += sum(each.stats.tokens for each in results)
+        cut = [each for each in results if each.stop_reason in UNFINISHED]
+        if cut:
+            summary.error = next((each.error for each in cut if each.error is not None), None)
+            return False
+        special = self.engine.tokenizer.all_special_tokens
+        pairs = zip(part, results, strict=True)
+        entries = [entry_of(asked, result, special) for asked, result in pairs]
+        self.journal.append(entries)
+        for each in entries:
+            summary.count(each["seen"], self.limits)
+        return True
+
+
+def _search(run: _Run) -> None:
+    """Searches batch after batch until the end, Ctrl-C or an exception of the model."""
+    from marco_fast.forest.solve import interrupts
+
+    summary = run.summary
+    # One handler of Ctrl-C for all batches: an interrupt just as a search ends must not get lost.
     with interrupts() as interrupted:
 
         def watch(now: Progress) -> None:
             if interrupted.is_set():
                 raise KeyboardInterrupt
-            report(now.done, now.tokens)
+            run.report(now.done, now.tokens)
 
-        report()
+        run.report()
         while summary.done < summary.questions and not interrupted.is_set():
-            part = run.asked[summary.done : summary.done + run.batch]
-            chats = [each.messages for each in part]
-            try:
-                results = solve(chats, run.engine, run.config, progress=watch)
-            except KeyboardInterrupt:
+            if not run.search_batch(watch):
                 break
-            except Exception as error:
-                summary.error = error
-                break
-            summary.tokens += sum(each.stats.tokens for each in results)
-            cut = [each for each in results if each.stop_reason in UNFINISHED]
-            if cut:
-                summary.error = next((each.error for each in cut if each.error is not None), None)
-                break
-            pairs = zip(part, results, strict=True)
-            entries = [entry_of(one, result, special) for one, result in pairs]
-            journal.append(entries)
-            for each in entries:
-                summary.count(each["seen"], run.limits)
-            report()
+            run.report()
     summary.interrupted = summary.error is None and summary.done < summary.questions

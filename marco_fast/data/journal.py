@@ -1,4 +1,4 @@
-"""The journal of a data run: what an interrupted or killed run goes on from."""
+"""The journal of generate_data: the file from which an interrupted or killed run is continued."""
 
 import fcntl
 import json
@@ -15,21 +15,23 @@ FORMAT = {"format": "marco-fast-journal", "version": 1}
 
 
 class Journal:
-    """The file that a run can be resumed from; one process at a time has it.
+    """A file with a header line and one line per entry, locked by one process at a time.
 
     Args:
-        path: of the file, made if need be. header: what all its lines depend on.
-        restart: begin anew, whatever is in it.
+        path: of the file, which is created if it does not exist.
+        header: everything that the entries depend on.
+        restart: discard what the file holds.
 
     Raises:
-        ValueError: another process has it, or it is of another run, or no journal at all.
+        ValueError: another process holds the lock, the file has another header, or it is not a
+            journal.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, restart: bool) -> None:
         self.path, self.header = path, json.loads(json.dumps(header))
         self.file = _lock(path)
-        self.begin = 0  # byte where the first question's line begins
-        self.fresh = False  # its header was written just now
+        self.begin = 0  # byte at which the first entry begins
+        self.fresh = False  # whether this object wrote the header
         try:
             if restart:
                 os.ftruncate(self.file, 0)
@@ -42,7 +44,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.file)  # gives the lock back
+        os.close(self.file)  # releases the lock
 
     def _check_header(self) -> None:
         line = next(self._lines(0), b"")
@@ -50,7 +52,7 @@ class Journal:
             start = json.dumps(FORMAT)[:-1].encode()
             if line[: len(start)] != start[: len(line)]:
                 raise self._foreign()
-            os.ftruncate(self.file, 0)  # killed before its first line was whole
+            os.ftruncate(self.file, 0)  # a run was killed while it wrote the header
             line = _dump(self.header)
             self._write(line)
             _sync_folder(self.path.parent)
@@ -67,8 +69,8 @@ class Journal:
             differs = ", ".join(f"{name} {found.get(name)!r}" for name in names)
             now = ", ".join(repr(self.header.get(name)) for name in names)
             raise ValueError(
-                f"expected the run that {str(self.path)!r} is of, with {differs}, got {now}; "
-                "--restart (restart=True) throws away what is done"
+                f"expected the options with which {str(self.path)!r} was begun, "
+                f"with {differs}, got {now}; --restart (restart=True) discards what is done"
             )
 
     def _foreign(self) -> ValueError:
@@ -83,9 +85,17 @@ class Journal:
             yield from file
 
     def resume(self, ids: Sequence[str], batch: int) -> list[Mapping[str, Any] | None]:
-        """Cuts off all behind the last whole batch; what the filters look at of each question.
+        """Cuts off everything after the last whole batch.
 
-        A line is whole if it ends, is JSON and has the id that is due.
+        A line counts if it has an end, is an entry, and has the id of the question that is next.
+
+        Args:
+            ids: of the questions, in order.
+            batch: questions per batch.
+
+        Returns:
+            The figures for the filters, one element per entry that is left; None where the
+            question has no finished path.
         """
         seen: list[Mapping[str, Any] | None] = []
         end = whole_end = self.begin
@@ -104,7 +114,7 @@ class Journal:
         return seen
 
     def append(self, entries: list[dict[str, Any]]) -> None:
-        """One line each, in one write; on the disk when this returns."""
+        """Adds entries in one write; they are on the disk when this returns."""
         self._write(b"".join(map(_dump, entries)))
 
     def _write(self, data: bytes) -> None:
@@ -114,8 +124,8 @@ class Journal:
         os.fsync(self.file)
 
     def write_output(self, out: Path, limits: Limits) -> None:
-        """Writes what the filters keep, whole or not at all, and removes the journal."""
-        temporary = out.with_name(out.name + ".tmp")  # the lock makes it ours
+        """Writes the lines that the filters keep, all or none, and removes the journal."""
+        temporary = out.with_name(out.name + ".tmp")  # only the holder of the lock writes it
         with open(temporary, "wb") as file:
             for line in self._lines(self.begin):
                 entry = json.loads(line)
@@ -124,13 +134,15 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, out)
-        _sync_folder(out.parent)  # the output is there for good before the journal goes
+        _sync_folder(
+            out.parent
+        )  # the output survives a loss of power before the journal is removed
         os.unlink(self.path)
         _sync_folder(out.parent)
 
 
 def _lock(path: Path) -> int:
-    """The file open and locked; the lock ends with the process, however it ends."""
+    """Opens and locks a file; the system releases the lock when the process ends in any way."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -140,14 +152,14 @@ def _lock(path: Path) -> int:
         except BlockingIOError:
             os.close(file)
             raise ValueError(
-                f"expected to be the only run that makes this output, got another one at work: it "
-                f"has {str(path)!r}"
+                f"expected to be the only run that writes this output, got another one, which has "
+                f"locked {str(path)!r}"
             ) from None
-        os.close(file)  # the run that had it has just finished and removed it
+        os.close(file)  # the run that held the lock has just finished and removed the file
 
 
 def _entry_of(line: bytes) -> dict[str, Any] | None:
-    """A line of a journal; None if it is not whole."""
+    """The entry in a line of a journal; None if the line is not a whole entry."""
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -157,7 +169,7 @@ def _entry_of(line: bytes) -> dict[str, Any] | None:
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:
-    """A line of JSON. The signs that some readers take for the end of a line are escaped."""
+    """A line of JSON, with every character escaped that some readers take for the end of a line."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     for sign in ("\x85", "\u2028", "\u2029"):
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -165,7 +177,7 @@ def _dump(value: Mapping[str, Any]) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    """What was made, renamed or removed in it outlives a loss of power."""
+    """Makes files created, renamed or removed in a folder survive a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The questions that data is generated from: a JSONL file, checked line by line."""
+"""The input of generate_data: a JSONL file of questions, checked line by line."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ __all__ = ["Asked", "BadLine", "Questions", "read_questions"]
 
 
 class Asked(NamedTuple):
-    """A question of the input: its id, the whole chat, the reference answer or None."""
+    """A question of the input: its id, the whole chat, and the reference answer or None."""
 
     id: str
     messages: list[dict[str, str]]
@@ -22,7 +22,7 @@ class Asked(NamedTuple):
 
 
 class BadLine(NamedTuple):
-    """A line of the input that is no question: its number from 1, and what was expected."""
+    """A line of the input that holds no question: its number from 1, and what was expected."""
 
     line: int
     message: str
@@ -37,21 +37,23 @@ class Questions(NamedTuple):
 
 
 def read_questions(path: Path, engine: "Engine", *, system: str | None = None) -> Questions:
-    """The questions of a JSONL file, one object a line: see `marco-fast generate-data --help`.
+    """Read the questions of a JSONL file, one object per line.
+
+    `marco-fast generate-data --help` describes the keys of such an object.
 
     Args:
         path: the file, UTF-8. Lines end at "\\n" alone.
-        engine: its tokenizer and context say which questions are too long.
+        engine: its tokenizer and context decide which questions are too long.
         system: the system prompt of every question, as solve() takes it.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has no line.
+        ValueError: the file is empty.
     """
     data = path.read_bytes()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:
-        lines.pop()  # what follows the last line's end
+        lines.pop()  # the empty piece after the last line feed
     if not lines:
         raise ValueError(f"expected at least one question in {str(path)!r}, got an empty file")
     asked: list[Asked] = []
@@ -74,7 +76,10 @@ def read_questions(path: Path, engine: "Engine", *, system: str | None = None) -
 
 
 def _question(line: bytes, number: int, system: str | None) -> Asked:
-    """A line as a question. Writers of tables fill up with null: it counts as no key."""
+    """The question in a line; a key whose value is null counts as missing.
+
+    Programs that write tables as JSONL fill empty cells with null.
+    """
     if not line.strip():
         raise ValueError("expected a JSON object, got an empty line")
     try:

@@ -22,7 +22,8 @@ class PagedKVCache(NodeTable):
 
     `free_pages + used_pages == num_pages` after every call; a call that raises leaves everything as
     it was. A slot is `page * page_size + offset`. What unowned slots hold is undefined. When a node
-    dies (see `release`) its pages return to the pool. Not for several threads at once.
+    dies (see `release`) its pages return to the pool. Not for several threads at once. Every method
+    raises IndexError for a node that does not live.
 
     Args:
         num_layers: layers of the model, >= 1.
@@ -34,7 +35,7 @@ class PagedKVCache(NodeTable):
         device: where k and v live.
 
     Attributes:
-        k, v: one tensor a layer, [num_pages, num_kv_heads, page_size, head_dim].
+        k, v: one tensor per layer, [num_pages, num_kv_heads, page_size, head_dim].
         page_bytes: bytes of a page in all layers, keys and values together.
 
     Raises:
@@ -71,7 +72,7 @@ class PagedKVCache(NodeTable):
         # A stack: the last is taken first, so a fresh pool hands out pages 0, 1, 2, ...
         self._free = np.arange(num_pages - 1, -1, -1, dtype=np.int32)
         self._num_free = num_pages
-        # Per place: its tokens, its pages (-1: evicted), and their ids, padded with -1.
+        # Per entry: its tokens, its pages (-1: evicted), and their ids, padded with -1.
         self._lengths = np.empty(0, np.int32)
         self._num_held = np.empty(0, np.int32)
         self._pages = np.empty((0, 4), np.int32)
@@ -87,22 +88,21 @@ class PagedKVCache(NodeTable):
         return self.num_pages - self._num_free
 
     def length(self, node: int) -> int:
-        """Tokens of the node's own segment. Raises IndexError where `node` does not live."""
-        return int(self._lengths[self._place(node)])
+        """Tokens of the node's own segment."""
+        return int(self._lengths[self._entry(node)])
 
     def lengths(self, nodes: Nodes) -> np.ndarray:
-        """`length` of each node, [len(nodes)] int32. Raises IndexError as `length` does."""
-        return self._lengths[self._places(nodes)]
+        """`length` of each node, [len(nodes)] int32."""
+        return self._lengths[self._entries(nodes)]
 
     def slot_mapping(self, node: int) -> torch.Tensor:
         """The slots of the node's own tokens, [length] int64 on the cache's device.
 
         Raises:
             ValueError: the node is evicted.
-            IndexError: `node` does not live.
         """
-        place = self._resident_place(node)
-        return self._slots(place, 0, int(self._lengths[place]))
+        entry = self._resident_entry(node)
+        return self._slots(entry, 0, int(self._lengths[entry]))
 
     def block_table(self, nodes: Nodes) -> np.ndarray:
         """The page ids of each node, reserved pages included.
@@ -113,12 +113,11 @@ class PagedKVCache(NodeTable):
 
         Raises:
             ValueError: a node is evicted.
-            IndexError: a node does not live.
         """
-        places = self._places(nodes)
-        num_held = self._num_held[places]
-        self._check_resident(places, num_held)
-        return self._pages[places, : num_held.max(initial=1)]
+        entries = self._entries(nodes)
+        num_held = self._num_held[entries]
+        self._check_resident(entries, num_held)
+        return self._pages[entries, : num_held.max(initial=1)]
 
     def reserve(self, node: int, n: int) -> None:
         """Makes sure that `node` has the pages for n more tokens; its length stays.
@@ -126,13 +125,12 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages.
             ValueError: n < 0, or the node is evicted.
-            IndexError: `node` does not live.
         """
         self.reserve_many([node], n)
 
     def reserve_many(self, nodes: Nodes, n: int) -> None:
         """`reserve(node, n)` for distinct nodes, for all or for none. Raises as `reserve` does."""
-        self._reserved_places(nodes, n)
+        self._reserved_entries(nodes, n)
 
     def extend(self, node: int, n: int) -> torch.Tensor:
         """Adds n tokens to `node`, taking pages where none are reserved.
@@ -146,18 +144,18 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages.
             ValueError: n < 0, or the node is evicted.
-            IndexError: `node` does not live.
         """
         self.reserve(node, n)
-        place = self._place(node)
-        begin = int(self._lengths[place])
-        slots = self._slots(place, begin, begin + n)
-        self._lengths[place] = begin + n
+        entry = self._entry(node)
+        begin = int(self._lengths[entry])
+        slots = self._slots(entry, begin, begin + n)
+        self._lengths[entry] = begin + n
         return slots
 
     def slots_ahead(self, nodes: Nodes, n: int) -> torch.Tensor:
-        """Where the next n tokens of some distinct nodes go, in pages that are taken where none are
-        reserved. No node is extended: `extend_many` does that once they are written.
+        """The slots of the next n tokens of distinct nodes; takes pages where none are reserved.
+
+        No node is extended: `extend_many` does that once the tokens are written.
 
         Returns:
             [n, len(nodes)] int64 slots, nodes in the order given, on the cache's device.
@@ -165,49 +163,46 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages.
             ValueError: n < 0, a node is given twice, or is evicted.
-            IndexError: a node does not live.
         """
-        places = self._reserved_places(nodes, n)
-        tokens = self._lengths[places] + np.arange(n)[:, None]
-        pages = self._pages[places, tokens // self.page_size]
+        entries = self._reserved_entries(nodes, n)
+        tokens = self._lengths[entries] + np.arange(n)[:, None]
+        pages = self._pages[entries, tokens // self.page_size]
         return self._to_device(pages * np.int64(self.page_size) + tokens % self.page_size)
 
     def extend_many(self, nodes: Nodes, n: int) -> None:
         """Adds n tokens to each of some distinct nodes, to all or to none.
 
-        `slots_ahead` told where they go. Raises as it does.
+        Their slots are those of `slots_ahead`. Raises as it does.
         """
-        self._lengths[self._reserved_places(nodes, n)] += n
+        self._lengths[self._reserved_entries(nodes, n)] += n
 
     def truncate(self, node: int, n: int) -> None:
         """Keeps the first n tokens of `node` and frees its pages beyond them, reserved ones too.
 
         Raises:
             ValueError: n is negative or above the length, or the node has living children.
-            IndexError: `node` does not live.
         """
-        place = self._place(node)
-        if self._children[place]:
+        entry = self._entry(node)
+        if self._children[entry]:
             raise ValueError(f"expected a node without children, got {node}")
-        if not 0 <= index(n) <= self._lengths[place]:
-            raise ValueError(f"expected 0 <= n <= {self._lengths[place]}, got {n}")
-        self._lengths[place] = n
-        self._drop_pages(place, -(-n // self.page_size))
+        if not 0 <= index(n) <= self._lengths[entry]:
+            raise ValueError(f"expected 0 <= n <= {self._lengths[entry]}, got {n}")
+        self._lengths[entry] = n
+        self._drop_pages(entry, -(-n // self.page_size))
 
     def is_resident(self, node: int) -> bool:
-        """Whether the node is not evicted. Raises IndexError where `node` does not live."""
-        return bool(self._num_held[self._place(node)] >= 0)
+        """Whether the node is not evicted."""
+        return bool(self._num_held[self._entry(node)] >= 0)
 
     def evict(self, node: int) -> None:
-        """Gives back the pages of `node`; its length and its place in the forest stay.
+        """Gives back the pages of `node`; its length and its entry in the forest stay.
 
         Raises:
             ValueError: the node is evicted already.
-            IndexError: `node` does not live.
         """
-        place = self._resident_place(node)
-        self._drop_pages(place, 0)
-        self._num_held[place] = -1
+        entry = self._resident_entry(node)
+        self._drop_pages(entry, 0)
+        self._num_held[entry] = -1
 
     def restore(self, node: int) -> torch.Tensor:
         """Gives an evicted node pages for all its tokens, whose KV the caller then writes again.
@@ -218,27 +213,26 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages; the node stays evicted.
             ValueError: the node is not evicted.
-            IndexError: `node` does not live.
         """
-        place = self._place(node)
-        if self._num_held[place] >= 0:
+        entry = self._entry(node)
+        if self._num_held[entry] >= 0:
             raise ValueError(f"expected an evicted node, got {node}")
-        self._take_pages(np.array([place]), 0)
-        return self._slots(place, 0, int(self._lengths[place]))
+        self._take_pages(np.array([entry]), 0)
+        return self._slots(entry, 0, int(self._lengths[entry]))
 
-    def _reserved_places(self, nodes: Nodes, n: int) -> np.ndarray:
-        """The places of distinct resident nodes, each with the pages for n more tokens."""
+    def _reserved_entries(self, nodes: Nodes, n: int) -> np.ndarray:
+        """The entries of distinct resident nodes, each with the pages for n more tokens."""
         if index(n) < 0:
             raise ValueError(f"expected n >= 0, got {n}")
-        places = self._distinct_places(nodes)
-        self._check_resident(places, self._num_held[places])
-        self._take_pages(places, n)
-        return places
+        entries = self._distinct_entries(nodes)
+        self._check_resident(entries, self._num_held[entries])
+        self._take_pages(entries, n)
+        return entries
 
-    def _take_pages(self, places: np.ndarray, n: int) -> None:
-        """Gives each of distinct places the pages for n more tokens than it has, all or none."""
-        num_held = np.maximum(self._num_held[places], 0)
-        num_wanted = -(-(self._lengths[places].astype(np.int64) + n) // self.page_size)
+    def _take_pages(self, entries: np.ndarray, n: int) -> None:
+        """Gives each of distinct entries the pages for n more tokens than it has, all or none."""
+        num_held = np.maximum(self._num_held[entries], 0)
+        num_wanted = -(-(self._lengths[entries].astype(np.int64) + n) // self.page_size)
         num_new = np.maximum(num_wanted - num_held, 0)
         needed = int(num_new.sum())
         if needed > self._num_free:
@@ -247,39 +241,39 @@ class PagedKVCache(NodeTable):
         end = self._num_free
         for i in num_new.nonzero()[0].tolist():
             first, count = int(num_held[i]), int(num_new[i])
-            self._pages[places[i], first : first + count] = self._free[end - count : end][::-1]
+            self._pages[entries[i], first : first + count] = self._free[end - count : end][::-1]
             end -= count
-        self._num_held[places] = num_held + num_new
+        self._num_held[entries] = num_held + num_new
         self._num_free = end
 
-    def _drop_pages(self, place: int, keep: int) -> None:
-        """Frees the pages of a place but its first `keep`."""
-        held = int(self._num_held[place])
+    def _drop_pages(self, entry: int, keep: int) -> None:
+        """Frees the pages of an entry but its first `keep`."""
+        held = int(self._num_held[entry])
         if held <= keep:  # an evicted node holds -1
             return
         end = self._num_free + held - keep
-        self._free[self._num_free : end] = self._pages[place, keep:held][::-1]
-        self._pages[place, keep:held] = -1
-        self._num_held[place] = keep
+        self._free[self._num_free : end] = self._pages[entry, keep:held][::-1]
+        self._pages[entry, keep:held] = -1
+        self._num_held[entry] = keep
         self._num_free = end
 
-    def _slots(self, place: int, begin: int, end: int) -> torch.Tensor:
-        """The slots of the tokens [begin, end) of a place."""
+    def _slots(self, entry: int, begin: int, end: int) -> torch.Tensor:
+        """The slots of the tokens [begin, end) of an entry."""
         column, offset = np.divmod(np.arange(begin, end), self.page_size)
-        return self._to_device(self._pages[place, column] * np.int64(self.page_size) + offset)
+        return self._to_device(self._pages[entry, column] * np.int64(self.page_size) + offset)
 
     def _to_device(self, slots: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(slots)
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
-    def _resident_place(self, node: int) -> int:
-        place = self._place(node)
-        self._check_resident(np.array([place]), self._num_held[[place]])
-        return place
+    def _resident_entry(self, node: int) -> int:
+        entry = self._entry(node)
+        self._check_resident(np.array([entry]), self._num_held[[entry]])
+        return entry
 
-    def _check_resident(self, places: np.ndarray, num_held: np.ndarray) -> None:
+    def _check_resident(self, entries: np.ndarray, num_held: np.ndarray) -> None:
         if (num_held < 0).any():
-            evicted = self._ids[places[num_held < 0]]
+            evicted = self._ids[entries[num_held < 0]]
             raise ValueError(f"expected resident nodes, got {evicted.tolist()}, which are evicted")
 
     def _widen(self, width: int) -> None:
@@ -300,7 +294,7 @@ class PagedKVCache(NodeTable):
         super()._grow(capacity)
         self._pages, self._lengths, self._num_held = pages, lengths, num_held
 
-    def _bury(self, place: int) -> None:
-        self._drop_pages(place, 0)
-        self._lengths[place] = 0
-        self._num_held[place] = 0
+    def _bury(self, entry: int) -> None:
+        self._drop_pages(entry, 0)
+        self._lengths[entry] = 0
+        self._num_held[entry] = 0

@@ -1,4 +1,4 @@
-"""Decoder: a model of the Llama family, up to its LM head, as one C++ call a step on a CPU.
+"""NativeRunner: a model of the Llama family, up to its LM head, as one C++ call per step on a CPU.
 
 transformers runs a layer as some forty operations, each a few microseconds of Python and dispatch,
 and multiplies by weights as they lie in the file. Here the weights are packed once for the products
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from marco_fast.engine import huge_pages
+from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
-from marco_fast.ops import TreeAttentionPlan
+from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
+from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
 from marco_fast.ops.backends import built
 
-__all__ = ["PANEL", "Decoder", "pack_gated", "pack_linear"]
+__all__ = ["PANEL", "NativeRunner", "pack_bias", "pack_gated", "pack_linear"]
 
 # Model classes whose layers are what csrc/cpu/decoder/ computes; Qwen3's also norm each head.
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -44,55 +46,69 @@ def pack_gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return pack_linear(torch.cat(pieces, dim=1).flatten(0, 1))
 
 
-class Decoder:
+class NativeRunner:
     """The packed weights of a model, and the step over them.
 
-    Use `Decoder.of`. The model's own layers lose their weights to it; its embedding, its LM head,
-    its RoPE and its configuration stay.
+    Use `NativeRunner.of`. The model's own layers lose their weights to it; its embedding, its LM
+    head, its RoPE and its configuration stay.
     """
 
     def __init__(self, model: Any, cache: PagedKVCache) -> None:
         from marco_fast import _C
 
         config, base = model.config, model.model
+        self.cache, self.head = cache, model.lm_head
+        self.num_heads: int = config.num_attention_heads
         self.rotary = base.rotary_emb
         self.context = config.max_position_embeddings
         self.embedding = base.embed_tokens.weight.detach()
-        self.tensors: list[torch.Tensor] = []  # whatever C++ has the address of
+        self.tensors: list[torch.Tensor] = []  # kept alive: C++ has their addresses
         attention = base.layers[0].self_attn
-        pages, kv_heads, page_size, _ = cache.k[0].shape
-        sizes = [
-            DTYPE_CODES[cache.k[0].dtype],
-            config.hidden_size,
-            config.intermediate_size,
-            config.vocab_size,
-            config.num_attention_heads,
-            kv_heads,
-            attention.head_dim,
-        ]
-        strides = cache.k[0].stride()
+        self._keep(self.embedding)
         self.native = _C.Decoder(
-            sizes,
-            [pages, page_size, strides[0], strides[1]],
-            config.rms_norm_eps,
-            self._keep(self.embedding),
-            self._vector(base.norm.weight),
+            dtype=DTYPE_CODES[cache.k[0].dtype],
+            embedding=_view(self.embedding),
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_attention_heads,
+            cache=_view(cache.k[0]),
+            norm=self._vector(base.norm.weight),
+            eps=config.rms_norm_eps,
         )
         for index, layer in enumerate(base.layers):
             self._add_layer(layer, cache.k[index], cache.v[index])
         self.cos = self.sin = torch.empty(0, attention.head_dim)
 
     @classmethod
-    def of(cls, model: Any, cache: PagedKVCache) -> "Decoder | None":
-        """A decoder for `model`, or None where C++ does not know its like: transformers runs it."""
+    def of(cls, model: Any, cache: PagedKVCache) -> "NativeRunner | None":
+        """A runner for `model`, or None where C++ does not know its like: transformers runs it."""
         config = model.config
         if not built() or type(model).__name__ not in KNOWN or cache.k[0].dtype not in DTYPE_CODES:
             return None
         if model.device.type != "cpu" or getattr(config, "hidden_act", "") != "silu":
             return None
-        if config.hidden_size % 16 or config.intermediate_size % 16 or not _is_plain(model):
+        if config.hidden_size % 16 or config.intermediate_size % 16 or not _is_known(model):
             return None
         return cls(model, cache)
+
+    def sample(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        batch: TreeBatch,
+        options: dict[str, Any],
+    ) -> SampledTokens:
+        """As Runner.sample; the logits are never stored."""
+        hidden = self.step(token_ids, positions, batch.slots, batch.plan)
+        return lm_head_confidence(hidden, self.head.weight, bias=self.head.bias, **options)
+
+    def write_kv(self, token_ids: list[int], positions: list[int], batch: TreeBatch) -> None:
+        """As Runner.write_kv."""
+        ids, at = torch.tensor(token_ids), torch.tensor(positions)
+        self.step(ids, at, batch.slots, batch.plan, hidden=False)
+
+    def compute(self, segment: Segment, slots: torch.Tensor, rows: int) -> None:
+        """As Runner.compute; a row has the same bits in any batch, so batches are large."""
+        compute_by_plan(self, segment, slots, PREFILL_BATCH)
 
     def step(
         self,
@@ -126,16 +142,14 @@ class Decoder:
         size = self.embedding.shape[1]
         out = torch.empty(rows if hidden else 0, size, dtype=self.embedding.dtype)
         self.native.step(
-            token_ids.data_ptr(),
-            positions.data_ptr(),
-            slots.data_ptr(),
-            rows,
-            self.cos.data_ptr(),
-            self.sin.data_ptr(),
-            len(self.cos),
-            plan.native,
-            out.data_ptr() if hidden else 0,
-            torch.get_num_threads(),
+            _view(token_ids),
+            positions=positions.data_ptr(),
+            slot_mapping=slots.data_ptr(),
+            cos=_view(self.cos),
+            sin=self.sin.data_ptr(),
+            plan=plan.native,
+            hidden=out.data_ptr() if hidden else 0,
+            threads=torch.get_num_threads(),
         )
         return out
 
@@ -158,20 +172,20 @@ class Decoder:
         gate, up = mlp.gate_proj, mlp.up_proj
         both = None if gate.bias is None else pack_bias(gate.bias, up.bias)
         panels = self._panels(pack_gated(gate.weight.detach(), up.weight.detach()))
-        gated = [panels, self._bias(both), gate.in_features, 2 * gate.out_features]
-        matrices = [
-            qkv,
-            self._matrix(attention.o_proj.weight, attention.o_proj.bias),
-            gated,
-            self._matrix(mlp.down_proj.weight, mlp.down_proj.bias),
-        ]
-        norms = [
-            self._vector(layer.input_layernorm.weight),
-            self._vector(layer.post_attention_layernorm.weight),
-            *(self._vector(each.weight) if each else 0 for each in _head_norms(attention)),
-        ]
-        caches = [self._keep(k_cache), self._keep(v_cache)]
-        self.native.add_layer(matrices, norms, caches, attention.scaling)
+        q_norm, k_norm = (self._vector(n.weight) if n else 0 for n in _head_norms(attention))
+        self.native.add_layer(
+            qkv=qkv,
+            attention_out=self._matrix(attention.o_proj.weight, attention.o_proj.bias),
+            gate_up=_linear(panels, self._bias(both), gate.in_features, 2 * gate.out_features),
+            down=self._matrix(mlp.down_proj.weight, mlp.down_proj.bias),
+            attention_norm=self._vector(layer.input_layernorm.weight),
+            mlp_norm=self._vector(layer.post_attention_layernorm.weight),
+            q_norm=q_norm,
+            k_norm=k_norm,
+            scale=attention.scaling,
+            k_cache=self._keep(k_cache),
+            v_cache=self._keep(v_cache),
+        )
         for linear in _linears(layer):
             _forget(linear)
 
@@ -190,10 +204,11 @@ class Decoder:
             return 0
         return self._vector(torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL)))
 
-    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
-        """Addresses of the packed weights and the bias, and the sizes."""
+    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """The packed weights and the bias as C++ knows them."""
         outputs, inputs = weight.shape
-        return [self._panels(pack_linear(weight.detach())), self._bias(bias), inputs, outputs]
+        panels = self._panels(pack_linear(weight.detach()))
+        return _linear(panels, self._bias(bias), inputs, outputs)
 
 
 def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -201,8 +216,19 @@ def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return torch.cat([gate.view(-1, PANEL // 2), up.view(-1, PANEL // 2)], dim=1).flatten()
 
 
-def _is_plain(model: Any) -> bool:
-    """Whether nothing was put in the place of a layer's matrices, and RoPE turns whole heads."""
+def _view(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor as C++ reads it: address, sizes, strides."""
+    return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
+
+
+def _linear(panels: int, bias: int, inputs: int, outputs: int) -> Any:
+    from marco_fast import _C
+
+    return _C.PackedLinear(panels=panels, bias=bias, inputs=inputs, outputs=outputs)
+
+
+def _is_known(model: Any) -> bool:
+    """Whether every layer has its own matrices unchanged, and RoPE turns whole heads."""
     base, shape = model.model, (model.config.vocab_size, model.config.hidden_size)
     if base.embed_tokens.weight.shape != shape or model.lm_head.weight.shape != shape:
         return False

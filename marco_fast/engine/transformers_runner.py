@@ -1,7 +1,7 @@
-"""The attention that an Engine's model runs: one name in transformers' two registries.
+"""TransformersRunner: a Hugging Face model, its attention swapped by name in two registries.
 
-A forward pass carries a batch object (`marco_batch=`) down to every attention layer. The object
-knows the pages and the plan; the layers know nothing of trees.
+A forward pass carries an object (`marco_batch=`) down to every attention layer. The object knows
+the pages and the plan; the layers know nothing of trees.
 """
 
 from typing import Any, Protocol
@@ -9,16 +9,82 @@ from typing import Any, Protocol
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.errors import ModelError
-from marco_fast.ops import TreeAttentionPlan, append_kv, tree_attention
+from marco_fast.ops import SampledTokens, append_kv, sample_confidence, tree_attention
 
-__all__ = ["ATTENTION_NAME", "PromptBatch", "TreeBatch"]
+__all__ = ["ATTENTION_NAME", "TransformersRunner"]
 
 ATTENTION_NAME = "marco_tree"
 
 
-class Batch(Protocol):
+class TransformersRunner:
+    """A model's layers as transformers runs them.
+
+    Args:
+        model: a causal language model; its attention is swapped.
+        cache: where K and V are kept.
+    """
+
+    def __init__(self, model: Any, cache: PagedKVCache) -> None:
+        model.set_attn_implementation(ATTENTION_NAME)
+        self.model, self.cache = model, cache
+        self.num_heads: int = model.config.num_attention_heads
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        batch: TreeBatch,
+        options: dict[str, Any],
+    ) -> SampledTokens:
+        """As Runner.sample, from the logits of the model's own head."""
+        output = self.model(
+            input_ids=token_ids[None],
+            position_ids=positions[None],
+            use_cache=False,
+            marco_batch=TreeAttention(self.cache, batch),
+        )
+        return sample_confidence(output.logits[0], **options)
+
+    def write_kv(self, token_ids: list[int], positions: list[int], batch: TreeBatch) -> None:
+        """As Runner.write_kv."""
+        self._layers(token_ids, torch.tensor(positions), TreeAttention(self.cache, batch))
+
+    def compute(self, segment: Segment, slots: torch.Tensor, rows: int) -> None:
+        """As Runner.compute: a prompt by PyTorch's attention, other segments as they were decoded.
+
+        With one branch at a time the products are then those of decoding.
+        """
+        if not segment.prompt:
+            compute_by_plan(self, segment, slots, rows)
+            return
+        before = [self.cache.slot_mapping(each.kv) for each in segment.path()[:-1]]
+        path_slots = torch.cat([*before, slots])
+        for begin in range(0, len(segment.tokens), PREFILL_BATCH):
+            end = min(begin + PREFILL_BATCH, len(segment.tokens))
+            positions = torch.arange(segment.start + begin, segment.start + end)
+            path = path_slots[: segment.start + end]
+            attention = PromptAttention(self.cache, slots[begin:end], path)
+            self._layers(segment.tokens[begin:end], positions, attention)
+
+    @torch.inference_mode()
+    def _layers(self, token_ids: list[int], positions: torch.Tensor, attention: Any) -> None:
+        """The model without its head: K and V are all that is wanted."""
+        device = self.cache.device
+        base = getattr(self.model, self.model.base_model_prefix)
+        base(
+            input_ids=torch.tensor([token_ids], device=device),
+            position_ids=positions.to(device)[None],
+            use_cache=False,
+            marco_batch=attention,
+        )
+
+
+class Attention(Protocol):
     """What a forward pass hands to its attention layers."""
 
     def attend(
@@ -26,17 +92,11 @@ class Batch(Protocol):
     ) -> torch.Tensor: ...
 
 
-class TreeBatch:
-    """Queries that each end somewhere in the tree: decoding, and recomputing evicted tokens.
+class TreeAttention:
+    """One forward pass of a TreeBatch, by tree attention."""
 
-    Args:
-        cache: where K and V are kept.
-        plan: which query reads which pages.
-        slots: [Q] int64, where each query's own K and V go; replaced before every step.
-    """
-
-    def __init__(self, cache: PagedKVCache, plan: TreeAttentionPlan, slots: torch.Tensor) -> None:
-        self.cache, self.plan, self.slots = cache, plan, slots
+    def __init__(self, cache: PagedKVCache, batch: TreeBatch) -> None:
+        self.cache, self.plan, self.slots = cache, batch.plan, batch.slots
         self.out: torch.Tensor | None = None
 
     def attend(
@@ -53,7 +113,7 @@ class TreeBatch:
         return self.out.unsqueeze(0)
 
 
-class PromptBatch:
+class PromptAttention:
     """Consecutive tokens of one prompt, through PyTorch's own attention.
 
     Args:
@@ -99,7 +159,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    marco_batch: Batch | None = None,
+    marco_batch: Attention | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     if marco_batch is None:

@@ -9,8 +9,8 @@ from typing import Any, overload
 from marco_fast.engine.engine import Engine
 from marco_fast.forest.forest import Forest, ProgressFunction
 from marco_fast.forest.result import SearchResult
+from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import Chat, as_messages, plain_prompt
-from marco_fast.search.mcts import SearchConfig
 
 __all__ = ["interrupts", "solve"]
 

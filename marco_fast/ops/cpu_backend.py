@@ -24,6 +24,11 @@ _INT64 = torch.int64
 _threads = torch.get_num_threads
 
 
+def view(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor as C++ reads it: address, sizes, strides."""
+    return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
+
+
 def addresses(sampling: Sampling) -> list[int]:
     """Of each field, in order; 0 where there is none. The options are tensors."""
     return [0 if each is None else each.data_ptr() for each in sampling]
@@ -36,13 +41,8 @@ def append_kv(
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
-    size = k.itemsize
-    tokens, heads, head_dim = k.shape
-    pages, _, page_size, _ = k_cache.shape
-    strides = [n * size for each in (k, v, k_cache, v_cache) for n in each.stride()[:2]]
     _C.append_kv(
-        k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
-        slot_mapping.data_ptr(), strides, tokens, heads, pages, page_size, head_dim * size,
+        view(k), view(v), view(k_cache), view(v_cache), slot_mapping.data_ptr(), k.itemsize,
         _threads(),
     )  # fmt: skip
 
@@ -57,11 +57,9 @@ def tree_attention(
     lse: torch.Tensor,
     workspace: torch.Tensor,
 ) -> None:
-    strides = [n for each in (q, k_cache, v_cache, out, lse) for n in each.stride()[:2]]
     _C.tree_attention(
-        q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), plan.native, scale, out.data_ptr(),
-        lse.data_ptr(), workspace.data_ptr(), workspace.numel(), strides,
-        plan.num_queries, q.shape[1], *k_cache.shape, DTYPE_CODES[q.dtype], _threads(),
+        view(q), view(k_cache), view(v_cache), plan.native, scale, view(out), view(lse),
+        view(workspace), plan.num_queries, DTYPE_CODES[q.dtype], _threads(),
     )  # fmt: skip
 
 
@@ -73,11 +71,10 @@ def topk_confidence(
     *outputs: torch.Tensor,
 ) -> None:
     """outputs: the fields of TopKConfidence, in order."""
-    rows, vocabulary = logits.shape
     _C.topk_confidence(
-        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
-        outputs[3].shape[1], union, [output.data_ptr() for output in outputs],
-        token_ids.data_ptr(), token_ids.dtype == _INT64, temperature, _threads(),
+        view(logits), DTYPE_CODES[logits.dtype], outputs[3].shape[1], union, temperature,
+        token_ids.data_ptr(), token_ids.dtype == _INT64,
+        [output.data_ptr() for output in outputs], _threads(),
     )  # fmt: skip
 
 
@@ -90,14 +87,10 @@ def sample_confidence(
     *outputs: torch.Tensor,
 ) -> None:
     """token_ids and outputs: the fields of SampledTokens, in order."""
-    rows, vocabulary = logits.shape
-    *scores, entropy = outputs
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.sample_confidence(
-        logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, vocabulary, logits.stride(0),
-        scores[3].shape[1], union, [output.data_ptr() for output in scores],
-        addresses(sampling),
-        token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
+        view(logits), DTYPE_CODES[logits.dtype], outputs[3].shape[1], union, tempered,
+        addresses(sampling), [output.data_ptr() for output in (token_ids, *outputs)], _threads(),
     )  # fmt: skip
 
 
@@ -113,15 +106,11 @@ def lm_head_confidence(
     *outputs: torch.Tensor,
 ) -> None:
     """token_ids and outputs: the fields of SampledTokens, in order."""
-    *scores, entropy = outputs
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.lm_head_confidence(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
-        [hidden.stride(0), weight.stride(0)], scores[3].shape[1], union,
-        [output.data_ptr() for output in scores],
-        addresses(sampling),
-        token_ids.data_ptr(), entropy.data_ptr(), tempered, _threads(),
+        view(hidden), view(weight), 0 if bias is None else bias.data_ptr(),
+        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], outputs[3].shape[1], union, tempered,
+        addresses(sampling), [output.data_ptr() for output in (token_ids, *outputs)], _threads(),
     )  # fmt: skip
 
 
@@ -138,9 +127,7 @@ def lm_head_records(
     """outputs: the tensors of LMHeadRecords, in order."""
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.lm_head_records(
-        hidden.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], [*hidden.shape, len(weight)],
-        [hidden.stride(0), weight.stride(0)],
-        addresses(sampling), tempered,
+        view(hidden), view(weight), 0 if bias is None else bias.data_ptr(),
+        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], tempered, addresses(sampling),
         outputs[-1].shape[1], [output.data_ptr() for output in outputs], _threads(),
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Test questions of six kinds, with reference answers and written thoughts."""
+"""Generated test questions of six kinds, with reference answers and written thoughts."""

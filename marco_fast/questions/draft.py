@@ -1,11 +1,11 @@
-"""What a generator of one test hands back, and what decides the split."""
+"""What the generator of one test returns for one question."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from marco_fast.questions.work import Work
 
-Accept = Callable[[str], bool]  # whether a piece of content belongs to the wanted split
+Accept = Callable[[str], bool]  # whether a piece of content is in the wanted split
 
 
 class Draft(NamedTuple):
@@ -13,8 +13,8 @@ class Draft(NamedTuple):
 
     Attributes:
         text: the question.
-        keys: the pieces of content that decide its split, each named `kind:content`.
-        solve: writes the steps of the thought, returns the answer.
+        keys: the pieces of content that decide its split, each written as `kind:content`.
+        solve: writes the steps of the thought and returns the answer.
     """
 
     text: str

@@ -15,7 +15,7 @@ from marco_fast.questions.words import (
 )
 from marco_fast.questions.work import Work
 
-# (events, largest number, facts that do not matter) at levels 1 to 8
+# (events, largest number, irrelevant facts) of levels 1 to 8
 _LEVELS = (
     (1, 9, 1), (1, 20, 1), (2, 50, 2), (3, 60, 2),
     (4, 99, 2), (5, 300, 3), (6, 600, 3), (8, 900, 3),
@@ -23,15 +23,19 @@ _LEVELS = (
 
 
 class _Wording(NamedTuple):
-    """Templates of a language; p person, s pronoun or person, q friend, o things, x other things,
-    n number, k count, b boxes, m and y the measure words of o and x."""
+    """The sentence templates of a language.
+
+    Their fields: {p} the person, {s} the person or a pronoun, {q} a friend, {o} the things counted,
+    {x} other things, {n} a number, {k} a number of boxes, {b} the kind of box, {m} and {y} the
+    Chinese measure words of {o} and {x}.
+    """
 
     openings: tuple[str, ...]
     gains: tuple[str, ...]
     losses: tuple[str, ...]
     gains_of_boxes: str
     losses_of_boxes: str
-    noise: tuple[tuple[str, str], ...]  # (sentence, what the thought calls it)
+    noise: tuple[tuple[str, str], ...]  # (sentence, its short name in the thought)
     questions: tuple[str, ...]
     space: str
 
@@ -114,28 +118,41 @@ _ZH = _Wording(
     ),
     space="",
 )
-Event = tuple[str, str, int, int]  # sentence, "+" or "-", count, times
 
 
-def _event(rng: random.Random, wording: _Wording, total: int, largest: int, words: dict) -> Event:
-    """One change of the total that leaves it within 0..999."""
+class _Event(NamedTuple):
+    """One change of the total: `times` times `number` things come ("+") or go ("-")."""
+
+    sentence: str
+    sign: str
+    number: int
+    times: int
+
+
+def _event(
+    rng: random.Random, wording: _Wording, total: int, largest: int, words: dict[str, str]
+) -> _Event:
+    """A change of the total that leaves it within 0..999."""
     small = rng.randint(2, 9)
     each = rng.randint(2, max(3, min(largest // 4, 40)))
     roll = rng.random()
-    many = {**words, "k": small, "n": each, "b": rng.choice(BOXES)}
+    many: dict[str, object] = {**words, "k": small, "n": each, "b": rng.choice(BOXES)}
     if roll < 0.2 and largest > 9 and total + small * each < 1000:
-        return wording.gains_of_boxes.format(**many), "+", each, small
+        return _Event(wording.gains_of_boxes.format(**many), "+", each, small)
     if roll < 0.28 and largest > 9 and small * each <= total:
-        return wording.losses_of_boxes.format(**many), "-", each, small
+        return _Event(wording.losses_of_boxes.format(**many), "-", each, small)
     if total > 900 or (roll < 0.62 and total >= 3):
         number = rng.randint(2, min(largest, total - 1))
-        return rng.choice(wording.losses).format(**words, n=number), "-", number, 1
+        return _Event(rng.choice(wording.losses).format(**words, n=number), "-", number, 1)
     number = rng.randint(2, min(largest, 999 - total))
-    return rng.choice(wording.gains).format(**words, n=number), "+", number, 1
+    return _Event(rng.choice(wording.gains).format(**words, n=number), "+", number, 1)
 
 
 def _people_and_things(rng: random.Random, zh: bool) -> dict[str, str]:
-    """A person, a friend whom the person's pronoun cannot mean, and two kinds of things."""
+    """The words of a story: a person, a friend of the other gender, and two kinds of things.
+
+    The genders differ so that a pronoun always means the person.
+    """
     she = rng.random() < 0.5
     people, others = (ZH_NAMES_SHE, ZH_NAMES_HE) if zh else (NAMES_SHE, NAMES_HE)
     if not she:
@@ -152,21 +169,15 @@ def _people_and_things(rng: random.Random, zh: bool) -> dict[str, str]:
 
 
 def facts(level: int, rng: random.Random, accept: Accept, language: str) -> Draft:
-    """A word problem of one to eight events, with one to three facts that do not matter."""
+    """A word problem of one to eight events, with one to three irrelevant facts."""
     wording = _ZH if language == "zh" else _EN
     events, largest, noises = _LEVELS[level - 1]
     while True:
         words = _people_and_things(rng, language == "zh")
-        person = words["p"]
         start = rng.randint(2, largest)
-        story: list[Event] = []
-        total = start
-        for _ in range(events):
-            subject = words["s"] if rng.random() < 0.6 else person
-            story.append(_event(rng, wording, total, largest, {**words, "s": subject}))
-            _, kind, count, times = story[-1]
-            total += count * times * (1 if kind == "+" else -1)
-        key = "sums:" + " ".join(map(str, [person, start, *(e[2] * e[3] for e in story)]))
+        story = _story(rng, wording, start, events, largest, words)
+        numbers = [start, *(each.number * each.times for each in story)]
+        key = "sums:" + " ".join(map(str, [words["p"], *numbers]))
         if accept(key):
             break
     noise = [
@@ -174,31 +185,56 @@ def facts(level: int, rng: random.Random, accept: Accept, language: str) -> Draf
         for sentence, brief in rng.sample(wording.noise, noises)
         for number in [rng.randint(2, max(20, min(largest, 60)))]
     ]
-    texts = [_after_then(sentence, words["s"]) for sentence, *_ in story]
-    places = sorted(rng.randint(0, len(texts)) for _ in noise)
-    for place, (sentence, _) in reversed(list(zip(places, noise, strict=True))):
-        texts.insert(place, sentence)  # in the order in which the thought lists them
+    texts = [_after_then(each.sentence, words["s"]) for each in story]
+    positions = sorted(rng.randint(0, len(texts)) for _ in noise)
+    for position, (sentence, _) in reversed(list(zip(positions, noise, strict=True))):
+        texts.insert(position, sentence)  # the thought lists these facts in the same order
     texts.insert(0, rng.choice(wording.openings).format(**words, n=start))
     texts.append(rng.choice(wording.questions).format(**words))
 
     def solve(work: Work) -> str:
         work.write(f"Not needed: {', '.join(brief for _, brief in noise)}.")
-        work.write(f"{person} starts with {start}.")
-        total = start
-        for _, kind, count, times in story:
-            if times > 1:
-                text, count = work.scale(count, times)
-                work.write(f"{text}.")
-            text, total = (work.add if kind == "+" else work.subtract)(total, count)
-            work.write(f"{text}.")
-        work.write(f"{person} has {total} {words['o']}.")
-        return str(total)
+        return _count_along(work, words, start, story)
 
     return Draft(wording.space.join(texts), (key,), solve)
 
 
+def _story(
+    rng: random.Random,
+    wording: _Wording,
+    start: int,
+    events: int,
+    largest: int,
+    words: dict[str, str],
+) -> list[_Event]:
+    """Events one after the other, each from the total that the one before it left."""
+    story: list[_Event] = []
+    total = start
+    for _ in range(events):
+        subject = words["s"] if rng.random() < 0.6 else words["p"]
+        story.append(_event(rng, wording, total, largest, {**words, "s": subject}))
+        change = story[-1].number * story[-1].times
+        total += change if story[-1].sign == "+" else -change
+    return story
+
+
+def _count_along(work: Work, words: dict[str, str], start: int, story: list[_Event]) -> str:
+    """Writes the total after every event; returns the last one."""
+    work.write(f"{words['p']} starts with {start}.")
+    total = start
+    for each in story:
+        change = each.number
+        if each.times > 1:
+            text, change = work.scale(change, each.times)
+            work.write(f"{text}.")
+        text, total = (work.add if each.sign == "+" else work.subtract)(total, change)
+        work.write(f"{text}.")
+    work.write(f"{words['p']} has {total} {words['o']}.")
+    return str(total)
+
+
 def _after_then(sentence: str, pronoun: str) -> str:
-    """A pronoun that follows Then or After that is not a sentence's first word."""
+    """The sentence with a small letter in a pronoun that follows "Then" or "After that"."""
     for lead in ("Then ", "After that "):
         if sentence.startswith(lead + pronoun + " "):
             return lead + sentence[len(lead)].lower() + sentence[len(lead) + 1 :]

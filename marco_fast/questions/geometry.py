@@ -32,7 +32,7 @@ _L_SHAPE = (
     "An L-shape is a rectangle of {a} {u} by {b} {u} with a corner of {c} {u} by {d} {u} cut out.",
 )
 _ALL = ("What is the total area?", "Find the area of all together.")
-# of each language, shape: (descriptions, questions)
+# shape: (descriptions, questions); {a} to {h} are its numbers, {u} the unit, {t} a thing
 _TEXTS = {
     "rectangle perimeter": (_RECT, _PERIMETER),
     "square perimeter": (_SQUARE, _PERIMETER),
@@ -170,7 +170,7 @@ def _area_sum(work: Work, *sides: int) -> int:
     return work.total([work.multiply(a, b) for a, b in zip(sides[::2], sides[1::2], strict=True)])
 
 
-# shape: (how it is worked out, how many numbers it has)
+# shape: (the function that works it out, how many numbers it has)
 _SHAPES: dict[str, tuple[Callable[..., int], int]] = {
     "rectangle perimeter": (_rect_perimeter, 2),
     "square perimeter": (_square_perimeter, 1),
@@ -189,12 +189,12 @@ _SHAPES: dict[str, tuple[Callable[..., int], int]] = {
     "area of four": (_area_sum, 8),
 }
 
-# (shapes, ranges of the numbers, the last one repeated) at levels 1 to 8
+# (shapes, ranges of their numbers) of levels 1 to 8; the last range serves all further numbers
 _SMALL, _TWO, _WIDE = (2, 9), (11, 99), (100, 999)
-_PLAIN = ("rectangle perimeter", "square perimeter", "triangle perimeter", "triangle angle")
+_EASY = ("rectangle perimeter", "square perimeter", "triangle perimeter", "triangle angle")
 _LEVELS = (
-    (_PLAIN, [(2, 30)]),
-    ((*_PLAIN, "area", "quadrilateral angle", "L-shape perimeter"), [_TWO, _SMALL]),
+    (_EASY, [(2, 30)]),
+    ((*_EASY, "area", "quadrilateral angle", "L-shape perimeter"), [_TWO, _SMALL]),
     (("area", "square area", "right triangle area", "polygon perimeter"), [(11, 60), (11, 30)]),
     (("area", "square area", "right triangle area", "L-shape area"), [_TWO, _TWO, _SMALL]),
     (("polygon perimeter",), [_WIDE, _WIDE]),
@@ -204,8 +204,10 @@ _LEVELS = (
 )
 
 
-def _numbers(shape: str, count: int, ranges: list, rng: random.Random) -> list[int]:
-    """The numbers of a shape that exists: sides that close, a corner smaller than its sides."""
+def _numbers(
+    shape: str, count: int, ranges: list[tuple[int, int]], rng: random.Random
+) -> list[int]:
+    """Numbers for which the shape exists: its sides close, and a corner fits into its sides."""
     if shape == "triangle angle":
         first = rng.randint(20, 120)
         return [first, rng.randint(10, 170 - first)]
@@ -228,7 +230,7 @@ def _numbers(shape: str, count: int, ranges: list, rng: random.Random) -> list[i
 
 
 def geometry(level: int, rng: random.Random, accept: Accept, language: str) -> Draft:
-    """A perimeter, an area or an angle, worked digit by digit."""
+    """A question about a perimeter, an area or an angle."""
     zh = language == "zh"
     shapes, ranges = _LEVELS[level - 1]
     while True:

@@ -6,7 +6,7 @@ from marco_fast.questions.draft import Accept, Draft
 from marco_fast.questions.words import WORDS
 from marco_fast.questions.work import Work
 
-# (words, fewest and most letters of each) at levels 1 to 8
+# (words, fewest and most letters per word) of levels 1 to 8
 _LEVELS = (
     (1, 3, 5), (1, 5, 8), (1, 7, 11), (1, 10, 15), (2, 6, 10), (3, 6, 11), (4, 6, 12), (5, 7, 13),
 )  # fmt: skip
@@ -49,7 +49,7 @@ _ZH_PHRASES = (
 
 
 def _word(rng: random.Random, shortest: int, longest: int, accept: Accept) -> str:
-    """A real word, a splice of two, or random letters; of a length within the bounds, accepted."""
+    """An accepted word with the wanted number of letters: real, spliced of two, or random."""
     while True:
         kind = rng.random()
         if kind < 0.3:
@@ -65,7 +65,7 @@ def _word(rng: random.Random, shortest: int, longest: int, accept: Accept) -> st
 
 
 def letters(level: int, rng: random.Random, accept: Accept, language: str) -> Draft:
-    """How often a letter occurs in one to five words."""
+    """A question about how often a letter occurs in one to five words."""
     count, shortest, longest = _LEVELS[level - 1]
     words = [_word(rng, shortest, longest, accept) for _ in range(count)]
     joined = "".join(words)

@@ -1,20 +1,20 @@
 """Questions with checkable answers and written thoughts: the data of the bundled nano models.
 
-Six tests, eight levels each, from one short step to more than a small model does reliably, in
-English and in Chinese. The thought is in English for both, as Marco-o1's own prompt asks for; the
-output is in the question's language. Everything is a pure function of (test, level, split,
-language, seed, ordinal).
+There are six tests of eight levels each, in English and in Chinese. Level 1 takes one short step;
+level 8 takes more steps than a small model does reliably. The thought is always in English, as
+Marco-o1's own prompt asks; the output is in the question's language. A question depends on nothing
+but (test, level, split, language, seed, index).
 
-The split of a question is decided by a hash of its content: every word of a letter question, the
-set of names of an ordering, the person and numbers of a word problem, the shape and numbers of a
-geometry question, the facts of a set of statements. What is in one split is never in another.
+A hash of a question's content decides its split: of every word of a letter question, the set of
+names of an ordering, the person and numbers of a word problem, the shape and numbers of a geometry
+question, the facts of a set of statements. Content of one split never occurs in another.
 """
 
 import hashlib
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from marco_fast.questions.facts import facts
 from marco_fast.questions.geometry import geometry
@@ -23,6 +23,7 @@ from marco_fast.questions.logic import logic
 from marco_fast.questions.statements import contradictions
 from marco_fast.questions.steps import steps
 from marco_fast.questions.work import Work
+from marco_fast.search.answer import canonical
 
 TESTS = {
     "logic": logic,
@@ -48,7 +49,15 @@ _ALWAYS_TEST = {"letters:strawberry"}
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its reference answer, and the way to it."""
+    """A question, its reference answer, and the steps that lead to it.
+
+    Attributes:
+        test, level, language: what was asked for.
+        text: the question. answer: the reference answer.
+        steps: the steps of the thought.
+        keys: the pieces of content that decide the split, each written as `kind:content`.
+        solve: writes the steps again and returns the answer; see plant_slip.
+    """
 
     test: str
     level: int
@@ -56,12 +65,12 @@ class Question:
     text: str
     answer: str
     steps: tuple[str, ...]
-    keys: tuple[str, ...]  # what decides the split
-    solve: Callable[[Work], str]  # writes the steps, returns the answer
+    keys: tuple[str, ...]
+    solve: Callable[[Work], str]
 
 
 def split_of(key: str) -> str:
-    """The split that a piece of content, `kind:content`, belongs to: 80%, 10% and 10%."""
+    """The split of a piece of content, `kind:content`: 80% train, 10% validation, 10% test."""
     if key in _ALWAYS_TEST:
         return "test"
     bucket = hashlib.blake2b(key.encode(), digest_size=4).digest()[0] * 10 // 256
@@ -71,13 +80,13 @@ def split_of(key: str) -> str:
 def make_question(
     test: str, level: int, split: str, rng: random.Random, language: str = "en"
 ) -> Question:
-    """One question.
+    """Make one question.
 
     Args:
         test: a key of TESTS.
         level: 1 (easy) to 8.
         split: "train", "validation" or "test".
-        rng: decides everything else.
+        rng: every other choice is drawn from it.
         language: "en" or "zh".
 
     Raises:
@@ -98,7 +107,7 @@ def make_question(
 def questions(
     test: str, level: int, split: str, *, seed: int = 0, language: str = "en"
 ) -> Iterator[Question]:
-    """Endless distinct questions: the same arguments give the same ones."""
+    """An endless stream of distinct questions; the same arguments give the same stream."""
     rng = random.Random(f"{test} {level} {split} {language} {seed}")
     seen: set[str] = set()
     while True:
@@ -108,13 +117,22 @@ def questions(
             yield question
 
 
+def sample_questions(split: str, count: int, *, seed: int = 0) -> list[Question]:
+    """`count` English questions of a split in random order, spread evenly over tests and levels."""
+    streams = [questions(test, level, split, seed=seed) for level in LEVELS for test in TESTS]
+    rounds = -(-count // len(streams))
+    drawn = [one for stream in streams for one in islice(stream, rounds)]
+    random.Random(seed).shuffle(drawn)
+    return drawn[:count]
+
+
 def write_thought(steps: tuple[str, ...] | list[str]) -> str:
-    """The steps between the tags, one blank line between two steps."""
+    """The thought part of a reply: the tags, and a blank line between two steps."""
     return "<Thought>\n" + "\n\n".join(steps) + "\n</Thought>\n"
 
 
 def write_answer(question: Question) -> str:
-    """The whole reply: thought, then output."""
+    """The reply to a question: its thought, then its output."""
     return write_thought(question.steps) + write_output(question.answer)
 
 
@@ -124,7 +142,11 @@ def write_output(answer: str) -> str:
 
 
 def plant_slip(question: Question, rng: random.Random) -> Work | None:
-    """A thought with one wrong step, at `slip_step`, and a wrong end; None: none found."""
+    """A thought whose step `slip_step` is wrong and which ends with a wrong answer.
+
+    Returns:
+        The finished Work; None if none of eight attempts changed the answer.
+    """
     whole = Work()
     question.solve(whole)
     for _ in range(8):
@@ -132,30 +154,14 @@ def plant_slip(question: Question, rng: random.Random) -> Work | None:
         try:
             if question.solve(work) != question.answer:
                 return work
-        except ValueError:  # the wrong value cannot be worked with further
+        except ValueError:  # the steps after the slip cannot use its wrong value
             continue
     return None
 
 
-def answer_key(output: str) -> str:
-    """What two outputs have in common that give the same answer.
-
-    The numbers, in any order and each once, where there are any; else the text without case,
-    surrounding punctuation, a leading "the" and differences of white space.
-    """
-    text = output.strip().strip(".!\"'` \n。！").lower()
-    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).replace("−", "-")
-    numbers = re.findall(r"(?:(?<!\w)-)?\d+(?:[./]\d+)*", plain)
-    if numbers:
-        return " ".join(
-            sorted({re.sub(r"^(-?\d+)\.0+$|(\.\d*?[1-9])0+$", r"\1\2", each) for each in numbers})
-        )
-    return " ".join(text.removeprefix("the ").split())
-
-
 def is_correct(question: Question, output: str) -> bool:
-    """Whether the text of an output gives the reference answer, as answer_key compares them.
+    """Whether an output gives the reference answer, compared as votes compare answers.
 
-    An output with another set of numbers, or with more than one name, is wrong.
+    An output with more or other numbers than the reference, or with a second name, is wrong.
     """
-    return answer_key(output) == answer_key(question.answer)
+    return canonical(output) == canonical(question.answer)

@@ -1,4 +1,4 @@
-"""The contradictions test: numbered statements, and which of them cannot all be true."""
+"""The contradictions test: which of several numbered statements cannot all be true."""
 
 import random
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ from marco_fast.questions.words import (
     ZH_OBJECTS,
     ZH_PLACES,
     ZH_SCALES,
+    Scale,
 )
 from marco_fast.questions.work import Work
 
-# (fewest and most statements, length of a circle of comparisons) at levels 1 to 8
+# (fewest statements, most statements, longest circle of comparisons) of levels 1 to 8
 _LEVELS = ((2, 3, 2), (3, 3, 2), (3, 4, 2), (4, 5, 2), (5, 6, 3), (6, 7, 3), (7, 8, 4), (8, 10, 5))
 
 _QUESTIONS = (
@@ -43,7 +44,7 @@ _NONE = {"en": "none", "zh": "没有"}
 
 @dataclass(frozen=True)
 class Fact:
-    """A statement that gives something a value: two facts of one slot with two values conflict."""
+    """A statement that gives an attribute a value; another value of the attribute conflicts."""
 
     text: str
     subject: str
@@ -51,14 +52,14 @@ class Fact:
     value: str
 
     @property
-    def slot(self) -> str:
-        """What has one value. A thing has a color alone."""
+    def attribute(self) -> str:
+        """What can have one value only. The one attribute of a thing is its color."""
         return self.subject if self.about == "color" else f"{self.subject} {self.about}"
 
 
 @dataclass(frozen=True)
 class Order:
-    """A statement that puts one person above another; orders in a circle conflict."""
+    """A statement that puts one person above another; comparisons in a circle conflict."""
 
     text: str
     more: str
@@ -90,10 +91,10 @@ def _world(rng: random.Random, zh: bool) -> _World:
 
 
 def _fact(rng: random.Random, world: _World, like: Fact | None = None) -> Fact:
-    """A fact about one of the first three people, or a thing; with `like`, one that denies it."""
+    """A fact about one of the first three people or a thing; with `like`, its contradiction."""
     while True:
         made = rng.choice(_KINDS)(rng, world)
-        if like is None or (made.slot == like.slot and made.value != like.value):
+        if like is None or (made.attribute == like.attribute and made.value != like.value):
             return made
 
 
@@ -133,18 +134,18 @@ def _opening(rng: random.Random, world: _World) -> Fact:
 _KINDS = (_color, _age, _count, _count, _home, _opening)
 
 
-def _order(rng: random.Random, scale: tuple, more: str, less: str, zh: bool) -> Order:
+def _order(rng: random.Random, scale: Scale, more: str, less: str, zh: bool) -> Order:
     if zh:
-        text = rng.choice((f"{more}比{less}{scale[0]}。", f"{less}比{more}{scale[1]}。"))
+        text = rng.choice((f"{more}比{less}{scale.more}。", f"{less}比{more}{scale.less}。"))
     else:
         text = rng.choice(
-            (f"{more} is {scale[0]} than {less}.", f"{less} is {scale[2]} than {more}.")
+            (f"{more} is {scale.more} than {less}.", f"{less} is {scale.less} than {more}.")
         )
     return Order(text, more, less)
 
 
 def contradictions(level: int, rng: random.Random, accept: Accept, language: str) -> Draft:
-    """Two to ten statements, of which in two questions out of three some contradict each other."""
+    """A question about two to ten statements; in about two of three, some contradict each other."""
     zh = language == "zh"
     fewest, most, longest = _LEVELS[level - 1]
     while True:
@@ -164,15 +165,18 @@ def contradictions(level: int, rng: random.Random, accept: Accept, language: str
 
 def _content(statement: Statement) -> str:
     if isinstance(statement, Fact):
-        return f"{statement.slot}={statement.value}"
+        return f"{statement.attribute}={statement.value}"
     return f"{statement.more}>{statement.less}"
 
 
 def _statements(count: int, longest: int, rng: random.Random, zh: bool) -> list[Statement]:
-    """Statements in which at most one set conflicts, and every value of another slot is new."""
+    """Statements of which at most one set conflicts.
+
+    Every fact outside that set is about an attribute of its own, or repeats such a fact.
+    """
     size = rng.randint(2, longest)
-    # ages are given as facts: a comparison of them would have to fit
-    scales = [each for each in (ZH_SCALES if zh else SCALES) if each[0] not in ("older", "大")]
+    # Facts state ages, with which a comparison of ages could conflict.
+    scales = [each for each in (ZH_SCALES if zh else SCALES) if each.more not in ("older", "大")]
     scale = rng.choice(scales)
     world = _world(rng, zh)
     names = rng.sample(world.people, size)
@@ -182,28 +186,28 @@ def _statements(count: int, longest: int, rng: random.Random, zh: bool) -> list[
         ends = [*names[1:], names[0]]
         circle = [_order(rng, scale, a, b, zh) for a, b in zip(names, ends, strict=True)]
         made += circle if rng.random() < 0.67 else circle[:-1]
-    elif kind == 1 or rng.random() < 0.33:  # one slot twice
+    elif kind == 1 or rng.random() < 0.33:  # one attribute twice
         first = _fact(rng, world)
         made += [first, _fact(rng, world, like=first)]
     if kind != 0 and rng.random() < 0.4 and count - len(made) >= 1:
         made.append(_order(rng, scale, names[0], names[1], zh))
-    slots = {each.slot for each in made if isinstance(each, Fact)}
+    attributes = {each.attribute for each in made if isinstance(each, Fact)}
     again: list[Statement] = []
     while len(made) + len(again) < count:
         other = _fact(rng, world)
-        if other.slot not in slots:
-            slots.add(other.slot)
+        if other.attribute not in attributes:
+            attributes.add(other.attribute)
             made.append(other)
             if rng.random() < 0.1:
-                again = [other]  # the same said again does not conflict
+                again = [other]  # a repetition does not conflict
     return (made + again)[:count]
 
 
 def _check(work: Work, statements: list[Statement], language: str) -> str:
-    """Each statement after those of the same subject, in their order; then the verdict.
+    """Writes each statement after the earlier ones of its subject, then the verdict.
 
-    A line goes on where an earlier line of its subject ended, so that nearly all of it is a copy:
-    what followed a name before is the easiest thing for a small model to look up.
+    Nearly all of a line is a copy of an earlier line of its subject, which it continues: a small
+    model easily looks up what followed a name before.
     """
     told: dict[str, list[tuple[int, Fact]]] = {}
     below: dict[str, tuple[int, str]] = {}
@@ -235,10 +239,10 @@ def _check(work: Work, statements: list[Statement], language: str) -> str:
 
 
 def _compare(fact: Fact, number: int, told: list[tuple[int, Fact]]) -> tuple[str, list[int]]:
-    """(all that is said of a subject up to a fact, the two statements if they conflict)."""
+    """(a line with all facts of a subject so far, the numbers of two statements that conflict)."""
     listed = [*told, (number, fact)]
     items = ", ".join(f"{each.about} {each.value} ({by})" for by, each in listed)
-    # token beside token: a Chinese thing has no space in front of it
+    # A Chinese thing follows its owner without a space.
     line = f"{fact.subject}{' ' if listed[0][1].about.isascii() else ''}{items}"
     for other, earlier in told:
         if earlier.about == fact.about:
@@ -249,7 +253,7 @@ def _compare(fact: Fact, number: int, told: list[tuple[int, Fact]]) -> tuple[str
 
 
 def _walk(order: Order, number: int, below: dict[str, tuple[int, str]]) -> tuple[str, list[int]]:
-    """(the way down from a comparison, the statements of the circle that it closes)."""
+    """(a line with the walk down from a comparison, the statements of the circle it closes)."""
     line, used, name = f"{order.more}{number} {order.less}", [number], order.less
     while name in below:
         by, name = below[name]

@@ -1,4 +1,4 @@
-"""The step-by-step test: word problems whose every number is needed."""
+"""The step-by-step test: word problems in which every number is needed."""
 
 import random
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from marco_fast.questions.words import (
 )
 from marco_fast.questions.work import Work
 
-# (parts of the story, largest number) at levels 1 to 8
+# (parts of the story, largest number) of levels 1 to 8
 _LEVELS = ((1, 9), (1, 20), (2, 20), (2, 40), (3, 60), (4, 99), (5, 99), (6, 99))
 _BILLS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class _Story(NamedTuple):
-    """A text, what it is about (for the split), and how it is worked out."""
+    """A word problem: its text, the content that decides its split, and how it is worked out."""
 
     text: str
-    content: list
+    content: list[object]
     solve: Callable[[Work], int]
 
 
 def steps(level: int, rng: random.Random, accept: Accept, language: str) -> Draft:
-    """Shopping, comparing, packing or travelling, worked out one step after another."""
+    """A word problem about shopping, comparing, packing or travelling."""
     parts, largest = _LEVELS[level - 1]
     while True:
         scene = rng.choice((_shopping, _comparing, _packing, _travelling))
@@ -48,7 +48,7 @@ def steps(level: int, rng: random.Random, accept: Accept, language: str) -> Draf
 
 
 def _joined(items: list[str], zh: bool) -> str:
-    """a, b and c"""
+    """The items as one text: "a, b and c"."""
     if len(items) == 1:
         return items[0]
     return ("、" if zh else ", ").join(items[:-1]) + ("和" if zh else " and ") + items[-1]
@@ -59,12 +59,12 @@ def _people(rng: random.Random, zh: bool, count: int) -> list[str]:
 
 
 def _things(rng: random.Random, zh: bool, count: int) -> list[tuple[str, str]]:
-    """(measure word, things) of each."""
+    """(measure word, thing) pairs; the English measure word is empty."""
     return rng.sample(ZH_OBJECTS, count) if zh else [("", o) for o in rng.sample(OBJECTS, count)]
 
 
 def _sum_of_products(work: Work, parts: list[tuple[str, int, int]]) -> int:
-    """Writes label a*b of each part, after each but the first the sum so far; returns the sum."""
+    """Writes each part as label and a*b, and the sum so far after all but the first."""
     total = 0
     for index, (label, a, b) in enumerate(parts):
         line, product = work.scale(a, b)
@@ -78,7 +78,7 @@ def _sum_of_products(work: Work, parts: list[tuple[str, int, int]]) -> int:
 
 
 def _shopping(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
-    """Some of each of several things, and the change."""
+    """Several things bought at different prices; asks for the cost or the change."""
     count = min(parts, 5)
     things = _things(rng, zh, count)
     prices = [rng.randint(2, largest) for _ in things]
@@ -115,48 +115,23 @@ def _shopping(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
 
 
 def _comparing(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
-    """Each has so many more or fewer, or so many times as many, as the one before."""
+    """People who each have more, fewer or some times as many things as the person before."""
     people = _people(rng, zh, parts + 1)
     [(m, thing)] = _things(rng, zh, 1)
     start = value = rng.randint(2, largest)
     sentences = [f"{people[0]}有{start}{m}{thing}。" if zh else f"{people[0]} has {start} {thing}."]
     relations: list[tuple[str, int]] = []
     for before, person in pairwise(people):
-        roll, times, number = rng.random(), rng.randint(2, 5), rng.randint(1, largest)
-        if roll < 0.3 and value * times < 300:
-            relations.append(("*", times))
-            value *= times
-            sentences.append(
-                f"{person}的{thing}是{before}的{times}倍。"
-                if zh
-                else f"{person} has {times} times as many as {before}."
-            )
-        elif roll < 0.6 and number < value:
-            relations.append(("-", number))
-            value -= number
-            sentences.append(
-                f"{person}比{before}少{number}{m}。"
-                if zh
-                else f"{person} has {number} fewer than {before}."
-            )
-        else:
-            relations.append(("+", number))
-            value += number
-            sentences.append(
-                f"{person}比{before}多{number}{m}。"
-                if zh
-                else f"{person} has {number} more than {before}."
-            )
+        sign, number, value = _relation(value, largest, rng)
+        relations.append((sign, number))
+        form = (_ZH_RELATIONS if zh else _RELATIONS)[sign]
+        sentences.append(form.format(a=person, b=before, n=number, m=m, o=thing))
     together = rng.random() < 0.5
     if zh:
-        ask = f"他们一共有多少{m}{thing}？" if together else f"{people[-1]}有多少{m}{thing}？"
+        ask = "他们一共有多少{m}{o}？" if together else "{a}有多少{m}{o}？"
     else:
-        ask = (
-            f"How many {thing} do they have together?"
-            if together
-            else f"How many {thing} does {people[-1]} have?"
-        )
-    text = ("" if zh else " ").join([*sentences, ask])
+        ask = "How many {o} do they have together?" if together else "How many {o} does {a} have?"
+    sentences.append(ask.format(a=people[-1], m=m, o=thing))
 
     def solve(work: Work) -> int:
         values = [start]
@@ -168,26 +143,40 @@ def _comparing(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story
             values.append(result)
         return work.total(values) if together else values[-1]
 
+    text = ("" if zh else " ").join(sentences)
     return _Story(text, [*people, start, *relations, together], solve)
 
 
+# What {a} has, compared with what {b} has: {n} times as much, or {n} things ({o}) fewer or more.
+_RELATIONS = {
+    "*": "{a} has {n} times as many as {b}.",
+    "-": "{a} has {n} fewer than {b}.",
+    "+": "{a} has {n} more than {b}.",
+}
+_ZH_RELATIONS = {
+    "*": "{a}的{o}是{b}的{n}倍。",
+    "-": "{a}比{b}少{n}{m}。",
+    "+": "{a}比{b}多{n}{m}。",
+}
+
+
+def _relation(value: int, largest: int, rng: random.Random) -> tuple[str, int, int]:
+    """(sign, number, result) of the step from one person's value to the next person's."""
+    roll, times, number = rng.random(), rng.randint(2, 5), rng.randint(1, largest)
+    if roll < 0.3 and value * times < 300:
+        return "*", times, value * times
+    if roll < 0.6 and number < value:
+        return "-", number, value - number
+    return "+", number, value + number
+
+
 def _packing(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
-    """So many boxes of so many, some taken away, the rest packed by so many."""
+    """Boxes of equal content; some things are taken away, and the rest is packed into bags."""
     each = rng.randint(2, largest)
     boxes, size = rng.randint(2, 9), rng.randint(2, 9)
-    taken: list[int] = []
-    rest = boxes * each
-    for _ in range(min(parts, 4) - 1):
-        number = rng.randint(1, max(1, rest // 3))
-        if number < rest:
-            taken.append(number)
-            rest -= number
-    last = rest % size
-    if last and last < rest:
-        taken.append(last)
-        rest -= last
+    taken = _taken(boxes * each, size, min(parts, 4) - 1, rng)
     [(m, thing)], [person] = _things(rng, zh, 1), _people(rng, zh, 1)
-    if rest % size:
+    if (boxes * each - sum(taken)) % size:
         return _packing(parts, largest, rng, zh)
     if zh:
         text = f"{person}有{boxes}箱{thing}，每箱{each}{m}。"
@@ -197,11 +186,11 @@ def _packing(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
         text += f"{'剩下的' if taken else '全部'}每{size}{m}装一袋。一共装了几袋？"
     else:
         text = f"{person} has {boxes} boxes with {each} {thing} each."
-        text += "".join(
-            " " + rng.choice((f"{n} {are} sold.", f"{n} {are} lost.", f"{n} {are} given away."))
-            for n in taken
-            for are in ["is" if n == 1 else "are"]
-        )
+        for n in taken:
+            are = "is" if n == 1 else "are"
+            text += " " + rng.choice(
+                (f"{n} {are} sold.", f"{n} {are} lost.", f"{n} {are} given away.")
+            )
         text += " The rest goes into" if taken else " All of them go into"
         text += f" bags of {size}. How many bags are filled?"
 
@@ -218,8 +207,22 @@ def _packing(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
     return _Story(text, [boxes, each, *taken, size], solve)
 
 
+def _taken(total: int, size: int, times: int, rng: random.Random) -> list[int]:
+    """Numbers taken away one after the other; the last one, if possible, leaves full bags."""
+    taken: list[int] = []
+    for _ in range(times):
+        number = rng.randint(1, max(1, total // 3))
+        if number < total:
+            taken.append(number)
+            total -= number
+    last = total % size
+    if last and last < total:
+        taken.append(last)
+    return taken
+
+
 def _travelling(parts: int, largest: int, rng: random.Random, zh: bool) -> _Story:
-    """So many hours at each speed, and how far it is, or how far it still is."""
+    """Hours at one or more speeds; asks for the way so far or the way that is left."""
     legs = [(rng.randint(3, max(9, largest)), rng.randint(2, 9)) for _ in range(min(parts, 5))]
     way = sum(speed * hours for speed, hours in legs)
     whole = way + rng.randint(1, 99) if rng.random() < 0.4 else 0

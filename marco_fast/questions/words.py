@@ -1,6 +1,9 @@
-"""Word pools of the question generator, English and Chinese."""
+"""The words that questions are made of, in English and in Chinese."""
 
-# Real words for letter counting; spliced into new ones as well, so that letters follow naturally.
+from typing import NamedTuple
+
+# Real words to count letters in. New words are spliced of two of them, so that their letters still
+# follow one another as in real words.
 WORDS = """
 able about above accident account acorn across action active actor address adventure afternoon
 airplane album alligator almond alphabet amber anchor angel animal answer apple apricot april arrow
@@ -62,19 +65,33 @@ bear camel cat cow crow deer dog duck fox frog goat goose horse lion mouse owl p
 snail tiger turtle whale wolf
 """.split()
 
-# (the more of it, its superlative, the less of it, its superlative, plain form, fits animals)
+
+class Scale(NamedTuple):
+    """Words of a comparison; Chinese has one word for a comparative and its superlative.
+
+    `fits_animals` is False for what people alone are compared by.
+    """
+
+    more: str
+    most: str
+    less: str
+    least: str
+    adjective: str
+    fits_animals: bool
+
+
 SCALES = (
-    ("taller", "tallest", "shorter", "shortest", "tall", False),
-    ("older", "oldest", "younger", "youngest", "old", False),
-    ("faster", "fastest", "slower", "slowest", "fast", True),
-    ("heavier", "heaviest", "lighter", "lightest", "heavy", True),
-    ("bigger", "biggest", "smaller", "smallest", "big", True),
-    ("richer", "richest", "poorer", "poorest", "rich", False),
-    ("stronger", "strongest", "weaker", "weakest", "strong", True),
+    Scale("taller", "tallest", "shorter", "shortest", "tall", False),
+    Scale("older", "oldest", "younger", "youngest", "old", False),
+    Scale("faster", "fastest", "slower", "slowest", "fast", True),
+    Scale("heavier", "heaviest", "lighter", "lightest", "heavy", True),
+    Scale("bigger", "biggest", "smaller", "smallest", "big", True),
+    Scale("richer", "richest", "poorer", "poorest", "rich", False),
+    Scale("stronger", "strongest", "weaker", "weakest", "strong", True),
 )
 ORDINALS = ("", "second ", "third ", "fourth ", "fifth ")
 
-# Names of kinds of things that do not exist: what follows about them follows from the text alone.
+# Invented kinds: whatever can be said about them follows from the text of the question alone.
 KINDS = """
 blick borp dask drim fep fim glim gorf hib jov kel lorp mib nard molp pell quib rond sarn tove
 tulb tulm vark wug yim zib zorn
@@ -98,6 +115,8 @@ ZH_COLORS = "红色 蓝色 绿色 黄色 黑色 白色".split()
 ZH_CITIES = "北京 上海 广州 杭州 南京 西安".split()
 ZH_PLACES = "商店 学校 银行 公园 书店 医院".split()
 ZH_BELONGINGS = "书包 盒子 椅子 桌子 帽子 车子 杯子 门".split()
-# (the more of it, the less of it, fits animals)
-ZH_SCALES = (("高", "矮", True), ("重", "轻", True), ("快", "慢", True), ("大", "小", True))
+ZH_SCALES = tuple(
+    Scale(more, more, less, less, more, True)
+    for more, less in (("高", "矮"), ("重", "轻"), ("快", "慢"), ("大", "小"))
+)
 ZH_NUMERALS = "最 第二 第三 第四 第五".split()

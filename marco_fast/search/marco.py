@@ -1,25 +1,8 @@
-"""Marco-o1's text: tags, steps, the reflection phrase, and what a token means for the path it ends.
-
-Text is handled as UTF-8 bytes: a character may span tokens or nodes, and every marker is ASCII, so
-a search in bytes finds it exactly where a search in the decoded text would.
-"""
+"""What Marco-o1 is asked: chats as messages, its system prompt, the reflection phrase."""
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import NamedTuple
 
-__all__ = [
-    "MARCO_PROMPT",
-    "REFLECTION",
-    "Chat",
-    "Event",
-    "PathText",
-    "Reply",
-    "as_messages",
-    "may_complete_marker",
-    "parse_reply",
-    "plain_prompt",
-]
+__all__ = ["MARCO_PROMPT", "REFLECTION", "Chat", "as_messages", "plain_prompt"]
 
 Chat = Sequence[Mapping[str, str]]  # {"role": "system", "user" or "assistant", "content": text}
 
@@ -35,11 +18,6 @@ MARCO_PROMPT = (
     "<Thought>应该尽可能是英文，但是有2个特例，一个是对原文中的引用，"
     "另一个是是数学应该使用markdown格式，<Output>内的输出需要遵循用户输入的语言。\n        "
 )
-
-THOUGHT_END = b"</Thought>"
-OUTPUT_END = b"</Output>"
-REFLECTION_MARK = REFLECTION.strip().encode()
-
 
 # What a model is told that has no chat template of its own.
 PLAIN_SYSTEM = (
@@ -85,13 +63,13 @@ def _checked(message: Mapping[str, str], index: int) -> dict[str, str]:
     if not whole or not isinstance(message["content"], str):
         raise ValueError(
             'expected messages like {"role": "user", "content": "text"}, '
-            f"got {message!r} at place {index}"
+            f"got {message!r} at index {index}"
         )
     roles = ("user", "assistant", "system") if index == 0 else ("user", "assistant")
     if message["role"] not in roles:
         expected = " or ".join(repr(role) for role in roles)
         raise ValueError(
-            f"expected the role at place {index} to be {expected}, got {message['role']!r}"
+            f"expected the role at index {index} to be {expected}, got {message['role']!r}"
         )
     return {"role": message["role"], "content": message["content"]}
 
@@ -103,107 +81,3 @@ def plain_prompt(messages: list[dict[str, str]]) -> str:
     names = {"user": "User", "assistant": "Assistant"}
     written = "".join(f"{names[each['role']]}: {each['content'].strip()}\n\n" for each in turns)
     return f"{system}\n\n{written}Assistant:\n"
-
-
-class Reply(NamedTuple):
-    """The parts of a reply.
-
-    Attributes:
-        thought: the text inside <Thought>, as far as it goes; "" without one.
-        answer: the text inside <Output>; None while it is not complete.
-    """
-
-    thought: str
-    answer: str | None
-
-
-def parse_reply(text: str) -> Reply:
-    """Cut a reply into thought and answer, both stripped of surrounding white space."""
-    _, opened, after = text.partition("<Thought>")
-    thought = after.partition("</Thought>")[0].strip() if opened else ""
-    body, closed, _ = text.partition("</Output>")
-    _, output, answer = body.rpartition("<Output>")
-    if not (closed and output):
-        return Reply(thought.partition("<Output>")[0].strip(), None)
-    return Reply(thought, answer.strip())
-
-
-def may_complete_marker(piece: bytes) -> bool:
-    """Whether a token of these bytes can complete a tag or a blank line; most cannot."""
-    return b">" in piece or b"\n" in piece
-
-
-class Event(Enum):
-    """What a token completed."""
-
-    NONE = 0
-    STEP = 1  # a blank line: the end of a step
-    THOUGHT = 2  # the first </Thought>, where a reflection may go
-    OUTPUT = 3  # </Output>: the path is finished
-
-
-class PathText:
-    """The text of one path while it is decoded.
-
-    Args:
-        text: bytes of the path so far (the prompt not included).
-        steps: whether blank lines end actions.
-        reflect: whether a reflection is still to come on this path.
-    """
-
-    __slots__ = ("action_begin", "reflect", "steps", "text")
-
-    def __init__(self, text: bytes, *, steps: bool, reflect: bool) -> None:
-        self.text = bytearray(text)
-        self.action_begin = len(text)
-        self.steps = steps
-        self.reflect = reflect and REFLECTION_MARK not in text and THOUGHT_END not in text
-
-    def push(self, piece: bytes) -> Event:
-        """Append a token's bytes; says what it completed."""
-        old = len(self.text)
-        self.text += piece
-        if not may_complete_marker(piece):
-            return Event.NONE
-        if self.text.find(OUTPUT_END, max(0, old - len(OUTPUT_END) + 1)) >= 0:
-            return Event.OUTPUT
-        if self.reflect:
-            begin = self.text.find(THOUGHT_END, max(0, old - len(THOUGHT_END) + 1))
-            if begin >= self.action_begin:
-                return Event.THOUGHT
-            # One that began in an earlier action (a rollout was cut off there) is not taken back.
-            self.reflect = begin < 0
-        if self.steps and b"\n\n" in self.text[self.action_begin :].lstrip(b"\n"):
-            return Event.STEP
-        return Event.NONE
-
-    def begin_action(self) -> None:
-        """The next token belongs to a new action."""
-        self.action_begin = len(self.text)
-
-    def may_take_back(self) -> bool:
-        """Whether the text ends inside what may become the </Thought> a reflection takes back.
-
-        An action is not cut there: the tokens to take back must all belong to the open action.
-        """
-        if not self.reflect:
-            return False
-        tail = bytes(self.text[-len(THOUGHT_END) + 1 :])
-        return any(THOUGHT_END.startswith(tail[i:]) for i in range(len(tail)))
-
-    def take_back(self, pieces: list[bytes]) -> int:
-        """Drop the tokens that hold the </Thought> at the end of the text; no reflection any more.
-
-        Args:
-            pieces: bytes of the open action's tokens.
-
-        Returns:
-            How many of the action's tokens stay.
-        """
-        begin = self.text.rfind(THOUGHT_END)
-        kept = len(pieces)
-        while kept and len(self.text) > begin:
-            kept -= 1
-            del self.text[len(self.text) - len(pieces[kept]) :]
-        self.reflect = False
-        return kept

@@ -1,7 +1,7 @@
-"""The search tree as flat columns: one entry a node in every list, the root is node 0.
+"""The search tree as flat columns: every list has one entry per node, the root is node 0.
 
-A node owns the tokens of one action (a step or a mini-step). The columns are Python lists, since
-selection reads a handful of scalars a level, which lists hand out several times faster than arrays.
+A node owns the tokens of one action (a step or a mini-step). The columns are Python lists:
+selection reads a handful of scalars per level, and a list hands them out faster than an array.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ def _hash(data: bytes) -> int:
 
 
 class SearchTree:
-    """Nodes, their tokens and statistics, with selection and backup.
+    """Nodes, their tokens and statistics, with backup.
 
-    Attributes, one entry a node:
+    Attributes, with one entry per node:
         parent: parent node, -1 for the root; parents come before children.
         ordinal: which child of its parent (the order in which slots were handed out).
         seed: key of the node's draws, int64.
@@ -69,48 +69,6 @@ class SearchTree:
 
     def __len__(self) -> int:
         return len(self.parent)
-
-    def select(
-        self, c_uct: float, normalize: bool = False, virtual_loss: bool = False
-    ) -> int | None:
-        """The node to give a child: down from the root by WU-UCT (arXiv 1810.11755).
-
-        A full node (all its child slots handed out) passes on to the child with the largest
-        Q + c_uct * sqrt(2 ln N_parent / N_child), where N counts visits in flight and the mean
-        value Q does not; a child without a completed visit has its parent's Q. Equal scores: the
-        older child. With virtual_loss a visit in flight counts in Q as well, with the value 0.
-
-        Returns:
-            The node, or None when every slot of the tree is handed out.
-        """
-        if self.open_slots[0] == 0:
-            return None
-        visits, virtual, value_sum, open_slots = (
-            self.visits,
-            self.virtual_visits,
-            self.value_sum,
-            self.open_slots,
-        )
-        low, scale = 0.0, 1.0
-        if normalize and self.value_max > self.value_min:
-            low, scale = self.value_min, 1.0 / (self.value_max - self.value_min)
-        node = 0
-        while self.started[node] >= self.slots or self.terminal[node]:
-            total = visits[node] + virtual[node]
-            explore = 2.0 * math.log(total) if total > 1 else 0.0
-            fallback = value_sum[node] / visits[node] if visits[node] else low
-            best_score, best = -math.inf, -1
-            for child in self.children[node]:
-                if open_slots[child] == 0:
-                    continue
-                count = visits[child] + virtual[child] or 1
-                seen = count if virtual_loss else visits[child]
-                mean = value_sum[child] / seen if seen else fallback
-                score = (mean - low) * scale + c_uct * math.sqrt(explore / count)
-                if score > best_score:
-                    best_score, best = score, child
-            node = best
-        return node
 
     def start_child(self, node: int) -> int:
         """Hand out the node's next child slot; returns its ordinal."""

@@ -1,1 +1,1 @@
-"""A saved search as a page to look at."""
+"""A saved search tree: reading its file, and the HTML page that shows it."""

@@ -252,7 +252,7 @@ def test_a_history_and_a_system_prompt_stand_in_front(capfd, tmp_path):
         ("{", "expected JSON in"),
         ('{"role": "user"}', "expected a list of messages"),
         ('[{"role": "user"}]', "expected messages like"),
-        ('[{"role": "tool", "content": "x"}]', "expected the role at place 0"),
+        ('[{"role": "tool", "content": "x"}]', "expected the role at index 0"),
     ],
 )
 def test_a_bad_history_is_refused(capfd, tmp_path, text, says):

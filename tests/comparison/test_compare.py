@@ -102,7 +102,7 @@ def test_watching_sees_the_answers_come(tiny):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"count": 0}, "questions of at least 1 a test, got 0"),
+        ({"count": 0}, "at least 1 question per test, got 0"),
         ({"models": ["nano-marco", "nano-marco"]}, "models of different names"),
         ({"models": []}, "models of different names"),
         ({"tests": ["poetry"]}, "got 'poetry'"),
@@ -196,7 +196,7 @@ def test_the_command_prints_a_table_and_writes_the_page(capsys, tmp_path, tiny):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--questions", "0"], "expected questions of at least 1"),
+        (["--questions", "0"], "expected at least 1 question per test"),
         (["--models", "nano-marco", "nowhere"], "nowhere"),
         (["--report", "/nowhere/report.html"], "expected --report in a folder that exists"),
         (["--expansions", "0"], "expected expansions"),

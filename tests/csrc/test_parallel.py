@@ -16,8 +16,11 @@ _C = pytest.importorskip("marco_fast._C")
 
 def product(a: torch.Tensor, panels: torch.Tensor, outputs: int, threads: int) -> torch.Tensor:
     result = torch.full((len(a), outputs), torch.nan)
-    matrix = [panels.data_ptr(), 0, a.shape[1], outputs]
-    _C.linear(a.data_ptr(), len(a), matrix, 0, result.data_ptr(), False, 0, threads)
+    packed = _C.PackedLinear(panels=panels.data_ptr(), bias=0, inputs=a.shape[1], outputs=outputs)
+    _C.linear(
+        packed, (a.data_ptr(), *a.shape, *a.stride()), dtype=0, result=result.data_ptr(),
+        accumulate=False, gated=0, threads=threads,
+    )  # fmt: skip
     return result
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from marco_fast.data.filters import FILTERS, Limits, repetition
-from marco_fast.questions.questions import answer_key
+from marco_fast.search.answer import canonical
 from marco_fast.search.marco import REFLECTION
 from tests.support.data_runs import OPEN, THOUGHT, make, records, reply, searched, write_lines
 
@@ -153,7 +153,7 @@ def test_answers_agree_as_the_questions_own_check_says():
     for one in drawn:
         assert is_correct(one, one.answer)
         for other in rng.sample(drawn, 20):
-            agree = answer_key(one.answer) == answer_key(other.answer)
+            agree = canonical(one.answer) == canonical(other.answer)
             assert agree == is_correct(one, other.answer), (one.answer, other.answer)
 
 

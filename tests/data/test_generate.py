@@ -6,8 +6,8 @@ from marco_fast.data import journal as data_journal
 from marco_fast.data.filters import FILTERS
 from marco_fast.data.generate import check_output, default_batch, journal_of
 from marco_fast.data.questions_file import read_questions
+from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import REFLECTION
-from marco_fast.search.mcts import SearchConfig
 from tests.support.data_runs import (
     ROOT,
     FakeEngine,

@@ -6,7 +6,7 @@ import pytest
 
 from marco_fast.data import journal as data_journal
 from marco_fast.data.generate import journal_of
-from marco_fast.search.mcts import SearchConfig
+from marco_fast.search.config import SearchConfig
 from tests.support.data_runs import FakeEngine, fake_solve, interrupted_run, make
 
 

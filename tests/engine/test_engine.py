@@ -9,9 +9,8 @@ import torch
 import transformers
 
 from marco_fast import Engine, ModelError, SearchConfig, solve
-from marco_fast.engine import engine as engine_module
-from marco_fast.engine import scheduler as scheduler_module
-from marco_fast.engine.native_runner import Decoder
+from marco_fast.engine import native_runner, transformers_runner
+from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.search.marco import as_messages
 from tests.support.models import PlainForward, save_model
 
@@ -159,13 +158,13 @@ def test_a_chat_that_the_template_refuses_is_bad_input(qwen2):
             engine.prompt_token_ids(as_messages("Why?", "Be brief."), "")
 
 
-@pytest.mark.parametrize("decoder", [True, False])
-@pytest.mark.parametrize("chunk", [1, 7, 16, 512])
-def test_a_prompt_in_chunks_is_the_same_prompt(qwen2, monkeypatch, chunk, decoder):
-    for module in (engine_module, scheduler_module):
-        monkeypatch.setattr(module, "PREFILL_CHUNK", chunk)
-    if not decoder:
-        monkeypatch.setattr(Decoder, "of", lambda model, cache: None)
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("batch", [1, 7, 16, 512])
+def test_a_prompt_in_batches_is_the_same_prompt(qwen2, monkeypatch, batch, native):
+    for module in (native_runner, transformers_runner):
+        monkeypatch.setattr(module, "PREFILL_BATCH", batch)
+    if not native:
+        monkeypatch.setattr(NativeRunner, "of", lambda model, cache: None)
     config = SearchConfig(expansions=3, step_tokens=8, rollout_tokens=0)
     with Engine.from_pretrained(qwen2) as engine:
         result = solve("a question of some length, longer than a page or two", engine, config)
@@ -183,7 +182,7 @@ def test_a_prompt_of_one_token(qwen2):
 
 
 def test_the_attention_alone_says_what_it_needs(qwen2, monkeypatch):
-    monkeypatch.setattr(Decoder, "of", lambda model, cache: None)
+    monkeypatch.setattr(NativeRunner, "of", lambda model, cache: None)
     with Engine.from_pretrained(qwen2) as engine, pytest.raises(ModelError, match="marco_batch"):
         engine.model(input_ids=torch.tensor([[1, 2]]), use_cache=False)
 

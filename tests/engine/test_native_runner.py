@@ -1,4 +1,4 @@
-"""Decoder: its products against float64, the whole of it against transformers, its bits alone."""
+"""NativeRunner: its products against float64, its numbers against transformers, its bits."""
 
 import json
 
@@ -9,8 +9,14 @@ import transformers
 
 import marco_fast as mf
 from marco_fast import Engine, SearchConfig, solve
-from marco_fast.engine.native_runner import PANEL, Decoder, pack_bias, pack_gated, pack_linear
-from marco_fast.engine.transformers_runner import TreeBatch
+from marco_fast.engine.native_runner import (
+    PANEL,
+    NativeRunner,
+    pack_bias,
+    pack_gated,
+    pack_linear,
+)
+from marco_fast.engine.transformers_runner import TransformersRunner
 from tests.support.hostile import against_guard
 from tests.support.models import CONFIGS, PlainForward, save_model
 
@@ -35,12 +41,21 @@ def folders(tmp_path_factory):
 def linear(a, panels, outputs, *, bias=None, result=None, gated=None, threads=1):
     if bias is not None:
         bias = against_guard(torch.nn.functional.pad(bias, (0, -len(bias) % PANEL)))
+    packed = _C.PackedLinear(
+        panels=panels.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        inputs=a.shape[1],
+        outputs=outputs,
+    )
     _C.linear(
-        a.data_ptr(), len(a), [panels.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        a.shape[1], outputs], int(a.dtype == torch.bfloat16),
-        0 if result is None else result.data_ptr(), result is not None and not result.isnan().any(),
-        0 if gated is None else gated.data_ptr(), threads,
-    )  # fmt: skip
+        packed,
+        (a.data_ptr(), *a.shape, a.shape[1], 1),
+        dtype=int(a.dtype == torch.bfloat16),
+        result=0 if result is None else result.data_ptr(),
+        accumulate=result is not None and not result.isnan().any().item(),
+        gated=0 if gated is None else gated.data_ptr(),
+        threads=threads,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,7 +122,7 @@ def test_a_row_has_the_same_bits_in_any_batch(isa, dtype):
 def test_every_number_equals_a_plain_forward(isa, folders, kind):
     config = SearchConfig(expansions=6, step_tokens=8, rollout_tokens=12, parallel=3)
     with Engine.from_pretrained(folders[kind], max_branches=3) as engine:
-        assert engine.decoder is not None
+        assert isinstance(engine.runner, NativeRunner)
         result = solve(QUESTION, engine, config)
     assert PlainForward(folders[kind]).check(result, 2e-4) > 50
 
@@ -146,7 +161,7 @@ def test_biases_everywhere(tmp_path):
         torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
     with Engine.from_pretrained(folder) as engine:
-        assert engine.decoder is not None
+        assert isinstance(engine.runner, NativeRunner)
         result = solve(QUESTION, engine, SearchConfig(expansions=4, step_tokens=8))
     assert PlainForward(folder).check(result, 2e-4) > 50
 
@@ -156,7 +171,7 @@ def test_biases_everywhere(tmp_path):
     [{"hidden_act": "gelu"}, {"intermediate_size": 72}, {"model_type": "unknown to C++"}],
     ids=str,
 )
-def test_what_the_decoder_does_not_know_transformers_runs(tmp_path, change, monkeypatch):
+def test_what_the_native_runner_does_not_know_transformers_runs(tmp_path, change, monkeypatch):
     folder = save_model("llama3", tmp_path)
     if "model_type" in change:
         monkeypatch.setattr("marco_fast.engine.native_runner.KNOWN", ())
@@ -166,7 +181,7 @@ def test_what_the_decoder_does_not_know_transformers_runs(tmp_path, change, monk
             setattr(config, key, value)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     with Engine.from_pretrained(folder) as engine:
-        assert engine.decoder is None
+        assert isinstance(engine.runner, TransformersRunner)
         result = solve(QUESTION, engine, SearchConfig(expansions=4, step_tokens=8))
     assert PlainForward(folder).check(result, 2e-4) > 50
 
@@ -177,18 +192,18 @@ def test_a_layer_that_was_replaced_is_not_taken_for_the_plain_one(folders, part)
     cache = mf.PagedKVCache(
         2, 4, num_kv_heads=2, head_dim=48, dtype=torch.float32, device=torch.device("cpu")
     )
-    assert Decoder.of(model, cache) is not None
+    assert NativeRunner.of(model, cache) is not None
     model = transformers.AutoModelForCausalLM.from_pretrained(folders["qwen3"])
     if part == "lm_head":
         model.lm_head = torch.nn.Linear(64, model.config.vocab_size + 1, bias=False)
     else:
         model.model.layers[1].mlp.down_proj = torch.nn.Sequential(torch.nn.Linear(96, 64))
-    assert Decoder.of(model, cache) is None
+    assert NativeRunner.of(model, cache) is None
 
 
 def test_float16_is_left_to_transformers(folders):
     with Engine.from_pretrained(folders["qwen2"], dtype="float16") as engine:
-        assert engine.decoder is None
+        assert isinstance(engine.runner, TransformersRunner)
 
 
 def test_the_weights_are_not_kept_twice(folders):
@@ -209,12 +224,12 @@ def test_a_step_refuses_what_is_out_of_range_and_writes_nothing(folders, name, w
         for cache in engine.cache.k:
             cache.zero_()
         before = [cache.clone() for cache in engine.cache.k]
-        batch = TreeBatch(engine.cache, plan, given.pop("slots"))
+        slots_given = given.pop("slots")
         with pytest.raises(IndexError, match=name):
-            engine.decoder.step(*given.values(), batch.slots, plan)
+            engine.runner.step(*given.values(), slots_given, plan)
         assert all(map(torch.equal, before, engine.cache.k))
         with pytest.raises(ValueError, match="rows"):
-            engine.decoder.step(torch.tensor([5]), torch.arange(1), slots[:1], plan)
+            engine.runner.step(torch.tensor([5]), torch.arange(1), slots[:1], plan)
 
 
 def engine_plan(engine, node):
@@ -228,15 +243,15 @@ def engine_plan(engine, node):
 
 def test_the_rope_table_grows_with_the_positions(folders):
     with Engine.from_pretrained(folders["llama3"]) as engine:
-        decoder = engine.decoder
-        decoder._rotate_up_to(3)
-        short = decoder.cos[:3].clone()
-        decoder._rotate_up_to(400)
-        assert 400 <= len(decoder.cos) <= 512
-        assert torch.equal(decoder.cos[:3], short)
+        runner = engine.runner
+        runner._rotate_up_to(3)
+        short = runner.cos[:3].clone()
+        runner._rotate_up_to(400)
+        assert 400 <= len(runner.cos) <= 512
+        assert torch.equal(runner.cos[:3], short)
 
 
 def test_without_the_extension_there_is_none(folders, monkeypatch):
     monkeypatch.setattr("marco_fast.engine.native_runner.built", lambda: False)
     with Engine.from_pretrained(folders["qwen2"]) as engine:
-        assert engine.decoder is None
+        assert isinstance(engine.runner, TransformersRunner)

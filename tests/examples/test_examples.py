@@ -1,5 +1,6 @@
 """The examples run from top to bottom, small."""
 
+import ast
 import os
 import re
 import subprocess
@@ -20,6 +21,13 @@ def run(name: str, *arguments: object) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_finetune_uses_the_public_names_alone():
+    tree = ast.parse((ROOT / "examples" / "finetune.py").read_text())
+    used = [each for each in ast.walk(tree) if isinstance(each, ast.Import | ast.ImportFrom)]
+    ours = [ast.unparse(each) for each in used if "marco_fast" in ast.unparse(each)]
+    assert ours == ["import marco_fast as mf"]
 
 
 def test_finetune(tmp_path):

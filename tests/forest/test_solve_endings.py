@@ -85,7 +85,7 @@ def test_an_exception_in_the_model_ends_the_search_with_the_tree_intact(tiny, pl
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_an_error_not_a_token(tiny, plain, value):
-    step, calls = tiny.decoder.step, []
+    step, calls = tiny.runner.step, []
 
     def spoiled(*args, **options):
         hidden = step(*args, **options)
@@ -95,7 +95,7 @@ def test_logits_that_are_not_finite_are_an_error_not_a_token(tiny, plain, value)
             hidden[0, 7] = value
         return hidden
 
-    tiny.decoder.step = spoiled
+    tiny.runner.step = spoiled
     result = solve("q", tiny, SMALL)
     assert result.stop_reason == "error"
     assert isinstance(result.error, ModelError)

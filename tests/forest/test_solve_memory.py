@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from marco_fast import Engine, KVCacheFull, SearchConfig, solve
-from marco_fast.engine.scheduler import Branch, Scheduler
+from marco_fast.engine.branches import Branch
+from marco_fast.engine.scheduler import Scheduler
 from marco_fast.search.marco import as_messages
 from tests.support.models import CONFIGS
 from tests.support.searches import ATOL, QUESTION, SMALL, count_calls, same_tree

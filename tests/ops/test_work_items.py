@@ -80,7 +80,7 @@ def test_equals_its_specification(seed, tile_rows):
             active = np.arange(len(arguments[3])) % 2 == step % 2
             native.advance(active)
             plain.advance(active)
-        got, want = extension.make_tree_items(native, *options), pack_tree_items(plain, *options)
+        got, want = extension.pack_plan(native, *options), pack_tree_items(plain, *options)
         assert got.tolist() == want.tolist()
 
 
@@ -230,10 +230,10 @@ def test_room_is_kept_and_refused():
     extension = pytest.importorskip("marco_fast._C")
     plan = forest_of(7, queries=5).plan()
     options = (3, 1, 16, 64, 0, 512)
-    tight = extension.make_tree_items(plan.native, *options)
+    tight = extension.pack_plan(plan.native, *options)
     sizes = tight[:10].tolist()
     room = [size + 9 for size in sizes]
-    loose = extension.make_tree_items(plan.native, *options, room)
+    loose = extension.pack_plan(plan.native, *options, room)
     assert loose[:11].tolist() == tight[:11].tolist()
     at, from_ = 16, 16
     for size, space in zip(sizes, room, strict=True):
@@ -241,7 +241,7 @@ def test_room_is_kept_and_refused():
         at, from_ = at + -(-space // 4) * 4, from_ + -(-size // 4) * 4
     room[4] = sizes[4] - 1
     with pytest.raises(ValueError, match="words of query_order, its room, got 5"):
-        extension.make_tree_items(plan.native, *options, room)
+        extension.pack_plan(plan.native, *options, room)
 
 
 def test_workspace_holds_every_partial():

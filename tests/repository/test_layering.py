@@ -36,7 +36,7 @@ FLOORS = [
 ONLY = {
     "kernels": ["kernels"],
     "search": ["search"],
-    "questions": ["questions"],
+    "questions": ["questions", "search"],
     "tree_view": ["tree_view", "search", "files"],
     "errors": [],
     "files": [],

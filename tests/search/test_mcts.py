@@ -1,12 +1,13 @@
-"""Search: ask/tell against a bandit, tickets in any order, budgets, answers, options."""
+"""Search: ask/tell against a bandit, tickets in any order, budgets, a caller's own rule."""
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from marco_fast.search.mcts import Search, SearchConfig, Ticket, choose_answer
+from marco_fast.search.config import SearchConfig
+from marco_fast.search.mcts import Search, Ticket
+from marco_fast.search.tree import SearchTree
 
 
 def drive(search: Search, value_of, order=None, batch: int = 8, rollout: int = 0) -> None:
@@ -208,103 +209,23 @@ def test_misuse_of_a_ticket_is_refused():
         search.grow(ticket, [1], [-1.0], [0.5])
 
 
-def finished(search: Search, value: float, *, more_visits: int = 0) -> int:
-    (ticket,) = search.ask()
-    node = search.grow(ticket, [1], [-1.0], [0.5], terminal=True, finished=True)
-    search.tell(ticket, value)
-    return node
+def deepest(tree: SearchTree, config: SearchConfig) -> int | None:
+    """A rule of a caller's own: the youngest node with a free slot."""
+    free = [n for n in range(len(tree)) if tree.started[n] < tree.slots and not tree.terminal[n]]
+    return np.int64(free[-1]) if free else None
 
 
-def test_the_three_answer_rules():
-    def nodes(rule):
-        search = Search("q", SearchConfig(answer=rule, children=16))
-        made = [finished(search, value) for value in (0.6, 0.7, 0.9, 0.5)]
-        answers = dict(zip(made, ("12", "12.", "7", " 12 "), strict=True))
-        return search, made, answers
-
-    search, made, answers = nodes("value")
-    assert choose_answer(search.tree, answers, search.config.answer) == made[2]
-    search, made, answers = nodes("vote")
-    assert (
-        choose_answer(search.tree, answers, search.config.answer) == made[1]
-    )  # 12: 1.8 against 0.9; its best path answers
-    search, made, answers = nodes("visits")
-    assert (
-        choose_answer(search.tree, answers, search.config.answer) == made[2]
-    )  # one visit each: the better value
-    assert choose_answer(search.tree, {}, search.config.answer) is None
+def test_a_callers_rule_selects():
+    search = Search("q", SearchConfig(select=deepest, expansions=5, children=2, parallel=1))
+    drive(search, lambda path: 0.5)
+    assert search.tree.parent == [-1, 0, 1, 2, 3, 4]
+    assert {type(each) for each in search.tree.parent} == {int}
 
 
-def test_visits_follow_the_most_visited_way_to_an_answer():
-    search = Search("q", SearchConfig(answer="visits", children=2, parallel=1))
-    (ticket,) = search.ask()
-    search.grow(ticket, [1], [-1.0], [0.5], more=True)
-    often = search.grow(ticket, [1], [-1.0], [0.5], terminal=True, finished=True)
-    search.tell(ticket, 0.4)
-    once = finished(search, 0.99)
-    (ticket,) = search.ask()
-    node = ticket.node
-    search.grow(ticket, [1], [-1.0], [0.5], terminal=True)
-    search.tell(ticket, 0.1)
-    assert node == 1  # a second visit below the first child
-    answers = {often: "a", once: "b"}
-    assert choose_answer(search.tree, answers, search.config.answer) == often
-
-
-def test_ties_go_to_the_older_node():
-    search = Search("q", SearchConfig(children=8))
-    first, second = finished(search, 0.5), finished(search, 0.5)
-    assert choose_answer(search.tree, {second: "b", first: "a"}, search.config.answer) == first
-
-
-BAD = [
-    ("action", "leap"),
-    ("action", None),
-    ("value", "best"),
-    ("answer", ""),
-    ("step_tokens", 0),
-    ("step_tokens", 1.5),
-    ("step_tokens", True),
-    ("max_step_tokens", -1),
-    ("expansions", 0),
-    ("children", 0),
-    ("children", 257),
-    ("parallel", 0),
-    ("rollout_tokens", -1),
-    ("c_uct", math.nan),
-    ("c_uct", math.inf),
-    ("c_uct", -0.1),
-    ("temperature", -1e-9),
-    ("temperature", math.nan),
-    ("temperature", "hot"),
-    ("top_p", 0),
-    ("top_p", 0.0),
-    ("top_p", 1.01),
-    ("top_k", 0),
-    ("top_k", 33),
-    ("seed", 2**63),
-    ("seed", None),
-    ("max_tokens", 0),
-    ("max_seconds", -1.0),
-    ("max_seconds", math.inf),
-    ("reflect", 1),
-    ("normalize", "yes"),
-]
-
-
-@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda each: str(each))
-def test_options_out_of_range_are_refused_with_what_was_expected(name, value):
-    with pytest.raises(ValueError, match=f"expected {name} to be .*") as caught:
-        SearchConfig(**{name: value})
-    assert "got" in str(caught.value)
-
-
-def test_the_edges_of_the_ranges_are_allowed():
-    SearchConfig(temperature=0, top_p=1, c_uct=0, rollout_tokens=0, max_seconds=0, seed=-(2**63))
-    SearchConfig(value=lambda tokens, confidences, text: 0.0)
-
-
-def test_a_config_is_json_ready():
-    values = SearchConfig(value=ordinals).to_dict()
-    assert values["value"] == "ordinals"
-    assert {*values} == {each.name for each in fields(SearchConfig)}
+@pytest.mark.parametrize("wrong", [-1, 7, 1, 0, "root", 0.0])
+def test_a_rule_must_return_a_node_that_can_have_a_child(wrong):
+    search = Search("q", SearchConfig(select=lambda tree, config: wrong, children=1))
+    search.tree.add(0, search.tree.start_child(0), [1], [-1.0], [0.5], terminal=True)
+    with pytest.raises(ValueError, match=f"free child slot, or None, got {wrong!r}"):
+        search.ask()
+    assert (search.asked, search.in_flight) == (0, [])

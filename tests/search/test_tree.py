@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from marco_fast.search.config import SearchConfig
+from marco_fast.search.selection import uct
 from marco_fast.search.tree import SearchTree, child_seed, root_seed
 
 
@@ -72,8 +74,8 @@ def test_select_is_brute_force_uct(seed, slots, normalize, virtual_loss):
     rng = np.random.default_rng(seed)
     tree = random_tree(rng, int(rng.integers(1, 60)), slots)
     for c_uct in (0.0, 0.3, 1.414, 50.0):
-        options = (c_uct, normalize, virtual_loss)
-        assert tree.select(*options) == brute_select(tree, *options)
+        config = SearchConfig(c_uct=c_uct, normalize=normalize, virtual_loss=virtual_loss)
+        assert uct(tree, config) == brute_select(tree, c_uct, normalize, virtual_loss)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -104,9 +106,9 @@ def test_an_unvisited_child_counts_with_its_parents_mean_and_its_visits_in_fligh
     tree.backup(nodes[0], 0.5)
     tree.add_virtual(nodes[1], 1)
     # equal means, equal visits with the one in flight: the older child
-    assert tree.select(1.0) == nodes[0]
+    assert uct(tree, SearchConfig(c_uct=1.0)) == nodes[0]
     tree.add_virtual(nodes[0], 1)
-    assert tree.select(1.0) == nodes[1]
+    assert uct(tree, SearchConfig(c_uct=1.0)) == nodes[1]
 
 
 def test_path_confidence_is_the_same_bits_however_a_path_is_cut():

@@ -9,7 +9,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from marco_fast.tree_view.page import read_tree, write_tree_page
+from marco_fast.tree_view.page import write_tree_page
+from marco_fast.tree_view.read import read_tree
 from tests.support.saved_trees import put
 
 

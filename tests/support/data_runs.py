@@ -9,8 +9,10 @@ from marco_fast.data.filters import Limits
 from marco_fast.data.generate import generate_data, journal_of
 from marco_fast.data.questions_file import read_questions
 from marco_fast.forest.result import Progress, SearchResult, SearchStats
-from marco_fast.search.marco import parse_reply
-from marco_fast.search.mcts import Search, SearchConfig, choose_answer
+from marco_fast.search.answer import choose_answer
+from marco_fast.search.config import SearchConfig
+from marco_fast.search.mcts import Search
+from marco_fast.search.replies import parse_reply
 
 ROOT = Path(__file__).parents[2]
 BYTES = [bytes([value]) for value in range(256)]

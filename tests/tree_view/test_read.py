@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from marco_fast.tree_view.page import read_tree
+from marco_fast.tree_view.read import read_tree
 from tests.support.saved_trees import put, small_tree
 
 

@@ -1,7 +1,8 @@
-// A tree plan made of arrays that were planned before: copied, and checked before anything reads them.
+// A plan as arrays: packed with its work items for a device, and made again from arrays.
 //
-// The arrays may come from anywhere. After check_plan a kernel reads nothing outside them, and every
-// query sees exactly the segments from a root to its own; so a list that is not a plan is an error.
+// Arrays may come from anywhere and are checked before anything reads them. After check_plan a
+// kernel reads nothing outside them, and every query sees exactly the segments from a root to its
+// own.
 #pragma once
 
 #include <algorithm>
@@ -13,16 +14,57 @@
 #include <vector>
 
 #include "attention/plan.h"
+#include "attention/work_items.h"
 
 namespace marco_fast {
 
-// The arrays that make a plan, in the order in which they cross the border (ops/plan_arrays.py).
-inline constexpr std::array<std::vector<int32_t> TreePlan::*, 10> kPlanArrays = {
-    &TreePlan::query_order, &TreePlan::query_segment, &TreePlan::query_lens,
-    &TreePlan::segment_parents, &TreePlan::segment_lens, &TreePlan::query_begin,
-    &TreePlan::own_end, &TreePlan::query_end, &TreePlan::page_begin, &TreePlan::page_ids};
+// A packed plan is one int32 array: a header of kHeaderWords, then the sections in this order, each
+// beginning at a multiple of 4 words. The header holds how many words each section has, then
+// tile_query_heads.
+inline constexpr int kSections = 10;
+inline constexpr const char* kSectionNames[kSections] = {
+    "items",      "chunks",  "partial_begin", "merges",     "query_order",
+    "query_lens", "own_end", "segment_lens",  "page_begin", "page_ids"};
+inline constexpr int kHeaderWords = 16;
 
-namespace plan_arrays {
+using SectionSizes = std::array<int64_t, kSections>;
+using Sections = std::array<const std::vector<int32_t>*, kSections>;
+
+inline Sections sections_of(const TreePlan& plan, const WorkItems& items) {
+  return {&items.items,      &items.chunks,    &items.partial_begin, &items.merges,
+          &plan.query_order, &plan.query_lens, &plan.own_end,        &plan.segment_lens,
+          &plan.page_begin,  &plan.page_ids};
+}
+
+// Words of a packed plan whose sections have room for `sizes` words.
+inline int64_t packed_words(const SectionSizes& sizes) {
+  int64_t words = kHeaderWords;
+  for (const int64_t size : sizes) words += (size + 3) / 4 * 4;
+  return words;
+}
+
+// Writes header and sections to `to`. Section i has room for room[i] words; the unused ones are 0.
+inline void pack(const Sections& sections, const SectionSizes& room, int64_t tile_query_heads,
+                 int32_t* to) {
+  std::fill(to, to + kHeaderWords, 0);
+  to[kSections] = static_cast<int32_t>(tile_query_heads);
+  int64_t at = kHeaderWords;
+  for (int i = 0; i < kSections; ++i) {
+    to[i] = static_cast<int32_t>(sections[i]->size());
+    int32_t* end = std::copy(sections[i]->begin(), sections[i]->end(), to + at);
+    at += (room[i] + 3) / 4 * 4;
+    std::fill(end, to + at, 0);
+  }
+}
+
+// The arrays that make a plan, in the order in which Python passes them.
+inline constexpr std::array<std::vector<int32_t> TreePlan::*, 10> kPlanArrays = {
+    &TreePlan::query_order,     &TreePlan::query_segment, &TreePlan::query_lens,
+    &TreePlan::segment_parents, &TreePlan::segment_lens,  &TreePlan::query_begin,
+    &TreePlan::own_end,         &TreePlan::query_end,     &TreePlan::page_begin,
+    &TreePlan::page_ids};
+
+namespace packed_plan {
 
 inline std::string entry(const char* name, int64_t index) {
   return std::string(name) + "[" + std::to_string(index) + "]";
@@ -48,7 +90,8 @@ inline PlanError check_sizes(const TreePlan& p) {
   return {false, "expected a plan's arrays: three [Q], five [A], page_begin [A + 1], page_ids"};
 }
 
-// Parents first; pages for every token; the queries below a segment among those of its parent.
+// Checks that a segment's parent comes before it, that each of its tokens has a page, and that its
+// queries are among its parent's.
 inline PlanError check_segment(const TreePlan& p, int32_t a, int64_t page_size) {
   const int64_t queries = p.query_order.size(), segments = p.segment_lens.size();
   const int64_t parent = p.segment_parents[a], tokens = p.segment_lens[a];
@@ -75,15 +118,15 @@ inline PlanError check_segment(const TreePlan& p, int32_t a, int64_t page_size) 
   return {};
 }
 
-inline PlanError check_query(const TreePlan& p, int32_t i, std::vector<bool>* placed) {
+inline PlanError check_query(const TreePlan& p, int32_t i, std::vector<bool>* seen) {
   const int64_t queries = p.query_order.size(), segments = p.segment_lens.size();
   const int64_t order = p.query_order[i], segment = p.query_segment[i];
   if (outside(0, queries - 1, order))
     return {true, "expected " + entry("query_order", i) + range(0, queries - 1, order)};
-  if ((*placed)[order])
-    return {false, "expected each query once in query_order, got " + std::to_string(order) +
-                       " again"};
-  (*placed)[order] = true;
+  if ((*seen)[order])
+    return {false,
+            "expected each query once in query_order, got " + std::to_string(order) + " again"};
+  (*seen)[order] = true;
   if (outside(0, segments - 1, segment))
     return {true, "expected " + entry("query_segment", i) + range(0, segments - 1, segment)};
   const bool first = i == p.query_begin[segment];
@@ -96,8 +139,8 @@ inline PlanError check_query(const TreePlan& p, int32_t i, std::vector<bool>* pl
   return {};
 }
 
-// Every interval holds as many queries as end at or below its segment. With the nesting that
-// check_segment found, it holds exactly those.
+// Every interval has as many queries as end at or below its segment. With the nesting that
+// check_segment found, it therefore has exactly these queries.
 inline PlanError check_intervals(const TreePlan& p) {
   std::vector<int64_t> below(p.segment_lens.size());
   for (int32_t segment : p.query_segment) ++below[segment];
@@ -119,7 +162,7 @@ inline PlanError check_pages(const TreePlan& p) {
   return {};
 }
 
-// The arrays that follow from the others.
+// Fills in the arrays that follow from the others.
 inline PlanError derive(TreePlan* p) {
   const size_t segments = p->segment_lens.size(), queries = p->query_order.size();
   std::vector<int64_t> above(segments);
@@ -144,17 +187,17 @@ inline PlanError derive(TreePlan* p) {
   return {};
 }
 
-}  // namespace plan_arrays
+}  // namespace packed_plan
 
-// Checks the arrays of kPlanArrays and fills the others; page_size is at least 1.
+// Checks the arrays of kPlanArrays and fills in the others; page_size is at least 1.
 inline PlanError check_plan(int64_t page_size, TreePlan* plan) {
-  using namespace plan_arrays;
+  using namespace packed_plan;
   if (PlanError error = check_sizes(*plan)) return error;
   for (size_t a = 0; a < plan->segment_lens.size(); ++a)
     if (PlanError error = check_segment(*plan, static_cast<int32_t>(a), page_size)) return error;
-  std::vector<bool> placed(plan->query_order.size());
+  std::vector<bool> seen(plan->query_order.size());
   for (size_t i = 0; i < plan->query_order.size(); ++i)
-    if (PlanError error = check_query(*plan, static_cast<int32_t>(i), &placed)) return error;
+    if (PlanError error = check_query(*plan, static_cast<int32_t>(i), &seen)) return error;
   if (PlanError error = check_intervals(*plan)) return error;
   if (PlanError error = check_pages(*plan)) return error;
   return derive(plan);

@@ -1,8 +1,9 @@
 // Which thread computes which part of a tree attention call.
 //
-// A unit is one KV head and one stripe of the depth-first queries. Stripes are cut where the tokens
-// that their queries see are about equal, as few of them as keep every thread busy, since segments
-// above a cut are read once on either side of it. No result depends on who takes which unit.
+// A unit is one KV head and one stripe, an interval of the depth-first queries. The queries of each
+// stripe see about as many tokens. There are only as many stripes as keep every thread busy,
+// because a segment above the cut between two stripes is read once for each. No result depends on
+// which thread takes which unit.
 #pragma once
 
 #include <atomic>
@@ -10,25 +11,25 @@
 #include <numeric>
 #include <vector>
 
-#include "base/parallel.h"
-#include "attention/tree_attention.h"
 #include "attention/plan.h"
+#include "attention/tree_attention.h"
+#include "base/parallel.h"
 
 namespace marco_fast {
 
 using TreeAttentionKernel = void (*)(const TreeAttentionArgs&, const TreeAttentionUnit&, float*);
 
-// Products of one thread's share, below which starting another thread costs more than it saves.
+// With fewer products per thread, starting another thread costs more than it saves.
 inline constexpr double kMinProductsPerThread = 250e3;
 
-// float32 words of scratch that a thread needs for any unit of a plan with so many queries.
+// float32 words of scratch that a thread needs for any unit of a plan with `queries` queries.
 inline int64_t thread_words(int64_t queries, int group, int head_dim) {
   const int64_t most = max_unit_queries(group);
   return unit_words((queries < most ? queries : most) * group, head_dim);
 }
 
-// The queries where stripes begin, and the end: at least `stripes` of them where there are so many
-// queries, none larger than max_unit_queries.
+// The queries where stripes begin, and the number of queries. There are at least `stripes` stripes,
+// or one per query if there are fewer; none is larger than max_unit_queries.
 inline std::vector<int> cut_stripes(const TreePlan& plan, int stripes, int group) {
   const int queries = static_cast<int>(plan.path_lens.size()), most = max_unit_queries(group);
   double left = 0;
@@ -57,22 +58,24 @@ inline void set_plan(const TreePlan& plan, TreeAttentionArgs* a) {
 }
 
 inline void run_tree_attention(TreeAttentionKernel kernel, const TreeAttentionArgs& args,
-                               const TreePlan& plan, int kv_heads, int threads, float* workspace) {
+                               const TreePlan& plan, int num_kv_heads, int threads,
+                               float* workspace) {
   double tokens = 0;
   for (int32_t length : plan.path_lens) tokens += length;
-  const double products = 2 * tokens * args.group * kv_heads * args.head_dim;
+  const double products = 2 * tokens * args.group * num_kv_heads * args.head_dim;
   const double useful = products / kMinProductsPerThread;
   if (useful < threads) threads = useful < 1 ? 1 : static_cast<int>(useful);
   const std::vector<int> bounds =
-      cut_stripes(plan, threads / std::gcd(threads, kv_heads), args.group);
-  const int stripes = static_cast<int>(bounds.size()) - 1, units = stripes * kv_heads;
+      cut_stripes(plan, threads / std::gcd(threads, num_kv_heads), args.group);
+  const int stripes = static_cast<int>(bounds.size()) - 1, units = stripes * num_kv_heads;
   const int64_t words =
       thread_words(static_cast<int64_t>(plan.path_lens.size()), args.group, args.head_dim);
   std::atomic<int> next{0};
   parallel(threads < units ? threads : units, [&](int thread, int) {
     for (int unit = next++; unit < units; unit = next++) {
       const int stripe = unit % stripes;
-      kernel(args, {unit / stripes, bounds[stripe], bounds[stripe + 1]}, workspace + thread * words);
+      kernel(args, {unit / stripes, bounds[stripe], bounds[stripe + 1]},
+             workspace + thread * words);
     }
   });
 }

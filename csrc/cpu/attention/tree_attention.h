@@ -1,9 +1,11 @@
-// Attention of many queries over a forest of paged KV segments, each segment read once for all of them.
+// Attention of many queries over a forest of paged KV segments. Each segment is read once for all
+// queries.
 //
-// Work is cut into units: one KV head and an interval of depth-first queries, whose rows (query, head
-// in group) keep a running state (m, s, acc). A unit walks the segments from the roots down; a segment
-// is cut into chunks at fixed token positions, and each chunk joins the state of every row that sees it
-// by one formula. So a row's bits depend on its path alone.
+// Work is cut into units of one KV head and an interval of depth-first queries. Each query_head (a
+// query and one head of its group) has a running state (m, s, acc). A unit walks the segments from
+// the roots down. A segment is cut into chunks at fixed token positions, and one formula adds a
+// chunk to the state of every query_head that sees it. So the bits of a query_head depend on its
+// path alone.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +18,9 @@ namespace marco_fast {
 
 struct TreeAttentionArgs {
   // Inputs; strides in elements, head_dim contiguous everywhere.
-  const void* q;  // [Q, kv_heads * group, head_dim]
+  const void* q;  // [Q, num_kv_heads * group, head_dim]
   int64_t q_stride_query, q_stride_head;
-  const void* k;  // [pages, kv_heads, page_size, head_dim], the last two contiguous
+  const void* k;  // [num_pages, num_kv_heads, page_size, head_dim], the last two contiguous
   int64_t k_stride_page, k_stride_head;
   const void* v;
   int64_t v_stride_page, v_stride_head;
@@ -26,11 +28,11 @@ struct TreeAttentionArgs {
   float scale;
   int group, head_dim, page_size;
   // Outputs.
-  void* out;  // [Q, kv_heads * group, head_dim]
+  void* out;  // [Q, num_kv_heads * group, head_dim]
   int64_t out_stride_query, out_stride_head;
-  float* lse;  // [Q, kv_heads * group]
+  float* lse;  // [Q, num_kv_heads * group]
   int64_t lse_stride_query, lse_stride_head;
-  // The plan (tree_plan.h).
+  // The plan (plan.h).
   int num_segments;
   const int32_t* query_order;
   const int32_t* query_lens;
@@ -47,29 +49,31 @@ struct TreeAttentionUnit {
   int query_begin, query_end;  // depth-first numbers
 };
 
-// Tokens of a chunk: K and V of one chunk and head fit into 256 KiB of float32.
-constexpr int chunk_tokens(int head_dim) {
+// Tokens per chunk on a CPU: K and V of one chunk and head are at most 256 KiB of float32.
+constexpr int cpu_chunk_tokens(int head_dim) {
   return head_dim <= 64 ? 512 : head_dim <= 128 ? 256 : 128;
 }
 
 inline constexpr int kMaxHeadDim = 256;
-inline constexpr int kRowBlock = 8;  // rows that share one load of K or V, at most
+inline constexpr int kBlockQueryHeads = 8;  // at most; they share each load of K or V
 
-// Rows of a unit, so that states and queries stay in the L2 cache; at least one query.
+// Queries per unit: at most 512 query_heads, whose states and q stay in the L2 cache, but at least
+// one query.
 constexpr int max_unit_queries(int group) { return group >= 512 ? 1 : 512 / group; }
 
-// float32 words of scratch for a unit of `rows` rows: K transposed, V, scores, one block's sums;
-// then m, s, acc and q of each row. Everything starts on a cache line.
-constexpr int64_t unit_words(int64_t rows, int head_dim) {
-  const int64_t chunk = chunk_tokens(head_dim);
-  const int64_t padded = (rows + 15) / 16 * 16;
-  return 2 * chunk * head_dim + kRowBlock * (chunk + 16) + kRowBlock * head_dim +
+// float32 words of scratch for a unit: K transposed, V, scores and the sums of one block; then m,
+// s, acc and q of each query_head. Everything starts on a cache line.
+constexpr int64_t unit_words(int64_t query_heads, int head_dim) {
+  const int64_t chunk = cpu_chunk_tokens(head_dim);
+  const int64_t padded = (query_heads + 15) / 16 * 16;
+  return 2 * chunk * head_dim + kBlockQueryHeads * (chunk + 16) + kBlockQueryHeads * head_dim +
          padded * (2 + 2 * head_dim) + 16;
 }
 
-#define MF_DECLARE(isa)                                                                  \
-  namespace isa {                                                                        \
-  void tree_attention(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, float* scratch); \
+#define MF_DECLARE(isa)                                                             \
+  namespace isa {                                                                   \
+  void tree_attention(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, \
+                      float* scratch);                                              \
   }
 MF_FOR_EACH_ISA(MF_DECLARE)
 #undef MF_DECLARE

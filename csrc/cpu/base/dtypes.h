@@ -1,4 +1,4 @@
-// Element types of the tensors, as plain data that every instruction set shares.
+// Element types of the tensors, as data that every instruction set shares.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,5 @@ struct f16 {
 };
 
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
-
-// A read-only 2-D view: rows of `cols` contiguous elements, `stride` elements apart.
-struct RowsView {
-  const void* data;
-  Dtype dtype;
-  int64_t rows;
-  int64_t cols;
-  int64_t stride;
-};
 
 }  // namespace marco_fast

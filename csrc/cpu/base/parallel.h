@@ -1,9 +1,10 @@
-// parallel(threads, parts, f): run f(part, parts) for every part, by this thread and free helpers.
+// parallel(threads, parts, f): runs f(part, parts) for every part, on this thread and idle helpers.
 //
-// A decode step is some hundred short calls. An OpenMP team ends each with a barrier, so one thread that
-// the machine has put aside (another process runs there) holds up all: a step then takes a hundred
-// times as long. Here nobody waits for a helper that has not begun: whoever is awake takes the next
-// part, and a call ends when every part is done. Helpers look for work for a while, then sleep.
+// A decode step makes some hundred short calls. An OpenMP team ends each call with a barrier, so
+// one thread that the operating system has suspended (another process runs there) holds up all of
+// them: a step then takes a hundred times as long. Here no thread waits for a helper that has not
+// begun. Every thread that runs takes the next part, and a call ends when all parts are done. A
+// helper without work polls for about 0.1 ms, then sleeps.
 #pragma once
 
 #include <unistd.h>
@@ -25,7 +26,7 @@ class Team {
  public:
   using Function = void (*)(const void* context, int part, int parts);
 
-  // The one team of this process. Never destroyed: its threads may outlive everything.
+  // The one team of this process. It is never destroyed, because its threads may outlive all else.
   static Team& get() {
     static std::mutex guard;
     static Team* team = nullptr;
@@ -35,10 +36,10 @@ class Team {
     return *team;
   }
 
-  // Calls from several threads at once: the first gets the helpers, the others work alone.
+  // Of several threads that call at once, the first gets the helpers; the others work alone.
   void run(int threads, int parts, Function function, const void* context) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-    if (!turn.owns_lock() || parts > kMost) {
+    if (!turn.owns_lock() || parts > kMostParts) {
       for (int part = 0; part < parts; ++part) function(context, part, parts);
       return;
     }
@@ -58,8 +59,8 @@ class Team {
   }
 
  private:
-  static constexpr int kMost = 0xffff;
-  static constexpr int kLooks = 4000;  // about 0.1 ms
+  static constexpr int kMostParts = 0xffff;
+  static constexpr int kPolls = 4000;  // about 0.1 ms
 
   static void pause() {
 #if defined(__x86_64__)
@@ -69,26 +70,27 @@ class Team {
 #endif
   }
 
-  // Takes parts until none is left. A part is taken by counting up `state_`, which also names the call
-  // and its parts: what belongs to the call stays in place until every part that was taken is done.
+  // Takes parts until none is left. A thread takes a part by counting up `state_`, which also holds
+  // the number of the call: so a part is never taken from a call that has ended, and function_ and
+  // context_ stay as they are until every part taken is done.
   void work() {
     uint64_t state = state_.load(std::memory_order_acquire);
     while (open(state)) {
       if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) continue;
-      function_(context_, int(state & kMost), int(state >> 16 & kMost));
+      function_(context_, int(state & kMostParts), int(state >> 16 & kMostParts));
       done_.fetch_add(1, std::memory_order_release);
       state = state_.load(std::memory_order_acquire);
     }
   }
 
-  static bool open(uint64_t state) { return (state & kMost) < (state >> 16 & kMost); }
+  static bool open(uint64_t state) { return (state & kMostParts) < (state >> 16 & kMostParts); }
 
   void start_helpers(int wanted) {
     for (; helpers_ < wanted; ++helpers_) {
       try {
         std::thread([this, number = helpers_] { help(number); }).detach();
       } catch (const std::system_error&) {
-        return;  // no more threads to be had: the others do the work
+        return;  // the system gives no more threads: those that exist do the work
       }
     }
   }
@@ -99,10 +101,10 @@ class Team {
              number < wanted_.load(std::memory_order_relaxed);
     };
     for (;;) {
-      for (int look = 0; look < kLooks; ++look) {
+      for (int poll = 0; poll < kPolls; ++poll) {
         if (needed()) {
           work();
-          look = 0;
+          poll = 0;
         }
         pause();
       }
@@ -113,19 +115,20 @@ class Team {
     }
   }
 
-  std::mutex turn_;  // held by the thread whose call it is
+  std::mutex turn_;  // held by the thread whose call the helpers serve
   int helpers_ = 0;
-  std::atomic<int> wanted_{0};  // helpers of the present call: those numbered below
+  std::atomic<int> wanted_{0};  // helpers numbered below it serve the present call
   Function function_ = nullptr;
   const void* context_ = nullptr;
-  std::atomic<uint64_t> state_{0};  // 32 bits of the call's number, 16 its parts, 16 those taken
+  std::atomic<uint64_t> state_{0};  // the call's number (32 bits), its parts (16), parts taken (16)
   std::atomic<int> done_{0};
   std::mutex sleep_;
   std::condition_variable wake_;
   std::atomic<int> sleeping_{0};
 };
 
-// By at most `threads` threads. f must not throw, nor wait for another part (call parallel twice).
+// Runs on at most `threads` threads. f must not throw, and must not wait for another part: where
+// parts depend on each other, call parallel twice.
 template <class F>
 void parallel(int threads, int parts, const F& f) {
   if (threads <= 1 || parts <= 1) {

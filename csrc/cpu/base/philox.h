@@ -1,7 +1,7 @@
 // Philox4x32-10: random numbers as a pure function of (seed, position, purpose).
 //
 // key = the seed's two 32-bit halves, low first; counter = (position low, position high, purpose,
-// 0). The reference (marco_fast/ops/philox.py) gives the same bits.
+// 0). The reference in marco_fast/ops gives the same bits.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@ namespace marco_fast {
 
 enum class Purpose : uint32_t { token = 0 };
 
-// A double in [0, 1): the first two words of the block, low word first, their upper 53 bits *
-// 2^-53.
+// A double in [0, 1): the first two output words as one number, low word first; its upper 53 bits
+// times 2^-53.
 inline double philox_uniform(int64_t seed, int64_t position, Purpose purpose) {
   uint32_t key0 = static_cast<uint32_t>(seed);
   uint32_t key1 = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);

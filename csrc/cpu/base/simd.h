@@ -1,6 +1,6 @@
 // Vec: one register of float32, with the same few operations in every instruction set.
 //
-// Included once per instruction set (isa.h); everything lives in namespace marco_fast::MF_NS, so
+// Included once per instruction set (isa.h). Everything lives in namespace marco_fast::MF_NS, so
 // that no two instruction sets ever share a symbol. The scalar Vec has one lane and is the
 // specification: a kernel written against Vec runs on any machine.
 #pragma once
@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/convert.h"
 #include "base/dtypes.h"
 #include "base/isa.h"
 
@@ -26,62 +27,9 @@ namespace MF_NS {
 
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 
-// Scalar conversions, exact where the target can hold the value, else to nearest even.
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-inline float to_float(f16 x) {
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
-  const uint32_t exponent = (x.bits >> 10) & 31u, fraction = x.bits & 1023u;
-  uint32_t bits;
-  if (exponent == 31) {
-    bits = sign | 0x7f800000u | (fraction << 13);
-  } else if (exponent != 0) {
-    bits = sign | ((exponent + 112) << 23) | (fraction << 13);
-  } else {  // zero or subnormal: fraction * 2^-24 is exact in float32
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    std::memcpy(&bits, &magnitude, 4);
-    bits |= sign;
-  }
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-
-inline void from_float(float x, float* out) { *out = x; }
-inline void from_float(float x, bf16* out) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (x != x) {
-    out->bits = static_cast<uint16_t>((bits >> 16) | 0x40u);
-  } else {
-    out->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-  }
-}
-inline void from_float(float x, f16* out) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
-  if (bits > 0x7f800000u) {
-    out->bits = static_cast<uint16_t>(sign | 0x7e00u);
-  } else if (bits >= 0x477ff000u) {  // rounds to 65520 or more
-    out->bits = static_cast<uint16_t>(sign | 0x7c00u);
-  } else if (bits >= 0x38800000u) {
-    bits -= 112u << 23;
-    out->bits = static_cast<uint16_t>(sign | ((bits + 0xfffu + ((bits >> 13) & 1u)) >> 13));
-  } else {  // subnormal: let float32 addition do the rounding at 2^-24
-    float magnitude;
-    std::memcpy(&magnitude, &bits, 4);
-    const float shifted = magnitude + 0.5f;
-    std::memcpy(&bits, &shifted, 4);
-    out->bits = static_cast<uint16_t>(sign | (bits - 0x3f000000u));
-  }
-}
+// How many registers a block of products may use for its sums: 24 of 32, or 12 of 16. The others
+// hold the operands.
+inline constexpr int kAccumulators = MF_ISA >= MF_ISA_AVX512 ? 24 : 12;
 
 #if MF_ISA == MF_ISA_SCALAR
 
@@ -126,8 +74,6 @@ inline Vec scale2_floor(Vec a, Vec y) {
   if (y.v >= -126.0f) return scale2(a, {std::floor(y.v)});
   return {y.v != y.v ? y.v : 0.0f};
 }
-// What is at p will be read soon.
-inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p); }
 
 #elif MF_ISA == MF_ISA_AVX2
 
@@ -148,13 +94,13 @@ inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 inline void store(bf16* p, Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 inline void store(f16* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -195,7 +141,6 @@ inline uint32_t equal_mask(Vec a, Vec b) {
 inline uint32_t nan_mask(Vec a) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)));
 }
-
 inline Vec fraction(Vec a) {
   return {_mm256_sub_ps(a.v, _mm256_round_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))};
 }
@@ -204,7 +149,7 @@ inline Vec scale2_floor(Vec a, Vec y) {
   const __m256 keep = _mm256_cmp_ps(y.v, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
   return {_mm256_and_ps(keep, scale2(a, n).v)};
 }
-inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p); }
+
 #else  // AVX-512 (F, BW, VL, DQ), with or without BF16
 
 struct Vec {
@@ -224,8 +169,8 @@ inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 inline void store(bf16* p, Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -255,56 +200,16 @@ inline uint32_t greater_mask(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v,
 inline uint32_t equal_mask(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 inline uint32_t nan_mask(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q); }
 
-// Not vreduceps, which rounds 1 - tiny down and not to nearest.
+// Not by vreduceps: for a small negative a it gives the number below 1 where this rounds to 1.
 inline Vec fraction(Vec a) {
-  return {_mm512_sub_ps(
-      a.v, _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))};
+  return {_mm512_sub_ps(a.v, _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))};
 }
 inline Vec scale2_floor(Vec a, Vec y) {
   const __mmask16 keep = _mm512_cmp_ps_mask(y.v, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
   return {_mm512_maskz_scalef_ps(keep, a.v, y.v)};
 }
-inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p); }
 
 #endif
-
-// 2^y for y <= 0 with a relative error below 2 ulp, the same bits in every instruction set; exactly
-// 1 at 0, 0 below -126 (where 2^y leaves the normal range), NaN for a NaN. 2^floor(y) times a
-// polynomial on [0, 1) fitted for the least relative error, 8.3e-8, with p(0) = 1.
-inline Vec exp2_nonpositive(Vec y) {
-  const Vec r = fraction(y);
-  Vec p = set1(0x1.e974fcp-10f);
-  p = fma(p, r, set1(0x1.277854p-7f));
-  p = fma(p, r, set1(0x1.c91ce6p-5f));
-  p = fma(p, r, set1(0x1.ebdb56p-3f));
-  p = fma(p, r, set1(0x1.62e4bap-1f));
-  p = fma(p, r, set1(1.0f));
-  return scale2_floor(p, y);
-}
-
-// e^r for |r| <= ln(2)/2: the Taylor polynomial of degree 7, whose remainder r^8/40320 is below
-// 2^-27 of the result.
-inline Vec exp_polynomial(Vec r) {
-  Vec p = set1(1.0f / 5040);
-  p = fma(p, r, set1(1.0f / 720));
-  p = fma(p, r, set1(1.0f / 120));
-  p = fma(p, r, set1(1.0f / 24));
-  p = fma(p, r, set1(1.0f / 6));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, r, set1(1.0f));
-  p = fma(p, r, set1(1.0f));
-  return p;
-}
-
-// e^(x * scale) for x * scale <= 0, the product not rounded, error below 2 ulp; 0 below -86 (where e^x
-// leaves the normal range) and for -inf; a NaN gives 0. Cody-Waite reduction by ln 2 in two parts, then
-// a Taylor polynomial of degree 7 on |r| <= ln(2)/2, whose remainder r^8/40320 is below 2^-27 of the
-// result.
-inline Vec exp_scaled_nonpositive(Vec x, float scale) {
-  const Vec n = round(mul(x, set1(1.44269504f * scale)));
-  const Vec r = fma(n, set1(1.42860677e-6f), fma(x, set1(scale), mul(n, set1(-0.693148613f))));
-  return zero_below(n, -125.0f, scale2(exp_polynomial(r), max(n, set1(-126.0f))));
-}
 
 }  // namespace MF_NS
 }  // namespace marco_fast

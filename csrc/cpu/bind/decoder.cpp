@@ -1,29 +1,18 @@
 // The decoder of marco_fast._C: addresses of weights and caches in, hidden states out.
 //
-// Python keeps every tensor alive and has checked types and shapes (engine/decoder.py); what may differ
-// from step to step is checked here, before anything is written.
+// Python keeps every tensor alive and has checked types and shapes. What may differ from step to
+// step is checked here, before anything is written.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
-#include <string>
+#include <vector>
 
+#include "bind/bind.h"
 #include "decoder/decoder.h"
 
 namespace py = pybind11;
 
 namespace marco_fast {
-
-extern int g_isa;  // bind/module.cpp
-
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-const T* at(Address address) {
-  return reinterpret_cast<const T*>(address);
-}
 
 constexpr DecoderKernels kDecoder[] = {
 #define MF_KERNELS(isa) \
@@ -32,67 +21,65 @@ constexpr DecoderKernels kDecoder[] = {
 #undef MF_KERNELS
 };
 
-using Matrix = std::array<int64_t, 4>;  // addresses of panels and bias (0: none), in, out
-
-Weights weights(const Matrix& m) {
-  return {at<void>(m[0]), at<float>(m[1]), m[2], m[3]};
+PackedLinear make_linear(Address panels, Address bias, int64_t inputs, int64_t outputs) {
+  return {at<void>(panels), at<float>(bias), inputs, outputs};
 }
 
-// sizes: dtype, hidden, intermediate, vocabulary, heads, kv_heads, head_dim; cache: pages, page_size and
-// strides of a page and a head in elements.
-Decoder make_decoder(const std::array<int64_t, 7>& sizes, const std::array<int64_t, 4>& cache,
-                     float eps, Address embedding, Address norm) {
+// `cache` stands for the K and the V cache of every layer: its sizes and strides are theirs.
+Decoder make_decoder(int dtype, const Tensor<2>& embedding, int64_t intermediate_size,
+                     int num_heads, const Tensor<4>& cache, Address norm, float eps) {
   Decoder d{};
-  d.dtype = static_cast<Dtype>(sizes[0]);
-  d.hidden = sizes[1], d.intermediate = sizes[2], d.vocabulary = sizes[3];
-  d.heads = int(sizes[4]), d.kv_heads = int(sizes[5]), d.head_dim = int(sizes[6]);
-  d.pages = cache[0], d.page_size = cache[1], d.stride_page = cache[2], d.stride_head = cache[3];
+  d.dtype = static_cast<Dtype>(dtype);
+  d.vocab_size = embedding.size[0], d.hidden_size = embedding.size[1];
+  d.intermediate_size = intermediate_size;
+  d.num_heads = num_heads, d.num_kv_heads = static_cast<int>(cache.size[1]);
+  d.head_dim = static_cast<int>(cache.size[3]);
+  d.num_pages = cache.size[0], d.page_size = cache.size[2];
+  d.stride_page = cache.stride[0], d.stride_head = cache.stride[1];
   d.eps = eps;
-  d.embedding = at<void>(embedding), d.norm = at<float>(norm);
+  d.embedding = at<void>(embedding.address), d.norm = at<float>(norm);
   return d;
 }
 
-// matrices: qkv, attention output, gates and values, MLP output; norms: before attention, before the
-// MLP, of q's and of k's heads (0: none); caches: of K and of V.
-void add_layer(Decoder& d, const std::array<Matrix, 4>& matrices,
-               const std::array<Address, 4>& norms, const std::array<Address, 2>& caches,
-               float scale) {
-  d.layers.push_back({weights(matrices[0]), weights(matrices[1]), weights(matrices[2]),
-                      weights(matrices[3]), at<float>(norms[0]), at<float>(norms[1]),
-                      at<float>(norms[2]), at<float>(norms[3]), scale,
-                      reinterpret_cast<void*>(caches[0]), reinterpret_cast<void*>(caches[1])});
+void add_layer(Decoder& d, const PackedLinear& qkv, const PackedLinear& attention_out,
+               const PackedLinear& gate_up, const PackedLinear& down, Address attention_norm,
+               Address mlp_norm, Address q_norm, Address k_norm, float scale, Address k_cache,
+               Address v_cache) {
+  d.layers.push_back({qkv, attention_out, gate_up, down, at<float>(attention_norm),
+                      at<float>(mlp_norm), at<float>(q_norm), at<float>(k_norm), scale,
+                      at<void>(k_cache), at<void>(v_cache)});
 }
 
-void check_range(const char* name, const int64_t* values, int64_t rows, int64_t low, int64_t end) {
-  for (int64_t i = 0; i < rows; ++i)
-    if (values[i] < low || values[i] >= end)
-      throw py::index_error("expected " + std::string(name) + "[" + std::to_string(i) + "] in " +
-                            std::to_string(low) + ".." + std::to_string(end - 1) + ", got " +
-                            std::to_string(values[i]));
-}
-
-void run_step(const Decoder& d, Address token_ids, Address positions, Address slots, int64_t rows,
-              Address cos, Address sin, int64_t num_positions, const TreePlan& plan, Address hidden,
+void run_step(const Decoder& d, const Tensor<1>& token_ids, Address positions, Address slot_mapping,
+              const Tensor<2>& cos, Address sin, const TreePlan& plan, Address hidden,
               int threads) {
-  const DecoderStep step{at<int64_t>(token_ids), at<int64_t>(positions), at<int64_t>(slots), rows,
-                         at<float>(cos), at<float>(sin), &plan, reinterpret_cast<void*>(hidden)};
-  if (rows != int64_t(plan.query_order.size()) || plan.num_pages_needed > d.pages)
+  const int64_t rows = token_ids.size[0];
+  DecoderStep step{};
+  step.token_ids = at<int64_t>(token_ids.address), step.positions = at<int64_t>(positions);
+  step.slot_mapping = at<int64_t>(slot_mapping), step.rows = rows;
+  step.cos = at<float>(cos.address), step.sin = at<float>(sin);
+  step.plan = &plan, step.hidden = at<void>(hidden);
+  if (rows != int64_t(plan.query_order.size()) || plan.num_pages_needed > d.num_pages)
     throw py::value_error("expected as many rows as the plan has queries, and its pages");
-  check_range("token_ids", step.token_ids, rows, 0, d.vocabulary);
-  check_range("positions", step.positions, rows, 0, num_positions);
-  check_range("slots", step.slots, rows, -1, d.pages * d.page_size);
+  check_range("token_ids", step.token_ids, rows, 0, d.vocab_size);
+  check_range("positions", step.positions, rows, 0, cos.size[0]);
+  check_range("slots", step.slot_mapping, rows, -1, d.num_pages * d.page_size);
   if (rows == 0) return;
   py::gil_scoped_release release;
-  DecoderRun(d, kDecoder[g_isa], step, threads).run();
+  DecodePass(d, kDecoder[g_isa], step, threads).run();
 }
 
-// For the tests: one product, as LinearArgs has it.
-void run_linear(Address a, int64_t rows, const Matrix& matrix, int dtype, Address result,
+// For the tests: one product of a [rows, in], as LinearArgs describes it; one of `result` and
+// `gated` is 0.
+void run_linear(const PackedLinear& w, const Tensor<2>& a, int dtype, Address result,
                 bool accumulate, Address gated, int threads) {
-  const Weights w = weights(matrix);
-  const LinearArgs args{at<void>(a), w.in, w.panels, w.bias, rows, w.in, w.out,
-                        static_cast<Dtype>(dtype), reinterpret_cast<float*>(result), accumulate,
-                        reinterpret_cast<void*>(gated), w.out / 2};
+  LinearArgs args{};
+  args.a = at<void>(a.address), args.a_stride = a.stride[0];
+  args.panels = w.panels, args.bias = w.bias;
+  args.rows = a.size[0], args.in = w.in, args.out = w.out;
+  args.dtype = static_cast<Dtype>(dtype);
+  args.result = at<float>(result), args.accumulate = accumulate;
+  args.gated = at<void>(gated), args.gated_stride = w.out / 2;
   const int64_t panels = (w.out + kPanel - 1) / kPanel;
   py::gil_scoped_release release;
   parallel(threads, [&](int thread, int size) {
@@ -103,11 +90,22 @@ void run_linear(Address a, int64_t rows, const Matrix& matrix, int dtype, Addres
 }  // namespace
 
 void bind_decoder(py::module_& m) {
-  py::class_<Decoder>(m, "Decoder", "Addresses of a model's weights and caches; see engine/decoder.py.")
-      .def(py::init(&make_decoder))
-      .def("add_layer", &add_layer)
-      .def("step", &run_step);
-  m.def("linear", &run_linear);
+  py::class_<PackedLinear>(m, "PackedLinear", "Addresses of packed weights and bias, and sizes.")
+      .def(py::init(&make_linear), py::kw_only(), py::arg("panels"), py::arg("bias"),
+           py::arg("inputs"), py::arg("outputs"));
+  py::class_<Decoder>(m, "Decoder", "Addresses of a model's weights and caches.")
+      .def(py::init(&make_decoder), py::kw_only(), py::arg("dtype"), py::arg("embedding"),
+           py::arg("intermediate_size"), py::arg("num_heads"), py::arg("cache"), py::arg("norm"),
+           py::arg("eps"))
+      .def("add_layer", &add_layer, py::kw_only(), py::arg("qkv"), py::arg("attention_out"),
+           py::arg("gate_up"), py::arg("down"), py::arg("attention_norm"), py::arg("mlp_norm"),
+           py::arg("q_norm"), py::arg("k_norm"), py::arg("scale"), py::arg("k_cache"),
+           py::arg("v_cache"))
+      .def("step", &run_step, py::arg("token_ids"), py::kw_only(), py::arg("positions"),
+           py::arg("slot_mapping"), py::arg("cos"), py::arg("sin"), py::arg("plan"),
+           py::arg("hidden"), py::arg("threads"));
+  m.def("linear", &run_linear, py::arg("linear"), py::arg("a"), py::kw_only(), py::arg("dtype"),
+        py::arg("result"), py::arg("accumulate"), py::arg("gated"), py::arg("threads"));
 }
 
 }  // namespace marco_fast

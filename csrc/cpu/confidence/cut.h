@@ -1,4 +1,4 @@
-// Where a row is cut for top-p and top-k when the nucleus is larger than the candidates at hand.
+// The cut of a row for top-p and top-k, where the nucleus is larger than the row's candidates.
 //
 // Included once per instruction set.
 #pragma once
@@ -8,42 +8,43 @@
 namespace marco_fast {
 namespace MF_NS {
 
-// Kept are the logits above `value`, and those equal to it with an id up to `last_id`.
+// A cut keeps the logits above `value`, and those equal to it whose id is at most `last_id`.
 struct Cut {
   float value = kLowest;
   int32_t last_id = std::numeric_limits<int32_t>::max();
 };
 
 struct Filters {
-  int64_t top_k;   // 0: off
-  float top_p;     // 1: off
-  double lowest;   // min_p as the least logit; -inf: off
+  int64_t sample_top_k;  // 0: off
+  float top_p;           // 1: off
+  double lowest;         // the smallest logit that min_p keeps; -inf: off
 };
 
 template <class T>
 struct Row {
   const T* x;
-  int64_t cols;
-  RowSum sum;        // of the sampling distribution
-  float rate;        // log2(e) / its temperature
-  ChunkRecord* records;
-  bool score_sums;   // the records' `sum` is at this rate, not `sampling_sum`
+  int64_t vocab_size;
+  RowSum sum;  // of the sampling distribution
+  float rate;  // log2(e) / sampling temperature
+  BlockRecord* records;
+  bool score_sums;  // the records' sum at this rate is `sum`; else it is `sampling_sum`
 
-  int64_t chunks() const { return num_chunks(cols); }
-  int chunk_size(int64_t c) const {
-    const int64_t left = cols - c * kChunk;
-    return static_cast<int>(left < kChunk ? left : kChunk);
+  int64_t blocks() const { return num_vocab_blocks(vocab_size); }
+  int block_size(int64_t block) const {
+    const int64_t left = vocab_size - block * kVocabBlock;
+    return static_cast<int>(left < kVocabBlock ? left : kVocabBlock);
   }
 };
 
-// One level of the search for a cut: count and mass of the entries by the next digit of their key.
+// One level of the search for a cut: count and mass of the logits, by the next digit of their key.
 struct Histogram {
   static constexpr int kBins = 2048;
   int32_t count[kBins];
   double mass[kBins];
 };
 
-// Adds every entry >= limit whose key agrees with `prefix` above `shift + bits`; best key in bin 0.
+// Fills the histogram with the logits >= limit whose key agrees with `prefix` above the lowest
+// `shift + bits` bits. The largest keys are in bin 0.
 template <class T>
 inline void add_level(const Row<T>& row, float limit, uint32_t prefix, int shift, int bits,
                       Histogram* histogram) {
@@ -55,10 +56,10 @@ inline void add_level(const Row<T>& row, float limit, uint32_t prefix, int shift
   const float first = from_ordered(first_key), last = from_ordered(last_key);  // may be NaN
   if (first > limit) limit = first;
   const Vec below = set1(std::nextafter(limit, -kInf)), most = set1(last);
-  for (int64_t c = 0; c < row.chunks(); ++c) {
-    if (row.records[c].max < limit) continue;
-    const T* x = row.x + c * kChunk;
-    for_groups(x, row.chunk_size(c), [&](const T* p, int) {
+  for (int64_t block = 0; block < row.blocks(); ++block) {
+    if (row.records[block].max < limit) continue;
+    const T* x = row.x + block * kVocabBlock;
+    for_vocab_tiles(x, row.block_size(block), [&](const T* p, int) {
       for (int j = 0; j < kVecs; ++j) {
         const T* lane = p + j * Vec::kLanes;
         const Vec v = load(lane);
@@ -79,21 +80,21 @@ inline void add_level(const Row<T>& row, float limit, uint32_t prefix, int shift
   }
 }
 
-// A logit below which all V together could not hold the mass that top_p leaves out: no cut is
-// there.
-inline float lowest_cut(const RowSum& sum, float rate, double left_out, int64_t cols) {
-  if (left_out < 1e-4) return kLowest;  // too close to the rounding of the sums
-  return static_cast<float>(sum.max + std::log2(0.9 * left_out * sum.sum / cols) / rate);
+// A lower bound of the cut: if all V logits were as small as it, they would have less mass than
+// top_p leaves out.
+inline float lowest_cut(const RowSum& sum, float rate, double left_out, int64_t vocab_size) {
+  if (left_out < 1e-4) return kLowest;  // the sums' own rounding is too close to it
+  return static_cast<float>(sum.max + std::log2(0.9 * left_out * sum.sum / vocab_size) / rate);
 }
 
-// The id of the `rank`-th (from 1) entry equal to value.
+// The id of the `rank`-th logit (from 1) that equals value.
 template <class T>
 inline int32_t nth_equal(const Row<T>& row, float value, int64_t rank) {
   const Vec wanted = set1(value);
   int32_t id = 0;
-  for (int64_t c = 0; c < row.chunks() && rank > 0; ++c) {
-    const int32_t first_id = static_cast<int32_t>(c * kChunk);
-    for_groups(row.x + first_id, row.chunk_size(c), [&](const T* p, int at) {
+  for (int64_t block = 0; block < row.blocks() && rank > 0; ++block) {
+    const int32_t first_id = static_cast<int32_t>(block * kVocabBlock);
+    for_vocab_tiles(row.x + first_id, row.block_size(block), [&](const T* p, int at) {
       for (int j = 0; j < kVecs && rank > 0; ++j) {
         uint32_t hits = equal_mask(load(p + j * Vec::kLanes), wanted);
         for (; hits != 0 && rank > 0; hits &= hits - 1, --rank)
@@ -104,16 +105,13 @@ inline int32_t nth_equal(const Row<T>& row, float value, int64_t rank) {
   return id;
 }
 
-// The shortest prefix in rank order that reaches top_k entries or the mass top_p * sum: the digits
-// of its last key are found by histograms, most significant first.
+// The cut after the fewest logits, in descending order, that are sample_top_k or have the mass
+// top_p * sum. Histograms find the digits of the last key, the most significant digit first.
 template <class T>
 inline Cut find_cut(const Row<T>& row, const Filters& filters) {
   const double target = filters.top_p < 1.0f ? filters.top_p * row.sum.sum : kInf;
-  const int64_t most = filters.top_k > 0 ? filters.top_k : row.cols + 1;
-  const float limit =
-      filters.top_p < 1.0f
-          ? lowest_cut(row.sum, row.rate, 1.0 - filters.top_p, row.cols)
-          : kLowest;
+  const int64_t most = filters.sample_top_k > 0 ? filters.sample_top_k : row.vocab_size + 1;
+  const float limit = lowest_cut(row.sum, row.rate, 1.0 - filters.top_p, row.vocab_size);
   constexpr int kShifts[] = {21, 10, 0}, kBits[] = {11, 11, 10};
   Histogram histogram;
   uint32_t prefix = 0;
@@ -131,8 +129,8 @@ inline Cut find_cut(const Row<T>& row, const Filters& filters) {
       mass += histogram.mass[bin];
     }
     if (bin == bins) {
-      // Not reached: at the first level everything is kept; further down, where the masses of a bin
-      // were summed in another order, the whole bin is.
+      // The target was not reached. At the first level everything is kept. Further down the masses
+      // of a bin were summed in another order than before, and the whole bin is kept.
       if (level == 0) return {};
       bin = last;
       count -= histogram.count[bin];

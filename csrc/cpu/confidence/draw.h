@@ -1,4 +1,4 @@
-// Drawing a token of a row: by inverse CDF in id order, over the tokens that the filters keep.
+// Drawing a token of a row from those that the filters keep, by inverse CDF in the order of ids.
 //
 // Included once per instruction set.
 #pragma once
@@ -8,7 +8,7 @@
 namespace marco_fast {
 namespace MF_NS {
 
-// The masses 2^((x - m) * rate) of 64 entries, 0 where x < limit, is masked or is NaN.
+// The masses 2^((x - m) * rate) of a vocabulary tile; 0 where x is below the limit, -inf or NaN.
 template <class T>
 inline void masses(const T* p, Vec m, Vec rate, float limit, Vec (&out)[kVecs]) {
   for (int j = 0; j < kVecs; ++j) {
@@ -21,7 +21,7 @@ template <class T>
 inline double sum_masses(const T* x, int n, float m, float rate, float limit) {
   Vec sum[kVecs];
   for (int j = 0; j < kVecs; ++j) sum[j] = set1(0.0f);
-  for_groups(x, n, [&](const T* p, int) __attribute__((always_inline)) {
+  for_vocab_tiles(x, n, [&](const T* p, int) __attribute__((always_inline)) {
     Vec mass[kVecs];
     masses(p, set1(m), set1(rate), limit, mass);
     for (int j = 0; j < kVecs; ++j) sum[j] = add(sum[j], mass[j]);
@@ -29,96 +29,102 @@ inline double sum_masses(const T* x, int n, float m, float rate, float limit) {
   return sum_lanes(sum);
 }
 
-// The first entry whose cumulative mass exceeds target; where rounding leaves none, the last one
-// with any mass (-1: there is none).
+// The index of the first logit at which the cumulative mass exceeds the target. If rounding leaves
+// no such logit, the last one that has any mass; -1: none has.
 template <class T>
 inline int find_mass(const T* x, int n, float m, float rate, float limit, double target) {
   double before = 0.0;
   int found = -1, last = -1;
-  for_groups(x, n, [&](const T* p, int at) {
+  for_vocab_tiles(x, n, [&](const T* p, int at) {
     if (found >= 0) return;
     Vec mass[kVecs];
     masses(p, set1(m), set1(rate), limit, mass);
-    const double group = sum_lanes(mass);
-    if (group == 0.0) return;
-    const bool inside = before + group > target;
-    float each[kGroup];
+    const double tile = sum_lanes(mass);
+    if (tile == 0.0) return;
+    const bool inside = before + tile > target;
+    float each[kVocabTile];
     for (int j = 0; j < kVecs; ++j) store(each + j * Vec::kLanes, mass[j]);
     double running = before;
-    for (int i = 0; i < kGroup; ++i) {
+    for (int i = 0; i < kVocabTile; ++i) {
       if (each[i] == 0.0f) continue;
       last = at + i;
       running += each[i];
       if (inside && running > target) break;
     }
     if (inside) found = last;
-    before += group;
+    before += tile;
   });
   return found >= 0 ? found : last;
 }
 
-// The entries of a chunk fall into two runs, up to the cut's last id and after it: each has its
-// limit.
-struct Runs {
-  int first;           // entries of the first run
+// A block in two parts, up to the cut's last_id and after it. A part keeps logits >= its limit.
+struct Parts {
+  int first;  // logits of the first part
   float limits[2];
 };
-inline Runs runs_of(const Cut& cut, int64_t first_id, int n) {
+inline Parts parts_of(const Cut& cut, int64_t first_id, int n) {
   const int64_t ties = static_cast<int64_t>(cut.last_id) + 1 - first_id;
   const int first = ties <= 0 ? 0 : ties < n ? static_cast<int>(ties) : n;
   return {first, {cut.value, std::nextafter(cut.value, kInf)}};
 }
 
-// The draw for u in [0, 1) from the tokens that the cut keeps. `known`: the records hold the masses
-// of whole chunks, and the cut keeps everything.
+// The id in a block at which the mass of the logits that the cut keeps, in the order of ids,
+// exceeds the target.
+template <class T>
+inline int32_t draw_in_block(const Row<T>& row, const Cut& cut, int64_t block, double target) {
+  const T* x = row.x + block * kVocabBlock;
+  const float m = row.sum.max;
+  const int n = row.block_size(block);
+  const Parts parts = parts_of(cut, block * kVocabBlock, n);
+  const double first = sum_masses(x, parts.first, m, row.rate, parts.limits[0]);
+  const int32_t id = static_cast<int32_t>(block * kVocabBlock);
+  int at = -1;
+  if (first <= target)
+    at = find_mass(x + parts.first, n - parts.first, m, row.rate, parts.limits[1], target - first);
+  if (at >= 0) return id + parts.first + at;
+  return id + find_mass(x, parts.first, m, row.rate, parts.limits[0], target);
+}
+
+// The draw for u in [0, 1) from the tokens that the cut keeps. `known`: the cut keeps everything,
+// so the records hold the masses of the blocks.
 template <class T>
 inline int32_t draw_by_id(const Row<T>& row, const Cut& cut, bool known, double u) {
   const float m = row.sum.max;
-  auto chunk_mass = [&](int64_t c) {
-    const ChunkRecord& record = row.records[c];
-    // An entry whose power underflows has no mass, so a chunk must not have any through it alone.
+  auto block_mass = [&](int64_t block) {
+    const BlockRecord& record = row.records[block];
+    // A logit whose power underflows has no mass, so a block of such logits must have none.
     if (!((record.max - m) * row.rate >= -126.0f) || record.max < cut.value) return 0.0;
     if (known) {
       const double y = (static_cast<double>(record.max) - m) * row.rate;
       return std::exp2(y) * (row.score_sums ? record.sum : record.sampling_sum);
     }
-    const T* x = row.x + c * kChunk;
-    const int n = row.chunk_size(c);
-    const Runs runs = runs_of(cut, c * kChunk, n);
-    return sum_masses(x, runs.first, m, row.rate, runs.limits[0]) +
-           sum_masses(x + runs.first, n - runs.first, m, row.rate, runs.limits[1]);
+    const T* x = row.x + block * kVocabBlock;
+    const int n = row.block_size(block);
+    const Parts parts = parts_of(cut, block * kVocabBlock, n);
+    return sum_masses(x, parts.first, m, row.rate, parts.limits[0]) +
+           sum_masses(x + parts.first, n - parts.first, m, row.rate, parts.limits[1]);
   };
   double total = 0.0;
-  for (int64_t c = 0; c < row.chunks(); ++c) {
-    const double mass = chunk_mass(c);
-    row.records[c].sampling_sum = static_cast<float>(mass);
-    total += row.records[c].sampling_sum;
+  for (int64_t block = 0; block < row.blocks(); ++block) {
+    const double mass = block_mass(block);
+    row.records[block].sampling_sum = static_cast<float>(mass);
+    total += row.records[block].sampling_sum;
   }
   const double target = u * total;
   double before = 0.0, skipped = 0.0;
   int64_t chosen = -1;
-  for (int64_t c = 0; c < row.chunks() && !(before > target); ++c) {
-    if (row.records[c].sampling_sum == 0.0f) continue;
-    chosen = c;
+  for (int64_t block = 0; block < row.blocks() && !(before > target); ++block) {
+    if (row.records[block].sampling_sum == 0.0f) continue;
+    chosen = block;
     skipped = before;
-    before += row.records[c].sampling_sum;
+    before += row.records[block].sampling_sum;
   }
   if (chosen < 0) return -1;
-  const T* x = row.x + chosen * kChunk;
-  const int n = row.chunk_size(chosen);
-  const Runs runs = runs_of(cut, chosen * kChunk, n);
-  const double inside = target - skipped;
-  const double first = sum_masses(x, runs.first, m, row.rate, runs.limits[0]);
-  const int32_t id = static_cast<int32_t>(chosen * kChunk);
-  int at = -1;
-  if (first <= inside)
-    at = find_mass(x + runs.first, n - runs.first, m, row.rate, runs.limits[1], inside - first);
-  if (at >= 0) return id + runs.first + at;
-  return id + find_mass(x, runs.first, m, row.rate, runs.limits[0], inside);
+  return draw_in_block(row, cut, chosen, target - skipped);
 }
 
-// The draw from the `n` largest (keys, best first) if the kept tokens lie inside them, else -2.
-// `complete`: there are no tokens of any mass besides them.
+// The draw from the n largest logits (keys in descending order), or -2 where a token that is kept
+// may lie outside them. `complete`: no other token has any mass.
 inline int32_t draw_from_candidates(const uint64_t* keys, int32_t n, bool complete,
                                     const RowSum& sum, double rate, const Filters& filters,
                                     double u) {
@@ -130,7 +136,7 @@ inline int32_t draw_from_candidates(const uint64_t* keys, int32_t n, bool comple
   int32_t kept = 0;
   bool inside = complete;
   for (int32_t r = 0; r <= n; ++r) {
-    if (r > 0 && ((filters.top_k > 0 && r >= filters.top_k) || total >= target ||
+    if (r > 0 && ((filters.sample_top_k > 0 && r >= filters.sample_top_k) || total >= target ||
                   (r < n && key_value(keys[r]) < filters.lowest))) {
       inside = true;
       break;
@@ -160,11 +166,11 @@ inline int32_t draw_from_candidates(const uint64_t* keys, int32_t n, bool comple
   return last;
 }
 
-// The draw where `infs` entries are +inf and share the probability.
+// The draw where logits are +inf and share the probability.
 template <class T>
 inline int32_t draw_among_infs(const Row<T>& row, const Filters& filters, double u) {
   int64_t kept = row.sum.infs;
-  if (filters.top_k > 0 && filters.top_k < kept) kept = filters.top_k;
+  if (filters.sample_top_k > 0 && filters.sample_top_k < kept) kept = filters.sample_top_k;
   if (filters.top_p < 1.0f) {
     const int64_t enough = static_cast<int64_t>(std::ceil(filters.top_p * row.sum.sum));
     kept = enough < kept ? enough : kept;

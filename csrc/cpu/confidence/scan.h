@@ -1,24 +1,25 @@
-// Reading a row of logits: the k largest, sums of exponentials by chunk, and their fold.
+// Reading a row of logits: its largest, the sums of exponentials of its blocks, and their fold.
 //
-// Included once per instruction set. Sums run in 64 lanes whatever the width of a register, and are
-// reduced in one fixed order: every instruction set gives the same bits.
+// Included once per instruction set. Sums run in 64 lanes (a vocabulary tile) whatever the width of
+// a register, and the lanes are added up in one order: every instruction set gives the same bits.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include "base/exp.h"
+#include "base/prefetch.h"
 #include "base/simd.h"
 #include "confidence/topk_confidence.h"
 
 namespace marco_fast {
 namespace MF_NS {
 
-inline constexpr int kGroup = 64;
-inline constexpr int kVecs = kGroup / Vec::kLanes;
+inline constexpr int kVecs = kVocabTile / Vec::kLanes;  // registers of a vocabulary tile
 inline constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-// Floats as integers in the same order; -0 equals +0. NaN is never passed.
+// Floats as integers in the same order; -0 equals +0. x is not NaN.
 inline uint32_t ordered(float x) {
   x += 0.0f;
   uint32_t bits;
@@ -32,7 +33,7 @@ inline float from_ordered(uint32_t key) {
   return x;
 }
 
-// A logit and its id in one integer: larger is better (value descending, then id ascending).
+// A logit and its id in one integer: the larger value, then the smaller id, has the larger key.
 inline uint64_t pack(float value, int32_t id) {
   return static_cast<uint64_t>(ordered(value)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
 }
@@ -41,12 +42,12 @@ inline int32_t key_id(uint64_t key) {
   return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key));
 }
 
-// The `capacity` best keys seen: a binary heap with the worst on top, in memory of the caller.
+// The `capacity` largest keys so far, in the caller's memory: a heap with the smallest on top.
 class Candidates {
  public:
   Candidates(uint64_t* keys, int32_t capacity) : keys_(keys), capacity_(capacity) {}
 
-  // A value at or below it cannot enter, given that ids arrive in ascending order.
+  // Values up to the threshold cannot enter, because ids arrive in ascending order.
   float threshold() const { return count_ < capacity_ ? -kInf : key_value(keys_[0]); }
 
   void push(uint64_t key) {
@@ -59,7 +60,7 @@ class Candidates {
     }
   }
 
-  // Best first; nothing may be pushed afterwards.
+  // The largest key first. Nothing may be pushed afterwards.
   int32_t sort() {
     for (int32_t end = count_ - 1; end > 0; --end) {
       const uint64_t key = keys_[end];
@@ -71,7 +72,7 @@ class Candidates {
 
   int32_t count() const { return count_; }
 
-  // The memory already holds that many keys as a heap.
+  // Takes over a heap of `count` keys that the memory holds already.
   void adopt(int32_t count) { count_ = count; }
 
  private:
@@ -89,14 +90,15 @@ class Candidates {
   int32_t capacity_, count_ = 0;
 };
 
-// step(p, i) for each group of 64 entries from x + i; the last one padded with -inf.
+// Calls step(p, i) for each vocabulary tile of the n logits x: p is x + i, or a copy of the last
+// tile filled up with -inf.
 template <class T, class Step>
-inline __attribute__((always_inline)) void for_groups(const T* x, int n, Step step) {
+inline __attribute__((always_inline)) void for_vocab_tiles(const T* x, int n, Step step) {
   int i = 0;
-  for (; i + kGroup <= n; i += kGroup) step(x + i, i);
+  for (; i + kVocabTile <= n; i += kVocabTile) step(x + i, i);
   if (i < n) {
-    T tail[kGroup];
-    for (int j = 0; j < kGroup; ++j) {
+    T tail[kVocabTile];
+    for (int j = 0; j < kVocabTile; ++j) {
       if (j < n - i) {
         tail[j] = x[i + j];
       } else {
@@ -107,21 +109,21 @@ inline __attribute__((always_inline)) void for_groups(const T* x, int n, Step st
   }
 }
 
-// The sum of 64 lanes by halving: one order for every instruction set.
+// The sum of a tile's lanes by halving: one order for every instruction set.
 inline float sum_lanes(const Vec (&acc)[kVecs]) {
-  float lanes[kGroup];
+  float lanes[kVocabTile];
   for (int j = 0; j < kVecs; ++j) store(lanes + j * Vec::kLanes, acc[j]);
-  for (int half = kGroup / 2; half > 0; half /= 2)
+  for (int half = kVocabTile / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   return lanes[0];
 }
 
-// The largest entry (-inf for none, NaN skipped); entries above the threshold become candidates.
+// The largest logit, or -inf; NaN is skipped. Logits above the threshold become candidates.
 template <class T>
 inline float sweep_max(const T* x, int n, int32_t first_id, Candidates& best) {
   Vec running = set1(-kInf);
   Vec threshold = set1(best.threshold());
-  for_groups(x, n, [&](const T* p, int at) __attribute__((always_inline)) {
+  for_vocab_tiles(x, n, [&](const T* p, int at) __attribute__((always_inline)) {
     Vec v[kVecs];
     Vec top = set1(-kInf);
     for (int j = 0; j < kVecs; ++j) {
@@ -142,16 +144,16 @@ inline float sweep_max(const T* x, int n, int32_t first_id, Candidates& best) {
   return reduce_max(running);
 }
 
-// Sum of 2^((x - m) * rate), NaN if any entry is NaN; kWeighted: also of 2^y * y.
+// The sum of 2^y, y = (x - m) * rate, which is NaN if a logit is NaN. kWeighted: also of 2^y * y.
 template <bool kWeighted, class T>
 inline float sweep_sum(const T* x, int n, float m, float rate, float* weighted) {
   Vec sum[kVecs], product[kVecs];
   for (int j = 0; j < kVecs; ++j) sum[j] = product[j] = set1(0.0f);
   const Vec vm = set1(m), vrate = set1(rate), lowest = set1(-126.0f);
-  for_groups(x, n, [&](const T* p, int) __attribute__((always_inline)) {
-    // The next chunk comes in while this one keeps the arithmetic units busy.
-    const uintptr_t next = reinterpret_cast<uintptr_t>(p) + kChunk * sizeof(T);
-    for (size_t byte = 0; byte < kGroup * sizeof(T); byte += 64)
+  for_vocab_tiles(x, n, [&](const T* p, int) __attribute__((always_inline)) {
+    // Requests the next block, to arrive while this one keeps the arithmetic units busy.
+    const uintptr_t next = reinterpret_cast<uintptr_t>(p) + kVocabBlock * sizeof(T);
+    for (size_t byte = 0; byte < kVocabTile * sizeof(T); byte += 64)
       prefetch(reinterpret_cast<const void*>(next + byte));
     for (int j = 0; j < kVecs; ++j) {
       const Vec y = mul(sub(load(p + j * Vec::kLanes), vm), vrate);
@@ -164,10 +166,10 @@ inline float sweep_sum(const T* x, int n, float m, float rate, float* weighted) 
   return sum_lanes(sum);
 }
 
-// Which sums a row needs. A rate is log2(e) / temperature; 0: not needed.
+// Which sums a row needs, as rates log2(e) / temperature; 0: not needed.
 struct Rates {
   float score;
-  float sampling;  // 0 also where it equals the score's
+  float sampling;  // 0 as well where it would equal `score`
   bool weighted;
 };
 
@@ -178,19 +180,18 @@ inline float rate_of(float temperature) {
 }
 
 template <class T>
-inline void sweep_sums(const T* x, int n, const Rates& rates, ChunkRecord* record) {
-  record->sum = rates.weighted
-                    ? sweep_sum<true>(x, n, record->max, rates.score, &record->weighted)
-                    : sweep_sum<false>(x, n, record->max, rates.score, nullptr);
+inline void sweep_sums(const T* x, int n, const Rates& rates, BlockRecord* record) {
+  record->sum = rates.weighted ? sweep_sum<true>(x, n, record->max, rates.score, &record->weighted)
+                               : sweep_sum<false>(x, n, record->max, rates.score, nullptr);
   if (rates.sampling != 0.0f)
     record->sampling_sum = sweep_sum<false>(x, n, record->max, rates.sampling, nullptr);
 }
 
-// A chunk with a NaN, a +inf or nothing above -inf.
+// For a block with a NaN, with a +inf, or without a logit above -inf.
 template <class T>
-__attribute__((noinline)) void scan_unusual_chunk(const T* x, int n, const Rates& rates,
-                                                  ChunkRecord* record) {
-  float clean[kChunk];
+__attribute__((noinline)) void scan_unusual_block(const T* x, int n, const Rates& rates,
+                                                  BlockRecord* record) {
+  float clean[kVocabBlock];
   for (int i = 0; i < n; ++i) {
     const float value = to_float(x[i]);
     record->nan |= value != value;
@@ -208,18 +209,18 @@ __attribute__((noinline)) void scan_unusual_chunk(const T* x, int n, const Rates
 }
 
 template <class T>
-inline void scan_chunk(const T* x, int n, int32_t first_id, const Rates& rates, Candidates& best,
-                       ChunkRecord* record) {
+inline void scan_block(const T* x, int n, int32_t first_id, const Rates& rates, Candidates& best,
+                       BlockRecord* record) {
   *record = {sweep_max(x, n, first_id, best), 0.0f, 0.0f, 0.0f, 0, 0};
   if (record->max > -kInf && record->max < kInf) {
     sweep_sums(x, n, rates, record);
     if (record->sum == record->sum) return;
   }
-  scan_unusual_chunk(x, n, rates, record);
+  scan_unusual_block(x, n, rates, record);
 }
 
-// A row's softmax at one temperature: e^(z / T) = 2^(max * rate) * sum. `infs` entries of +inf
-// share the probability; nothing above -inf has sum 0.
+// A row's softmax at one temperature T: the sum of e^(z / T) is 2^(max * rate) * sum. If logits are
+// +inf, these `infs` share the probability. Without a logit above -inf the sum is 0.
 struct RowSum {
   float max = -kInf;
   double sum = 0.0;
@@ -227,22 +228,21 @@ struct RowSum {
   int64_t infs = 0;
 };
 
-
-inline RowSum fold(const ChunkRecord* records, int64_t chunks, float rate, bool sampling) {
+inline RowSum fold(const BlockRecord* records, int64_t blocks, float rate, bool sampling) {
   RowSum row;
-  for (int64_t c = 0; c < chunks; ++c) {
-    row.max = records[c].max > row.max ? records[c].max : row.max;
-    row.infs += records[c].infs;
+  for (int64_t i = 0; i < blocks; ++i) {
+    row.max = records[i].max > row.max ? records[i].max : row.max;
+    row.infs += records[i].infs;
   }
   if (row.infs > 0) row.sum = static_cast<double>(row.infs);
   if (row.infs > 0 || row.max == -kInf) return row;
-  for (int64_t c = 0; c < chunks; ++c) {
-    if (records[c].max == -kInf) continue;
-    const double y = (static_cast<double>(records[c].max) - row.max) * rate;
+  for (int64_t i = 0; i < blocks; ++i) {
+    if (records[i].max == -kInf) continue;
+    const double y = (static_cast<double>(records[i].max) - row.max) * rate;
     const double scale = std::exp2(y);
-    const double sum = sampling ? records[c].sampling_sum : records[c].sum;
+    const double sum = sampling ? records[i].sampling_sum : records[i].sum;
     row.sum += scale * sum;
-    if (scale > 0.0) row.weighted += scale * (records[c].weighted + y * sum);
+    if (scale > 0.0) row.weighted += scale * (records[i].weighted + y * sum);
   }
   return row;
 }

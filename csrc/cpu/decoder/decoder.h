@@ -1,8 +1,9 @@
-// A decoder of the Llama family up to its LM head, one call a step: RMSNorm, attention with RoPE over a paged
-// tree, gated MLP.
+// A decoder of the Llama family up to its LM head, one call per step: RMSNorm, attention with RoPE
+// over a paged tree, gated MLP.
 //
-// Holds addresses only: Python keeps the weights (engine/decoder.py), packed as decoder_kernels.h says.
-// Activations between the products are float32; what is multiplied is rounded to the type of the weights.
+// A Decoder holds addresses only. Python keeps the weights alive, packed as decoder_kernels.h says.
+// Activations between the products are float32; the factors of products are rounded to the type of
+// the weights.
 #pragma once
 
 #include <algorithm>
@@ -10,42 +11,44 @@
 #include <memory>
 #include <vector>
 
-#include "decoder/decoder_kernels.h"
-#include "base/parallel.h"
 #include "attention/schedule.h"
+#include "base/parallel.h"
+#include "decoder/decoder_kernels.h"
 
 namespace marco_fast {
 
-struct Weights {
+// A linear layer: its panels of weights (decoder_kernels.h), its bias or null, its sizes.
+struct PackedLinear {
   const void* panels;
   const float* bias;
   int64_t in, out;
 };
 
 struct DecoderLayer {
-  Weights qkv, attention_out, gate_up, down;
+  PackedLinear qkv, attention_out, gate_up, down;
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
-  float scale;
+  float scale;  // of the attention scores
   void *k_cache, *v_cache;
 };
 
 struct Decoder {
   Dtype dtype;  // of weights, caches and the embedding
-  int64_t hidden, intermediate, vocabulary;
-  int heads, kv_heads, head_dim;
+  int64_t hidden_size, intermediate_size, vocab_size;
+  int num_heads, num_kv_heads, head_dim;
   float eps;
-  const void* embedding;  // [vocabulary, hidden]
+  const void* embedding;  // [vocab_size, hidden_size]
   const float* norm;
-  int64_t pages, page_size, stride_page, stride_head;  // of every cache
+  // Of every layer's K and V cache; strides in elements.
+  int64_t num_pages, page_size, stride_page, stride_head;
   std::vector<DecoderLayer> layers;
 };
 
 struct DecoderStep {
-  const int64_t *token_ids, *positions, *slots;  // [rows]
+  const int64_t *token_ids, *positions, *slot_mapping;  // [rows]
   int64_t rows;
   const float *cos, *sin;  // [positions, head_dim]
-  const TreePlan* plan;    // row i is its query i
-  void* hidden;            // [rows, hidden] of the model's type, or null: only K and V are wanted
+  const TreePlan* plan;    // row i belongs to the caller's query i
+  void* hidden;  // output [rows, hidden_size] of the model's type; null: only K and V are wanted
 };
 
 struct DecoderKernels {
@@ -56,25 +59,29 @@ struct DecoderKernels {
   TreeAttentionKernel tree_attention;
 };
 
-class DecoderRun {
+// One step: the memory of its activations, and the order of its kernels.
+class DecodePass {
  public:
-  DecoderRun(const Decoder& model, const DecoderKernels& kernels, const DecoderStep& step, int threads)
+  DecodePass(const Decoder& model, const DecoderKernels& kernels, const DecoderStep& step,
+             int threads)
       : model_(model), kernels_(kernels), step_(step), threads_(threads) {
     const int64_t item = model.dtype == Dtype::bf16 ? 2 : 4, rows = step.rows;
-    const int64_t queries = model.heads * model.head_dim;
-    // One cache line more than a row: rows 4 KiB apart would fall into the same few lines of the cache.
-    wide_ = std::max(model.hidden, queries) + 64 / item;
-    gated_wide_ = model.intermediate + 64 / item;
-    const int64_t words = threads * thread_words(rows, model.heads / model.kv_heads, model.head_dim);
-    const auto room = [&](int64_t bytes) {
+    const int64_t queries = model.num_heads * model.head_dim;
+    // One cache line longer than a row: rows 4 KiB apart would compete for few cache lines.
+    wide_ = std::max(model.hidden_size, queries) + 64 / item;
+    gated_wide_ = model.intermediate_size + 64 / item;
+    const int64_t words =
+        threads * thread_words(rows, model.num_heads / model.num_kv_heads, model.head_dim);
+    const auto reserve = [&](int64_t bytes) {
       const int64_t at = size_;
       size_ += (bytes + 63) / 64 * 64;
       return at;
     };
-    const int64_t x = room(4 * rows * model.hidden), a = room(item * rows * wide_),
-                  qkv = room(4 * rows * (model.heads + 2 * model.kv_heads) * model.head_dim),
-                  q = room(item * rows * queries), lse = room(4 * rows * model.heads),
-                  gated = room(item * rows * gated_wide_), scratch = room(4 * words);
+    const int64_t x = reserve(4 * rows * model.hidden_size), a = reserve(item * rows * wide_),
+                  qkv = reserve(4 * rows * (model.num_heads + 2 * model.num_kv_heads) *
+                                model.head_dim),
+                  q = reserve(item * rows * queries), lse = reserve(4 * rows * model.num_heads),
+                  gated = reserve(item * rows * gated_wide_), scratch = reserve(4 * words);
     memory_.reset(new char[size_ + 64]);
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63};
     const auto at = [begin](int64_t offset) { return reinterpret_cast<float*>(begin + offset); };
@@ -84,8 +91,8 @@ class DecoderRun {
 
   void run() {
     for (int64_t row = 0; row < step_.rows; ++row)
-      kernels_.embed_row(model_.embedding, model_.dtype, step_.token_ids[row], model_.hidden,
-                         x_ + row * model_.hidden);
+      kernels_.embed_row(model_.embedding, model_.dtype, step_.token_ids[row], model_.hidden_size,
+                         x_ + row * model_.hidden_size);
     for (const DecoderLayer& layer : model_.layers) {
       norm(layer.attention_norm, a_, wide_);
       linear(a_, wide_, layer.qkv, qkv_, false);
@@ -96,46 +103,50 @@ class DecoderRun {
       linear(a_, wide_, layer.gate_up, nullptr, false, gated_);
       linear(gated_, gated_wide_, layer.down, x_, true);
     }
-    if (step_.hidden != nullptr) norm(model_.norm, step_.hidden, model_.hidden);
+    if (step_.hidden != nullptr) norm(model_.norm, step_.hidden, model_.hidden_size);
   }
 
  private:
-  // `count` panels or rows in parts of at least `least` of the `work`, up to four a thread.
+  // Calls f(begin, end) for parts of `count` panels or rows. A part has at least `least` of the
+  // `work` (products), and a thread has at most four parts.
   template <class F>
   void share(int64_t count, double work, double least, F&& f) {
     const double most = threads_ == 1 ? 1 : 4 * threads_;
     const double parts = std::min({work / least, double(count), most});
-    parallel(threads_, std::max(1, static_cast<int>(parts)), [&](int part, int all) {
-      f(count * part / all, count * (part + 1) / all);
-    });
+    parallel(threads_, std::max(1, static_cast<int>(parts)),
+             [&](int part, int all) { f(count * part / all, count * (part + 1) / all); });
   }
 
-  void linear(const void* a, int64_t stride, const Weights& w, float* result, bool accumulate,
+  void linear(const void* a, int64_t stride, const PackedLinear& w, float* result, bool accumulate,
               void* gated = nullptr) {
-    const LinearArgs args{a,    stride, w.panels,     w.bias, step_.rows, w.in,
-                          w.out, model_.dtype, result, accumulate, gated,      gated_wide_};
+    LinearArgs args{};
+    args.a = a, args.a_stride = stride, args.panels = w.panels, args.bias = w.bias;
+    args.rows = step_.rows, args.in = w.in, args.out = w.out, args.dtype = model_.dtype;
+    args.result = result, args.accumulate = accumulate;
+    args.gated = gated, args.gated_stride = gated_wide_;
     share((w.out + kPanel - 1) / kPanel, double(step_.rows) * w.in * w.out, 100e3,
           [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end); });
   }
 
   void norm(const float* weight, void* out, int64_t stride) {
-    const NormArgs args{x_, weight, model_.eps, model_.hidden, model_.dtype, out, stride};
-    share(step_.rows, double(step_.rows) * model_.hidden, 50e3,
+    const NormArgs args{x_, weight, model_.eps, model_.hidden_size, model_.dtype, out, stride};
+    share(step_.rows, double(step_.rows) * model_.hidden_size, 50e3,
           [&](int64_t begin, int64_t end) { kernels_.norm_rows(args, begin, end); });
   }
 
   void rope(const DecoderLayer& layer) {
     RopeArgs args{};
     args.qkv = qkv_;
-    args.heads = model_.heads, args.kv_heads = model_.kv_heads, args.head_dim = model_.head_dim;
+    args.num_heads = model_.num_heads, args.num_kv_heads = model_.num_kv_heads,
+    args.head_dim = model_.head_dim;
     args.cos = step_.cos, args.sin = step_.sin, args.positions = step_.positions;
     args.q_norm = layer.q_norm, args.k_norm = layer.k_norm, args.eps = model_.eps;
     args.dtype = model_.dtype, args.q = q_;
     args.k_cache = layer.k_cache, args.v_cache = layer.v_cache;
     args.k_stride_page = args.v_stride_page = model_.stride_page;
     args.k_stride_head = args.v_stride_head = model_.stride_head;
-    args.page_size = model_.page_size, args.slots = step_.slots;
-    share(step_.rows, double(step_.rows) * model_.heads * model_.head_dim, 20e3,
+    args.page_size = model_.page_size, args.slot_mapping = step_.slot_mapping;
+    share(step_.rows, double(step_.rows) * model_.num_heads * model_.head_dim, 20e3,
           [&](int64_t begin, int64_t end) { kernels_.rope_rows(args, begin, end); });
   }
 
@@ -143,16 +154,16 @@ class DecoderRun {
     const TreePlan& plan = *step_.plan;
     TreeAttentionArgs a{};
     a.q = q_, a.k = layer.k_cache, a.v = layer.v_cache, a.out = a_, a.lse = lse_;
-    a.q_stride_query = int64_t(model_.heads) * model_.head_dim, a.out_stride_query = wide_;
+    a.q_stride_query = int64_t(model_.num_heads) * model_.head_dim, a.out_stride_query = wide_;
     a.q_stride_head = a.out_stride_head = model_.head_dim;
     a.k_stride_page = a.v_stride_page = model_.stride_page;
     a.k_stride_head = a.v_stride_head = model_.stride_head;
-    a.lse_stride_query = model_.heads, a.lse_stride_head = 1;
+    a.lse_stride_query = model_.num_heads, a.lse_stride_head = 1;
     a.dtype = model_.dtype, a.scale = layer.scale;
-    a.group = model_.heads / model_.kv_heads, a.head_dim = model_.head_dim;
+    a.group = model_.num_heads / model_.num_kv_heads, a.head_dim = model_.head_dim;
     a.page_size = static_cast<int>(model_.page_size);
     set_plan(plan, &a);
-    run_tree_attention(kernels_.tree_attention, a, plan, model_.kv_heads, threads_, scratch_);
+    run_tree_attention(kernels_.tree_attention, a, plan, model_.num_kv_heads, threads_, scratch_);
   }
 
   const Decoder& model_;

@@ -32,7 +32,7 @@ ENOUGH_ITEMS = 512
 if built():
     from marco_fast import _C
 
-    _pack: Any = _C.make_tree_items
+    _pack: Any = _C.pack_plan
 else:
     _pack = pack_tree_items
 

@@ -1,0 +1,104 @@
+"""One question of a forest: its search, its segments, its branches in flight, its budgets."""
+
+import json
+import math
+from dataclasses import dataclass
+
+from marco_fast.engine.branches import Branch, Segment
+from marco_fast.search.answer import choose_answer
+from marco_fast.search.config import SearchConfig
+from marco_fast.search.mcts import Search, Ticket
+from marco_fast.search.replies import PathText
+
+__all__ = ["Attempt", "Question", "shared_prefix"]
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A branch in flight: its ticket, the text of its path, the tokens of its rollout so far."""
+
+    ticket: Ticket
+    text: PathText
+    rollout: int = 0
+
+
+class Question:
+    """A question's state.
+
+    Attributes:
+        messages: the chat that the question ends. prompt: its token ids.
+        search: tree and tickets. segments: the segment of each node; terminal nodes have none.
+        attempts: the branches in flight. answers: the answer's text of each finished node.
+        tokens: decoded so far, forced ones included.
+        began, ended: times of the first branch and of the end; NaN before.
+        failure: what the caller's own answer rule raised.
+        stop_reason: "" while it may get more branches. released: whether its segments are given up.
+    """
+
+    def __init__(
+        self, messages: list[dict[str, str]], prompt: list[int], root: Segment, config: SearchConfig
+    ) -> None:
+        self.messages, self.prompt, self.config = messages, prompt, config
+        self.search = Search(_key(messages), config)
+        self.segments = {0: root}
+        self.attempts: dict[Branch, Attempt] = {}
+        self.answers: dict[int, str] = {}
+        self.tokens = 0
+        self.began = self.ended = math.nan
+        self.stop_reason = ""
+        self.released = False
+        self.failure: Exception | None = None
+
+    @property
+    def best(self) -> int | None:
+        """The finished node the search would answer with now; None where there is none.
+
+        A caller's own answer rule may raise: `failure` then holds the error, and the tree is not
+        lost with it.
+        """
+        try:
+            return choose_answer(self.search.tree, self.answers, self.config.answer)
+        except Exception as error:
+            self.failure = error
+            return None
+
+    @property
+    def done_reason(self) -> str:
+        """Why it ends when nothing stops it."""
+        return "expansions" if self.search.asked >= self.config.expansions else "exhausted"
+
+    def over_budget(self, now: float) -> str:
+        """The budget that is used up: "seconds", "tokens", or "" for none."""
+        config = self.config
+        if config.max_seconds is not None and now - self.began >= config.max_seconds:
+            return "seconds"
+        if config.max_tokens is not None and self.tokens + len(self.attempts) > config.max_tokens:
+            return "tokens"
+        return ""
+
+    def release(self, now: float) -> list[Segment]:
+        """The question has ended; returns its segments that are in the cache."""
+        self.ended, self.released = now, True
+        return [each for each in self.segments.values() if each.kv >= 0]
+
+
+def _key(messages: list[dict[str, str]]) -> str:
+    """The text that keys a question's draws: the question and everything in front of it."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return json.dumps([[each["role"], each["content"]] for each in messages], ensure_ascii=False)
+
+
+def shared_prefix(prompts: list[list[int]], page_size: int) -> int:
+    """How many first tokens all prompts share, each keeping its last for itself; 0 if not worth it.
+
+    Less than a page shared would save nothing: segments start on fresh pages.
+    """
+    if len(prompts) < 2:
+        return 0
+    length = 0
+    for column in zip(*(prompt[:-1] for prompt in prompts), strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length if length >= page_size else 0

@@ -1,0 +1,190 @@
+"""SearchConfig: the options of a search. Each field says here, once, all that is known of it.
+
+The class checks its values by that, documents itself by it, and the command line is made from it.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from marco_fast.search.answer import ANSWERS, AnswerFunction
+from marco_fast.search.replies import REPLIES, ReplyFormat
+from marco_fast.search.selection import RULES, SelectFunction
+from marco_fast.search.values import VALUES, ValueFunction
+
+__all__ = ["Option", "SearchConfig", "option_of"]
+
+
+class Option(NamedTuple):
+    """What a field may be.
+
+    Attributes:
+        text: what it means, in a few words.
+        kind: bool, int, float, or str for one of `choices`.
+        low, high: the range of a number, both included.
+        choices: the names that a str may have.
+        own: what a caller may pass instead of a name; "" for names alone.
+    """
+
+    text: str
+    kind: type
+    low: float = 0
+    high: float = 0
+    choices: tuple[str, ...] = ()
+    own: str = ""
+
+    def describe(self) -> str:
+        """The sentence of the class's documentation."""
+        names = " or ".join(f'"{each}"' for each in self.choices)
+        if self.own:
+            names = f"{names}, or {self.own}"
+        number = f"{self.low:,g} to {self.high:,g}" if self.kind in (int, float) else ""
+        number = "any int64" if self.low == -(2**63) else number
+        allowed = names or number
+        return f"{self.text}; {allowed}." if allowed else f"{self.text}."
+
+
+def option_of(each: "Field[Any]") -> Option:
+    """What a field of SearchConfig may be."""
+    return each.metadata["option"]
+
+
+def _number(default: float | None, low: float, high: float, text: str, kind: type = int) -> Any:
+    return field(default=default, metadata={"option": Option(text, kind, low, high)})
+
+
+def _switch(default: bool, text: str) -> Any:
+    return field(default=default, metadata={"option": Option(text, bool)})
+
+
+def _choice(default: str, choices: Iterable[str], text: str, own: str = "") -> Any:
+    return field(
+        default=default, metadata={"option": Option(text, str, choices=tuple(choices), own=own)}
+    )
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The options of a search; every field is checked when it is made.
+
+    Raises:
+        ValueError: a field is not of its type or out of its range.
+
+    Attributes:
+    """
+
+    action: str = _choice(
+        "mini-step",
+        ("step", "mini-step"),
+        "what a node of the tree holds: a step that ends with a blank line, or step_tokens tokens",
+    )
+    step_tokens: int = _number(32, 1, 4096, "tokens of a mini-step (64 or 32 in the paper)")
+    max_step_tokens: int = _number(128, 1, 4096, "most tokens of a step")
+    expansions: int = _number(64, 1, 10**7, "nodes to add")
+    children: int = _number(4, 1, 256, "actions sampled from a selected node")
+    parallel: int = _number(16, 1, 4096, "branches of one tree that decode at once")
+    rollout_tokens: int = _number(
+        512, 0, 10**6, "most tokens that a branch decodes after its action; 0 for no rollout"
+    )
+    select: str | SelectFunction = _choice(
+        "uct",
+        RULES,
+        "which node gets the next child",
+        "a function (tree, config) -> node with a free child slot, or None",
+    )
+    c_uct: float = _number(1.414, 0.0, 1e6, "weight of the exploration term", float)
+    normalize: bool = _switch(
+        False, "scale values in UCT by the smallest and the largest value seen in the tree"
+    )
+    virtual_loss: bool = _switch(
+        False,
+        "count a visit in flight as one of value 0 (classic virtual loss), not in the exploration "
+        "terms alone (WU-UCT)",
+    )
+    temperature: float = _number(
+        0.7, 0.0, 100.0, "temperature of the draws; below 1e-5 the most likely token", float
+    )
+    top_p: float = _number(0.95, 0.0, 1.0, "nucleus of the draws, above 0", float)
+    top_k: int = _number(5, 1, 32, "candidates in the confidence's denominator")
+    reflect: bool = _switch(
+        False,
+        "put the reflection phrase where a path first ends its thought, if the context has room "
+        "for it and as many tokens again",
+    )
+    reply: str | ReplyFormat = _choice(
+        "marco", REPLIES, "how a reply is cut into thought and answer", "a ReplyFormat"
+    )
+    value: str | ValueFunction = _choice(
+        "path",
+        VALUES,
+        "what a path is worth: the mean confidence of all its tokens, that of the last branch's "
+        "tokens, or the tokens' geometric mean probability",
+        "a function (token_ids, confidences, text) -> float over the whole path",
+    )
+    answer: str | AnswerFunction = _choice(
+        "value",
+        ANSWERS,
+        "which finished path answers: the one of the best value, of the most visits, or of the "
+        "answer whose paths' values have the largest sum",
+        "a function (tree, answers by node) -> node or None",
+    )
+    seed: int = _number(
+        0, -(2**63), 2**63 - 1, "the same seed, question and engine give the same tree"
+    )
+    max_tokens: int | None = _number(None, 1, 10**12, "budget of decoded tokens")
+    max_seconds: float | None = _number(None, 0.0, 1e9, "budget of wall time in seconds", float)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            _check(each, getattr(self, each.name))
+        if self.top_p == 0:
+            raise ValueError("expected top_p to be above 0, got 0")
+
+    @property
+    def action_tokens(self) -> int:
+        """Most generated tokens of one action."""
+        return self.step_tokens if self.action == "mini-step" else self.max_step_tokens
+
+    @property
+    def reply_format(self) -> ReplyFormat:
+        """How a reply is cut."""
+        return REPLIES[self.reply] if isinstance(self.reply, str) else self.reply
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them; what a caller passed instead of a name by its own name."""
+        return {each.name: _json_value(getattr(self, each.name)) for each in fields(self)}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, ReplyFormat):
+        return value.name
+    return getattr(value, "__qualname__", repr(value)) if callable(value) else value
+
+
+def _check(each: "Field[Any]", value: Any) -> None:
+    """Raises ValueError unless the field may have this value."""
+    name, option = each.name, option_of(each)
+    if option.kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"expected {name} to be True or False, got {value!r}")
+    elif option.kind is str:
+        own = isinstance(value, ReplyFormat) if name == "reply" else callable(value)
+        if value not in option.choices and not (option.own and own):
+            expected = " or ".join(repr(choice) for choice in option.choices)
+            expected = f"{expected} or {option.own}" if option.own else expected
+            raise ValueError(f"expected {name} to be {expected}, got {value!r}")
+    elif value is not None or each.default is not None:
+        number = isinstance(value, (int, float) if option.kind is float else int)
+        if not number or isinstance(value, bool) or not math.isfinite(value):
+            kind = option.kind.__name__
+            raise ValueError(f"expected {name} to be a finite {kind}, got {value!r}")
+        if not option.low <= value <= option.high:
+            raise ValueError(
+                f"expected {name} to be from {option.low} to {option.high}, got {value!r}"
+            )
+
+
+SearchConfig.__doc__ = f"{SearchConfig.__doc__}".rstrip() + "".join(
+    f"\n        {each.name}: {option_of(each).describe()}" for each in fields(SearchConfig)
+)
