@@ -45,8 +45,8 @@ def compiled(arch: str, folder: Path, *options: str) -> list[dict]:
     return rows
 
 
-# make test compiles all types for the main architecture alone, and bfloat16 for the others: all types
-# take 100 seconds of a core per architecture.
+# make test compiles all types for one architecture and bfloat16 for the others: all types take 100
+# seconds of a core per architecture.
 @pytest.mark.parametrize(
     "arch", ["sm_90", *(pytest.param(each, marks=pytest.mark.slow) for each in ("sm_80", "gfx942"))]
 )
