@@ -13,7 +13,7 @@ from PIL import Image
 __all__ = ["LARGEST", "plot_scaling", "plot_search"]
 
 LARGEST = 60_000  # bytes of a PNG
-# Okabe and Ito's colours, which the colour-blind tell apart too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
 MARKERS = "osD^vPX*"
 SHARED, UNSHARED, FLOOR = COLOURS[0], COLOURS[1], COLOURS[6]
@@ -67,7 +67,7 @@ def _case(case: dict) -> str:
 
 
 def plot_scaling(scaling: dict) -> dict[str, bytes]:
-    """scaling_<sweep>.png: ms a step, a panel a model; scaling_memory.png: MB against branches.
+    """scaling_<sweep>.png: ms per step, one panel per model; scaling_memory.png: MB of KV.
 
     Args:
         scaling: scaling.json of bench.engines.scaling.
@@ -79,7 +79,7 @@ def plot_scaling(scaling: dict) -> dict[str, bytes]:
     files = {}
     for key in models[0]["sweeps"]:
         figure = _panels(models, key, _times)
-        figure.axes[0].set_ylabel("ms a decode step (log scale)")
+        figure.axes[0].set_ylabel("ms per decode step (log scale)")
         files[f"scaling_{key}.png"] = _png(figure)
     figure = _panels(models, "branches", _memory)
     figure.axes[0].set_ylabel("KV cache held (MB, log scale)")
@@ -87,7 +87,7 @@ def plot_scaling(scaling: dict) -> dict[str, bytes]:
 
 
 def _panels(models: list[dict], key: str, draw: Callable[[Axes, list[dict]], None]) -> Figure:
-    """A panel a model with the curves of one sweep."""
+    """One panel per model with the curves of one sweep."""
     figure = Figure(figsize=(1 + 3.8 * len(models), 4), layout="constrained")
     caption = models[0]["sweeps"][key]["caption"]
     figure.suptitle(caption[0].upper() + caption[1:], fontsize=10)

@@ -46,7 +46,7 @@ Calls = Sequence[Callable[[], object]]
 
 
 def compare(machine: Machine, choices: dict[str, Calls], own: str, floor: float | None) -> dict:
-    """Every choice's time, in turns, and how far the launcher's own is from the best."""
+    """Time every choice in turns; the row also names the launcher's own choice and the best one."""
     timings = machine.time(*choices.values(), rounds=7)
     times = {name: each.median * 1e6 for name, each in zip(choices, timings, strict=True)}
     best = min(times, key=times.__getitem__)
@@ -57,7 +57,7 @@ def compare(machine: Machine, choices: dict[str, Calls], own: str, floor: float 
 
 
 def patched(module: object, name: str, value: object, call: Callable[[], object]) -> Callable:
-    """`call` where a launcher finds another constant or function."""
+    """`call` with one constant or function of a launcher replaced."""
 
     def run() -> object:
         with mock.patch.object(module, name, value):
@@ -75,9 +75,9 @@ def confidence(machine: Machine) -> Iterator[Case]:
 
 
 def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
-    vocab = 4112 if machine.dry else VOCAB
-    nbytes = 2 * batch * vocab
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
+    vocab_size = 4112 if machine.dry else VOCAB
+    nbytes = 2 * batch * vocab_size
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab_size), nbytes)
     results = empty_samples(batch, 5, machine.device)
     keys = keys_on(machine, batch)
     sampling = Sampling(0.7, 0.95, 0.0, 0, *keys.values(), None, None, None, False, False)
@@ -91,7 +91,7 @@ def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
             topk_confidence.topk_confidence(x, keys["seeds"], scoring, scores, shares=shares)
 
     processors = launch.target_of(machine.device).processors
-    own = confidence_launch.shares_of(batch, vocab, processors)
+    own = confidence_launch.shares_of(batch, vocab_size, processors)
     choices: dict[str, Calls] = {}
     for each in (1, 2, 3, 5, 10, 19, 38):
         shares = Shares(own.blocks, -(-own.blocks // each), each)
@@ -112,9 +112,9 @@ def lm_head(machine: Machine) -> Iterator[Case]:
 
 
 def sweep_lm_head(machine: Machine, batch: int) -> dict:
-    size, vocab = (64, 304) if machine.dry else HEAD
-    nbytes = 2 * vocab * size
-    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab, size), nbytes)
+    size, vocab_size = (64, 304) if machine.dry else HEAD
+    nbytes = 2 * vocab_size * size
+    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab_size, size), nbytes)
     keys = keys_on(machine, batch)
     sampling = Sampling(
         *FILTERS.values(), 0.0, 0, *keys.values(), None, None, None, False, False
@@ -139,7 +139,9 @@ def sweep_lm_head(machine: Machine, batch: int) -> dict:
             choices[f"{entries} entries, {stages} stages, {each} per processor"] = calls(
                 tiles=(tile, logits), splits=splits
             )
-    return compare(machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab))
+    return compare(
+        machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab_size)
+    )
 
 
 def attention(machine: Machine) -> Iterator[Case]:
