@@ -1,33 +1,38 @@
-# Everything runs in .venv, which is made at the first call and again when what it depends on changes.
+# Everything runs in .venv, which is made at the first call and made again when its inputs change.
 
 PYTHON ?= python3
 GPU_PYTHON ?= python3.12
 JOBS ?= 2
-# By file: a fixture of a file is made once, and hypothesis and its cache stay in one process.
-# In the order of tests/conftest.py: by the number of tests, the few that compile every kernel would come
-# last, on one core alone.
+# The tests of a file stay in one process, so that a fixture of a file is made once. The files begin
+# in the order of tests/conftest.py: by their number of tests, the few that compile every kernel
+# would come last, on one core alone.
 PYTEST_ARGS ?= -n $(JOBS) --dist loadfile --no-loadscope-reorder
 QUESTION ?= How many letters r are there in the word strawberry?
 
 BIN := .venv/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: help demo test bench gpu-pack lint clean
+.PHONY: help demo test test-all bench gpu-pack lint clean
 
 help:
-	@echo "make demo    search with the bundled model: QUESTION='...' to ask your own"
-	@echo "make test    the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
-	@echo "make bench   the CPU benchmarks: tables here and in README.md, bench/results/cpu"
+	@echo "make demo      search with the bundled model: QUESTION='...' to ask your own"
+	@echo "make test      the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
+	@echo "make test-all  the tests, and those that are marked slow"
+	@echo "make lint      ruff, mypy and clang-format"
+	@echo "make bench     the CPU benchmarks: tables here and in README.md, bench/results/cpu"
 	@echo "make gpu-pack  kernels and extension to be carried to a GPU machine, into .gpu-pack: docs/gpu.md"
-	@echo "make lint    ruff and mypy"
-	@echo "make clean   removes the virtual environment and all that was built"
-	@echo "PYTHON=...   the interpreter to make .venv from, 3.10 or newer"
-	@echo "GPU_PYTHON=...   that of the GPU machine, for gpu-pack"
+	@echo "make clean     removes the virtual environments and all that was built"
+	@echo "PYTHON=...     the interpreter to make .venv from, 3.10 or newer"
+	@echo "GPU_PYTHON=... that of the GPU machine, for gpu-pack"
 
 demo: .venv/.runtime
 	$(BIN)/marco-fast solve "$(QUESTION)"
 
 test: .venv/.dev
+	$(BIN)/python -c "import marco_fast._C"
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: .venv/.dev
 	$(BIN)/python -c "import marco_fast._C"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -43,6 +48,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp')
 
 clean:
 	rm -rf .venv .venv-gpu .gpu-pack build dist *.egg-info marco_fast/_C*.so
@@ -55,7 +61,7 @@ clean:
 	@$(PYTHON) -m venv --clear .venv || { echo \
 	  "$(PYTHON) cannot make a virtual environment: install its venv package"; exit 1; }
 
-# A wide install serves the narrow one too.
+# An install for development serves the demo too.
 .venv/.dev: $(BUILT_FROM) | .venv/bin/python compiler
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,triton]"
 	@touch .venv/.runtime .venv/.dev

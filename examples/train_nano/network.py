@@ -1,25 +1,87 @@
-"""The forward pass of Qwen2 and Llama for training on a CPU: float32 weights, products as asked.
+"""The nano models: their sizes, and a forward pass of Qwen2 and Llama for training on a CPU.
 
-The parameters carry the names of transformers' Qwen2ForCausalLM and LlamaForCausalLM, so that a
-state dict moves between the two as it is; tests hold the two forward passes together.
+Weights are float32; matrix products are computed in a type of choice. The parameters have the names
+of transformers' Qwen2ForCausalLM and LlamaForCausalLM, so that state dicts can be exchanged; a test
+compares the two forward passes.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import LlamaConfig, Qwen2Config
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+Config = Qwen2Config | LlamaConfig
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 1664,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "dtype": "bfloat16",
+}
+
+
+def nano_marco() -> Qwen2Config:
+    """Qwen2: 7 query heads on 1 KV head of 32 dimensions, tied embeddings."""
+    return Qwen2Config(
+        **_COMMON,
+        hidden_size=224,
+        intermediate_size=576,
+        num_hidden_layers=6,
+        num_attention_heads=7,
+        num_key_value_heads=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        architectures=["Qwen2ForCausalLM"],
+    )
+
+
+def nano_llama() -> LlamaConfig:
+    """Llama: groups of 3 on 2 KV heads of 32 dimensions, tied embeddings, RoPE scaled as llama3."""
+    return LlamaConfig(
+        **_COMMON,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-6,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256,
+        },
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+MODELS: dict[str, Callable[[], Config]] = {"nano-marco": nano_marco, "nano-llama": nano_llama}
+
+
+def frequencies(config: Config) -> Tensor:
+    """[head_dim / 2] float32: the angles per position of RoPE, as transformers computes them."""
+    return LlamaRotaryEmbedding(config).inv_freq  # type: ignore[arg-type]
 
 
 class SharedHeadAttention(torch.autograd.Function):
-    """softmax(q k^T) v under a causal mask, all query heads on one KV head; q is already scaled.
+    """softmax(q k^T) v under a causal mask, for query heads that share one KV head; q is scaled.
 
-    Several KV heads are several entries of the batch, each with its own group of query heads.
-
-    The heads are stacked along the queries, so that each product is one matrix product a sample;
-    the probabilities are kept for the backward pass.
+    A model with several KV heads passes each of them, with its group of query heads, as a sample of
+    its own. The query heads are stacked along the queries, so that each product is one matrix
+    product per sample. The probabilities are kept for the backward pass.
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, heads, T, D], k and v [B, T, D], one dtype -> [B, heads, T, D]."""
         batch, heads, length, size = q.shape
         scores = torch.bmm(q.reshape(batch, heads * length, size), k.transpose(1, 2))
@@ -30,7 +92,7 @@ class SharedHeadAttention(torch.autograd.Function):
         return torch.bmm(p, v).view(q.shape)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of q, k and v."""
         q, k, v, p = ctx.saved_tensors
         grad = grad.reshape(p.shape[0], p.shape[1], q.shape[3])
@@ -42,9 +104,9 @@ class SharedHeadAttention(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Causal attention with groups of query heads that share a KV head."""
+    """Causal attention in which groups of query heads share a KV head."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         hidden, self.head_dim = config.hidden_size, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -55,7 +117,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, T, hidden], of the products' type -> the same."""
+        """x [B, T, hidden] of the products' type -> the same."""
         batch, length, _ = x.shape
         heads, kv_heads = self.heads, self.kv_heads
         three = (self.q_proj, self.k_proj, self.v_proj)
@@ -77,7 +139,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward layer."""
 
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
@@ -86,16 +148,16 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, hidden], of the products' type -> the same."""
+        """x [B, T, hidden] of the products' type -> the same."""
         gate = functional.linear(x, self.gate_proj.weight.to(x.dtype))
         up = functional.linear(x, self.up_proj.weight.to(x.dtype))
         return functional.linear(functional.silu(gate) * up, self.down_proj.weight.to(x.dtype))
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each after a norm and added to the stream."""
+    """Attention and MLP, each on normed input and added to the residual stream."""
 
-    def __init__(self, config, dtype: torch.dtype) -> None:
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
@@ -112,7 +174,7 @@ class Layer(nn.Module):
 class Body(nn.Module):
     """Embedding, layers and the last norm."""
 
-    def __init__(self, config, dtype: torch.dtype) -> None:
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, dtype) for _ in range(config.num_hidden_layers))
@@ -130,14 +192,16 @@ class Network(nn.Module):
     """Qwen2ForCausalLM or LlamaForCausalLM with tied embeddings.
 
     Args:
-        config: its Qwen2Config or LlamaConfig.
-        frequencies: [head_dim / 2] float32, the angles of RoPE a position.
-        dtype: of the products.
+        config: its sizes.
+        frequencies: [head_dim / 2] float32, the angles per position of RoPE.
+        dtype: of the matrix products.
     """
 
     rotary: Tensor
 
-    def __init__(self, config, frequencies: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, config: Config, frequencies: Tensor, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.model, self.dtype = Body(config, dtype), dtype
         rotary = _rotary(frequencies, config.max_position_embeddings)
@@ -156,13 +220,13 @@ class Network(nn.Module):
         return self.model(ids, cos, sin)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [N, hidden] -> [N, vocabulary] float32."""
+        """hidden [N, hidden] -> [N, vocab_size] float32."""
         weight = self.model.embed_tokens.weight
         return functional.linear(hidden.to(self.dtype), weight.to(self.dtype)).float()
 
 
 def _rotary(frequencies: Tensor, length: int) -> Tensor:
-    """[2, length, head_dim]: cos, and sin with the sign of the half-turned first half."""
+    """[2, length, head_dim]: cos, and sin, negated in the first half of the dimensions."""
     angle = torch.outer(torch.arange(length).float(), frequencies)
     sin = angle.sin()
     return torch.stack((angle.cos().repeat(1, 2), torch.cat((-sin, sin), -1)))

@@ -1,9 +1,9 @@
 """The optimizer of the nano models: orthogonalised momentum for matrices, AdamW for the rest.
 
-A matrix moves by U V^T of its momentum's singular value decomposition (the Muon update), computed
-by Newton-Schulz iterations in the type of the network's products and scaled to the usual size of an
-Adam update, so that one learning rate and one weight decay serve both kinds. Embeddings, norms and
-biases take AdamW.
+A matrix moves by U V^T, where U S V^T is the singular value decomposition of its momentum (the Muon
+update). Newton-Schulz iterations compute it in the type of the network's products. It is scaled to
+the usual size of an Adam update, so that one learning rate and one weight decay serve both kinds.
+Embeddings, norms and biases take AdamW.
 """
 
 from concurrent.futures import Executor
@@ -16,12 +16,12 @@ from examples.train_nano.network import Network
 MOMENTUM = 0.95
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.05
-_POLYNOMIAL = (3.4445, -4.775, 2.0315)  # a quintic that drives singular values to about 1
+_POLYNOMIAL = (3.4445, -4.775, 2.0315)  # odd terms of a quintic that drives singular values to 1
 _ITERATIONS = 5
 
 
 def orthogonalise(momentum: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[N, rows, columns] -> about U V^T of each, scaled to a root mean square of 0.2."""
+    """[N, rows, columns] -> an approximation of U V^T of each, of root mean square 0.2."""
     a, b, c = _POLYNOMIAL
     x = momentum.to(dtype)
     tall = x.shape[1] > x.shape[2]
@@ -35,11 +35,11 @@ def orthogonalise(momentum: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 class Optimizer:
-    """Steps the weights of a network from gradients given by name.
+    """Updates the weights of a network from gradients given by name.
 
     Args:
         network: its parameters are changed in place.
-        pool: runs the updates of the matrices, one task a shape.
+        pool: runs the updates of the matrices, up to five of one shape per task.
     """
 
     def __init__(self, network: Network, pool: Executor) -> None:
@@ -51,7 +51,7 @@ class Optimizer:
         self.second = {
             name: torch.zeros_like(w) for name, w in self.weights.items() if not _is_matrix(name, w)
         }
-        shapes: dict[tuple, list[str]] = {}
+        shapes: dict[tuple[int, ...], list[str]] = {}
         for name, weight in self.weights.items():
             if _is_matrix(name, weight):
                 shapes.setdefault(tuple(weight.shape), []).append(name)
@@ -88,13 +88,13 @@ class Optimizer:
         weight.sub_(mean / scale, alpha=rate)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold."""
+        """The tensors that a checkpoint has to hold."""
         state = {f"first.{name}": tensor for name, tensor in self.first.items()}
         state |= {f"second.{name}": tensor for name, tensor in self.second.items()}
         return state | {"steps": torch.tensor(self.steps)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Takes the tensors of `state` back."""
+        """Restores what state() returned."""
         self.steps = int(state["steps"])
         for kind, tensors in (("first", self.first), ("second", self.second)):
             for name, tensor in tensors.items():

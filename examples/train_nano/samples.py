@@ -4,8 +4,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
+from marco_fast.files import read_json
 from marco_fast.questions.questions import (
     LEVELS,
     TESTS,
@@ -17,17 +20,19 @@ from marco_fast.questions.questions import (
 )
 from marco_fast.search.marco import MARCO_PROMPT, REFLECTION
 
+Sample = tuple[list[int], list[bool]]  # token ids, and whether the loss counts each of them
+
 
 @dataclass(frozen=True)
 class Mix:
     """Which questions are drawn, and how they are answered.
 
     Args:
-        weights: for each test, the weight of each level.
-        reflect: share of samples with the reflection phrase; half of them, where one can be
-            planted, have a slip before it.
+        weights: the weight of each level of each test.
+        reflect: share of samples with the reflection phrase; half of these have a wrong step before
+            it, if one can be planted.
         chinese: share of the questions in Chinese.
-        concise: answered by the output alone, without a thought.
+        concise: whether replies have no thought, only the output.
     """
 
     weights: dict[str, tuple[float, ...]]
@@ -37,6 +42,15 @@ class Mix:
 
 
 UNIFORM = Mix({test: (1.0,) * len(LEVELS) for test in TESTS})
+
+
+def read_mix(path: str | None) -> Mix:
+    """The mix in a JSON file with the fields of Mix; without a file, UNIFORM."""
+    if path is None:
+        return UNIFORM
+    fields = read_json(path, "an object", dict)
+    fields["weights"] = {test: tuple(row) for test, row in fields["weights"].items()}
+    return Mix(**fields)
 
 
 SYSTEM_PROMPTS = (
@@ -55,7 +69,7 @@ def prompt_text(question: str, before: Sequence[tuple[str, str]] = ()) -> str:
 
 
 def earlier_messages(mix: Mix, rng: random.Random) -> list[tuple[str, str]]:
-    """What one sample in twelve has in front of its question: a system prompt, or a short chat."""
+    """A system prompt or a short chat, for one sample in twelve; else an empty list."""
     roll = rng.random()
     if roll < 0.04:
         return [("system", rng.choice(SYSTEM_PROMPTS))]
@@ -74,14 +88,19 @@ def sample(
     mode: str,
     rng: random.Random,
     before: Sequence[tuple[str, str]] = (),
-):
-    """(ids, loss flags) of one sample.
+) -> Sample:
+    """The sample of one question.
+
+    The loss does not count the prompt, the reflection phrase and a wrong step.
 
     Args:
-        mode: "plain"; "concise": the output alone; or "reflect" or "slip": the thought, right or
-            with one wrong step, then the phrase in place of the closing tag, then the thought
-            again. The pieces are encoded one by one, as a search that forces the phrase has them.
-            The phrase and the wrong step have no loss.
+        tokenizer: encodes the pieces of the sample one by one, since a search that forces the
+            phrase also encodes it by itself.
+        question: with its answer and its steps.
+        mode: "thought": thought and output; "concise": the output alone; "reflect": the thought,
+            the reflection phrase in place of the closing tag, the thought again, the output;
+            "slip": the same with one wrong step in the first thought.
+        rng: chooses the wrong step.
         before: earlier (role, content) messages.
     """
     slip = plant_slip(question, rng) if mode == "slip" else None
@@ -108,8 +127,8 @@ def sample(
     return ids, flags
 
 
-def samples(tokenizer: Tokenizer, mix: Mix, seed: str, context: int) -> Iterator[tuple]:
-    """Endless samples of at most context tokens; the same seed gives the same ones."""
+def samples(tokenizer: Tokenizer, mix: Mix, seed: str, context: int) -> Iterator[Sample]:
+    """An endless stream of samples of at most `context` tokens; a seed always gives the same."""
     rng = random.Random(seed)
     cells = [(test, level) for test in mix.weights for level in LEVELS]
     weights = [w for test in mix.weights for w in mix.weights[test]]
@@ -118,11 +137,22 @@ def samples(tokenizer: Tokenizer, mix: Mix, seed: str, context: int) -> Iterator
         language = "zh" if rng.random() < mix.chinese else "en"
         question = make_question(test, level, "train", rng, language)
         roll = rng.random() / mix.reflect if mix.reflect and not mix.concise else 1.0
-        mode = "slip" if roll < 0.5 else "reflect" if roll < 1 else "plain"
+        mode = "slip" if roll < 0.5 else "reflect" if roll < 1 else "thought"
         mode = "concise" if mix.concise else mode
         ids, flags = sample(tokenizer, question, mode, rng, earlier_messages(mix, rng))
         if len(ids) <= context:
             yield ids, flags
+
+
+def padded(part: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """(ids [B, T] int64, loss flags [B, T] bool) of samples, padded on the right with 0."""
+    length = max(len(ids) for ids, _ in part)
+    ids = torch.zeros(len(part), length, dtype=torch.long)
+    flags = torch.zeros(len(part), length, dtype=torch.bool)
+    for row, (one, counted) in enumerate(part):
+        ids[row, : len(one)] = torch.tensor(one)
+        flags[row, : len(one)] = torch.tensor(counted)
+    return ids, flags
 
 
 def batches(
@@ -134,15 +164,15 @@ def batches(
     parts: int,
     context: int,
     count: int = 1024,
-) -> list[list[list[tuple]]]:
-    """`count` samples as batches of `parts` parts; a part holds samples of like length.
+) -> list[list[list[Sample]]]:
+    """`count` samples as batches of `parts` parts; a part holds samples of similar length.
 
-    A part has at most tokens / parts tokens, filled up to its longest sample, or one sample. What
-    does not fill a last batch is left out.
+    A part has one sample, or at most tokens / parts tokens, padding included. Samples that do not
+    fill a last batch are left out.
     """
     stream = samples(tokenizer, mix, seed, context)
     drawn = sorted((next(stream) for _ in range(count)), key=lambda one: -len(one[0]))
-    cut: list[list[tuple]] = [[]]
+    cut: list[list[Sample]] = [[]]
     for one in drawn:
         if cut[-1] and (len(cut[-1]) + 1) * len(cut[-1][0][0]) * parts > tokens:
             cut.append([])

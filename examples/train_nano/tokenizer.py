@@ -1,7 +1,7 @@
 """The byte-level BPE tokenizer of the bundled nano models, trained on the generator's text.
 
-Every byte has a token, so any text encodes and decodes to itself. Digits stay single tokens, and so
-does each Chinese character of the questions: a name is cut the same way wherever it stands.
+Every byte has a token, so any text encodes and decodes to itself. Each digit is one token, and so
+is each Chinese character of the questions, so that a name has the same tokens in every context.
 """
 
 import json
@@ -25,12 +25,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# newlines | punctuation with the space before a number | words | one digit | punctuation | spaces
+# newlines | punctuation and space before a number | word | digit | punctuation | white space
 _PIECES = r"\n+|[^\s\p{L}\p{N}]+ (?=\p{N})| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
 def train_tokenizer(base_size: int, size: int, texts: int = 20000, seed: int = 0) -> Tokenizer:
-    """A tokenizer of `base_size` tokens for the English questions, extended to `size`."""
+    """A tokenizer of `base_size` tokens trained on English questions, extended to `size` tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -52,8 +52,8 @@ def train_tokenizer(base_size: int, size: int, texts: int = 20000, seed: int = 0
 def _corpus(texts: int, seed: int, languages: tuple[str, ...]) -> Iterator[str]:
     """Questions with their replies.
 
-    Letter questions are one in thirty, so that the words to count in are cut into short pieces and
-    the vocabulary goes to the words of the phrasings.
+    Only about one in thirty is a letter question. So the words in which letters are counted are cut
+    into short tokens, and most tokens are words that the questions are phrased with.
     """
     rng = random.Random(f"tokenizer {seed}")
     tests = [test for test in TESTS for _ in range(1 if test == "letters" else 6)]
@@ -66,16 +66,16 @@ def _corpus(texts: int, seed: int, languages: tuple[str, ...]) -> Iterator[str]:
 def extend_tokenizer(
     tokenizer: Tokenizer, size: int, texts: int = 20000, seed: int = 0
 ) -> Tokenizer:
-    """The tokenizer with more merges, up to `size` tokens; text without them is cut as before.
+    """The tokenizer with more merges, up to `size` tokens.
 
-    Every token keeps its id, so that a model can be trained on with a larger vocabulary.
+    Every token keeps its id, so that the training of a model can continue with a larger vocab_size.
     """
     pieces: Counter[str] = Counter()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for text in _corpus(texts, seed, ("en", "zh", "zh")):
-        for run in re.findall(r"[\x00-\x7f]+|[^\x00-\x7f]", text):
-            cut = tokenizer.pre_tokenizer if run.isascii() else byte_level
-            pieces.update(piece for piece, _ in cut.pre_tokenize_str(run))
+        for section in re.findall(r"[\x00-\x7f]+|[^\x00-\x7f]", text):
+            cut = tokenizer.pre_tokenizer if section.isascii() else byte_level
+            pieces.update(piece for piece, _ in cut.pre_tokenize_str(section))
     words = {piece: [t.value for t in tokenizer.model.tokenize(piece)] for piece in pieces}
     model = json.loads(tokenizer.to_str())
     vocabulary, merges = model["model"]["vocab"], model["model"]["merges"]

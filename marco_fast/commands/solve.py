@@ -17,6 +17,7 @@ from marco_fast.commands.options import (
     engine_options,
 )
 from marco_fast.errors import KVCacheFull
+from marco_fast.files import read_json
 
 if TYPE_CHECKING:
     from marco_fast.forest.result import SearchResult
@@ -76,15 +77,7 @@ def run(options: argparse.Namespace) -> int:
 def _history(path: Path | None) -> list[dict[str, str]]:
     if path is None:
         return []
-    try:
-        messages = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {str(path)!r}, got: {error}") from error
-    if not isinstance(messages, list):
-        raise ValueError(
-            f"expected a list of messages in {str(path)!r}, got {type(messages).__name__}"
-        )
-    return messages
+    return read_json(path, "a list of messages", list)
 
 
 def _exit_code(result: "SearchResult") -> int:

@@ -147,7 +147,7 @@ def entry_of(asked: Asked, result: SearchResult, special: Sequence[str]) -> dict
         "agreement": seen["agreement"],
         "repetition": seen["repetition"],
     }
-    record = {
+    line = {
         "id": asked.id,
         "messages": [*asked.messages, {"role": "assistant", "content": text}],
         "thought": result.thought,
@@ -156,7 +156,7 @@ def entry_of(asked: Asked, result: SearchResult, special: Sequence[str]) -> dict
         "tree": figures,
         "model": result.model,
     }
-    return {"id": asked.id, "seen": seen, "record": record}
+    return {"id": asked.id, "seen": seen, "record": line}
 
 
 def _tree_figures(result: SearchResult) -> dict[str, Any]:

@@ -60,20 +60,7 @@ class Engine:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.device, self.dtype = model.device, model.dtype
         self.context = context_of(config, kv_tokens)
-        layers = config.num_hidden_layers
-        token_size = 2 * layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
-        if kv_tokens is None:
-            affordable = int(MEMORY_SHARE * memory_of(self.device)) // token_size
-            kv_tokens = min(max_branches * self.context, affordable)
-        self.cache = PagedKVCache(
-            layers,
-            -(-kv_tokens // page_size),
-            page_size=page_size,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        self.cache = self._make_cache(config.num_hidden_layers, kv_tokens, page_size)
         native = NativeRunner.of(model, self.cache)
         self.runner: Runner = native or TransformersRunner(model, self.cache)
         table = token_bytes(tokenizer)
@@ -112,6 +99,21 @@ class Engine:
         """
         model, tokenizer = load_model(path, device, dtype)
         return cls(model, tokenizer, name=str(path), max_branches=max_branches, kv_tokens=kv_tokens)
+
+    def _make_cache(self, layers: int, kv_tokens: int | None, page_size: int) -> PagedKVCache:
+        token_size = 2 * layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        if kv_tokens is None:
+            affordable = int(MEMORY_SHARE * memory_of(self.device)) // token_size
+            kv_tokens = min(self.max_branches * self.context, affordable)
+        return PagedKVCache(
+            layers,
+            -(-kv_tokens // page_size),
+            page_size=page_size,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def prompt_token_ids(self, messages: list[dict[str, str]], without_template: str) -> list[int]:
         """A chat as the model's prompt for its reply.

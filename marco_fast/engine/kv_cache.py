@@ -22,7 +22,8 @@ class PagedKVCache(NodeTable):
 
     `free_pages + used_pages == num_pages` after every call; a call that raises leaves everything as
     it was. A slot is `page * page_size + offset`. What unowned slots hold is undefined. When a node
-    dies (see `release`) its pages return to the pool. Not for several threads at once.
+    dies (see `release`) its pages return to the pool. Not for several threads at once. Every method
+    raises IndexError for a node that does not live.
 
     Args:
         num_layers: layers of the model, >= 1.
@@ -34,7 +35,7 @@ class PagedKVCache(NodeTable):
         device: where k and v live.
 
     Attributes:
-        k, v: one tensor a layer, [num_pages, num_kv_heads, page_size, head_dim].
+        k, v: one tensor per layer, [num_pages, num_kv_heads, page_size, head_dim].
         page_bytes: bytes of a page in all layers, keys and values together.
 
     Raises:
@@ -87,11 +88,11 @@ class PagedKVCache(NodeTable):
         return self.num_pages - self._num_free
 
     def length(self, node: int) -> int:
-        """Tokens of the node's own segment. Raises IndexError where `node` does not live."""
+        """Tokens of the node's own segment."""
         return int(self._lengths[self._entry(node)])
 
     def lengths(self, nodes: Nodes) -> np.ndarray:
-        """`length` of each node, [len(nodes)] int32. Raises IndexError as `length` does."""
+        """`length` of each node, [len(nodes)] int32."""
         return self._lengths[self._entries(nodes)]
 
     def slot_mapping(self, node: int) -> torch.Tensor:
@@ -99,7 +100,6 @@ class PagedKVCache(NodeTable):
 
         Raises:
             ValueError: the node is evicted.
-            IndexError: `node` does not live.
         """
         entry = self._resident_entry(node)
         return self._slots(entry, 0, int(self._lengths[entry]))
@@ -113,7 +113,6 @@ class PagedKVCache(NodeTable):
 
         Raises:
             ValueError: a node is evicted.
-            IndexError: a node does not live.
         """
         entries = self._entries(nodes)
         num_held = self._num_held[entries]
@@ -126,7 +125,6 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages.
             ValueError: n < 0, or the node is evicted.
-            IndexError: `node` does not live.
         """
         self.reserve_many([node], n)
 
@@ -146,7 +144,6 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages.
             ValueError: n < 0, or the node is evicted.
-            IndexError: `node` does not live.
         """
         self.reserve(node, n)
         entry = self._entry(node)
@@ -156,8 +153,9 @@ class PagedKVCache(NodeTable):
         return slots
 
     def slots_ahead(self, nodes: Nodes, n: int) -> torch.Tensor:
-        """Where the next n tokens of some distinct nodes go, in pages that are taken where none are
-        reserved. No node is extended: `extend_many` does that once they are written.
+        """The slots of the next n tokens of distinct nodes; takes pages where none are reserved.
+
+        No node is extended: `extend_many` does that once the tokens are written.
 
         Returns:
             [n, len(nodes)] int64 slots, nodes in the order given, on the cache's device.
@@ -165,7 +163,6 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages.
             ValueError: n < 0, a node is given twice, or is evicted.
-            IndexError: a node does not live.
         """
         entries = self._reserved_entries(nodes, n)
         tokens = self._lengths[entries] + np.arange(n)[:, None]
@@ -175,7 +172,7 @@ class PagedKVCache(NodeTable):
     def extend_many(self, nodes: Nodes, n: int) -> None:
         """Adds n tokens to each of some distinct nodes, to all or to none.
 
-        `slots_ahead` told where they go. Raises as it does.
+        Their slots are those of `slots_ahead`. Raises as it does.
         """
         self._lengths[self._reserved_entries(nodes, n)] += n
 
@@ -184,7 +181,6 @@ class PagedKVCache(NodeTable):
 
         Raises:
             ValueError: n is negative or above the length, or the node has living children.
-            IndexError: `node` does not live.
         """
         entry = self._entry(node)
         if self._children[entry]:
@@ -195,7 +191,7 @@ class PagedKVCache(NodeTable):
         self._drop_pages(entry, -(-n // self.page_size))
 
     def is_resident(self, node: int) -> bool:
-        """Whether the node is not evicted. Raises IndexError where `node` does not live."""
+        """Whether the node is not evicted."""
         return bool(self._num_held[self._entry(node)] >= 0)
 
     def evict(self, node: int) -> None:
@@ -203,7 +199,6 @@ class PagedKVCache(NodeTable):
 
         Raises:
             ValueError: the node is evicted already.
-            IndexError: `node` does not live.
         """
         entry = self._resident_entry(node)
         self._drop_pages(entry, 0)
@@ -218,7 +213,6 @@ class PagedKVCache(NodeTable):
         Raises:
             KVCacheFull: too few free pages; the node stays evicted.
             ValueError: the node is not evicted.
-            IndexError: `node` does not live.
         """
         entry = self._entry(node)
         if self._num_held[entry] >= 0:

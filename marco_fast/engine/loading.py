@@ -95,7 +95,7 @@ def _check_source(source: str, options: dict[str, Any]) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(f"expected a config.json in {source!r}, got none")
-    try:
+    try:  # not files.read_json: configurations may hold Infinity
         fields = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"expected readable JSON in {str(config)!r}, got: {error}") from error

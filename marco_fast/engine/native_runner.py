@@ -62,7 +62,7 @@ class NativeRunner:
         self.rotary = base.rotary_emb
         self.context = config.max_position_embeddings
         self.embedding = base.embed_tokens.weight.detach()
-        self.tensors: list[torch.Tensor] = []  # whatever C++ has the address of
+        self.tensors: list[torch.Tensor] = []  # kept alive: C++ has their addresses
         attention = base.layers[0].self_attn
         self._keep(self.embedding)
         self.native = _C.Decoder(

@@ -36,7 +36,7 @@ def counters(progress: Progress) -> list[tuple[str, str]]:
 
 
 class StderrView:
-    """A context manager that shows whatever show() was given last, and nothing when it ends.
+    """A context manager that shows what show() was given last, and clears it at the end.
 
     Written to standard error, so that standard output holds results alone; silent where standard
     error is not a terminal.

@@ -23,7 +23,8 @@ class SearchStats:
         rollout_nodes: nodes that their rollouts left behind.
         expansions_per_second, tokens_per_second: of this question, over `seconds`.
         tokens: decoded tokens, forced ones included. seconds: from the question's first branch.
-        kv_tokens_unique: KV tokens read by all decode steps of the call, each segment once a step.
+        kv_tokens_unique: KV tokens that all decode steps of the call read, each segment once per
+            step.
         kv_tokens_path: the same when every branch reads its whole path; the ratio is the sharing.
     """
 
@@ -123,7 +124,7 @@ def _token_texts(tree: SearchTree, token_bytes: Sequence[bytes]) -> list[list[st
 
 @dataclass(frozen=True)
 class Progress:
-    """A running search, for whoever watches it.
+    """A running search, as a progress function is told.
 
     Attributes:
         question: index of the question in the list. questions: how many there are.

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, Qwen2Config
 
-import marco_fast.models
-from examples.train_nano.network import SharedHeadAttention
+import marco_fast
+from examples.train_nano.network import MODELS, SharedHeadAttention
 from examples.train_nano.optimizer import orthogonalise
 from examples.train_nano.samples import (
     UNIFORM,
@@ -21,16 +21,15 @@ from examples.train_nano.samples import (
     batches,
     earlier_messages,
     prompt_text,
+    read_mix,
     sample,
     samples,
 )
 from examples.train_nano.tokenizer import extend_tokenizer, train_tokenizer
 from examples.train_nano.train import (
-    MODELS,
     export,
     learning_rate,
     parse,
-    read_mix,
     save,
     start,
     train_step,
@@ -66,7 +65,7 @@ def test_pieces_encode_as_the_whole_does(test, language, tokenizer):
         prompt = prompt_text(question.text)
         length = len(tokenizer.encode(prompt).ids)
         for mode, reply in (
-            ("plain", write_answer(question)),
+            ("thought", write_answer(question)),
             ("concise", write_output(question.answer)),
         ):
             ids, flags = sample(tokenizer, question, mode, random.Random(0))
@@ -94,7 +93,7 @@ def test_a_slip_and_the_phrase_have_no_loss(tokenizer):
 def test_what_stands_before_a_question_has_no_loss(tokenizer):
     before = [("system", "Be brief."), ("user", "1?"), ("assistant", "<Output>\n1\n</Output>")]
     question = next(questions("letters", 1, "train"))
-    ids, flags = sample(tokenizer, question, "plain", random.Random(0), before)
+    ids, flags = sample(tokenizer, question, "thought", random.Random(0), before)
     length = len(tokenizer.encode(prompt_text(question.text, before)).ids)
     assert flags == [False] * length + [True] * (len(ids) - length)
 

@@ -11,9 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import marco_fast.models
-from examples.train_nano.network import Network
+from examples.train_nano.network import MODELS, Network, frequencies
 from examples.train_nano.samples import prompt_text
-from examples.train_nano.train import MODELS, frequencies
 from marco_fast import Engine, SearchConfig, solve
 from marco_fast.engine.loading import BUNDLED
 from marco_fast.questions.questions import LANGUAGES, LEVELS, TESTS, is_correct, questions

@@ -50,6 +50,17 @@ def test_five_sides_always_close():
         numbers.geometry_answer(question.text)
 
 
+def test_a_sample_is_even_over_tests_and_levels_and_in_one_split():
+    drawn, again = (generator.sample_questions("test", 2 * 48, seed=5) for _ in range(2))
+    assert [each.text for each in drawn] == [each.text for each in again]
+    cells = Counter((each.test, each.level) for each in drawn)
+    assert cells == {(test, level): 2 for test in TESTS for level in LEVELS}
+    assert {generator.split_of(key) for each in drawn for key in each.keys} == {"test"}
+    levels = [each.level for each in drawn]
+    assert levels != sorted(levels)  # in random order
+    assert len(generator.sample_questions("train", 50)) == 50
+
+
 @pytest.mark.parametrize("test", TESTS)
 def test_no_content_is_in_two_splits_of_either_language(test):
     found = {(split, language): set() for split in SPLITS for language in LANGUAGES}

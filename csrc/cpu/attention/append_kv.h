@@ -19,7 +19,7 @@ struct AppendKv {
 
 // Heads [head_begin, head_end) of all tokens; slot -1 is skipped.
 inline void append_heads(const AppendKv& a, const int64_t* slots, int64_t tokens, int64_t page_size,
-                        int64_t head_bytes, int64_t head_begin, int64_t head_end) {
+                         int64_t head_bytes, int64_t head_begin, int64_t head_end) {
   for (int64_t t = 0; t < tokens; ++t) {
     if (slots[t] < 0) continue;
     char* page = a.cache + slots[t] / page_size * a.cache_stride_page;
@@ -30,7 +30,8 @@ inline void append_heads(const AppendKv& a, const int64_t* slots, int64_t tokens
   }
 }
 
-// Threads share the heads: of tokens with the same slot the last one stays, on any number of threads.
+// Threads share the heads, so of several tokens with one slot the last one stays, on any number of
+// threads.
 inline void append_kv(const AppendKv& k, const AppendKv& v, const int64_t* slots, int64_t tokens,
                       int64_t num_kv_heads, int64_t page_size, int64_t head_bytes, int threads) {
   constexpr int64_t kMinBytesPerThread = 256 << 10;

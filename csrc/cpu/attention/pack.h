@@ -17,11 +17,11 @@ inline void prefetch_tokens(const T* const* tokens, int begin, int end, int head
     for (int i = 0; i < head_dim; i += kLine) __builtin_prefetch(tokens[t] + i, 0, 2);
 }
 
-// K of `tokens` tokens, with tokens in lanes: keys[tile][word][lane]; lanes behind the last token are zero.
-// K and V of the first `requested` tokens have been requested before.
+// K of `tokens` tokens, with tokens in lanes: keys[tile][word][lane]; lanes behind the last token
+// are zero. K and V of the first `requested` tokens have been requested before.
 template <bool kPairs, class T>
-void pack_keys(const T* const* k, const T* const* v, int tokens, int requested, int head_dim, float* keys,
-               Upcoming& upcoming) {
+void pack_keys(const T* const* k, const T* const* v, int tokens, int requested, int head_dim,
+               float* keys, Upcoming& upcoming) {
   static const T zeros[kMaxHeadDim] = {};
   const int words = kPairs ? head_dim / 2 : head_dim;
   for (int begin = 0; begin < tokens; begin += kLanes, keys += words * kLanes) {

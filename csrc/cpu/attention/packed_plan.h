@@ -1,7 +1,8 @@
-// A plan as arrays: packed with its work items into one array for a device, and made again from arrays.
+// A plan as arrays: packed with its work items for a device, and made again from arrays.
 //
-// Arrays may come from anywhere and are checked before anything reads them. After check_plan a kernel
-// reads nothing outside them, and every query sees exactly the segments from a root to its own.
+// Arrays may come from anywhere and are checked before anything reads them. After check_plan a
+// kernel reads nothing outside them, and every query sees exactly the segments from a root to its
+// own.
 #pragma once
 
 #include <algorithm>
@@ -17,21 +18,22 @@
 
 namespace marco_fast {
 
-// A packed plan: a header of kHeaderWords, then the sections in this order, each from a multiple of 4 words
-// on. The header holds how many words each section has, then tile_query_heads.
+// A packed plan is one int32 array: a header of kHeaderWords, then the sections in this order, each
+// beginning at a multiple of 4 words. The header holds how many words each section has, then
+// tile_query_heads.
 inline constexpr int kSections = 10;
 inline constexpr const char* kSectionNames[kSections] = {
-    "items", "chunks", "partial_begin", "merges", "query_order", "query_lens", "own_end",
-    "segment_lens", "page_begin", "page_ids"};
+    "items",      "chunks",  "partial_begin", "merges",     "query_order",
+    "query_lens", "own_end", "segment_lens",  "page_begin", "page_ids"};
 inline constexpr int kHeaderWords = 16;
 
 using SectionSizes = std::array<int64_t, kSections>;
 using Sections = std::array<const std::vector<int32_t>*, kSections>;
 
 inline Sections sections_of(const TreePlan& plan, const WorkItems& items) {
-  return {&items.items,         &items.chunks,      &items.partial_begin, &items.merges,
-          &plan.query_order,    &plan.query_lens,   &plan.own_end,        &plan.segment_lens,
-          &plan.page_begin,     &plan.page_ids};
+  return {&items.items,      &items.chunks,    &items.partial_begin, &items.merges,
+          &plan.query_order, &plan.query_lens, &plan.own_end,        &plan.segment_lens,
+          &plan.page_begin,  &plan.page_ids};
 }
 
 // Words of a packed plan whose sections have room for `sizes` words.
@@ -41,8 +43,9 @@ inline int64_t packed_words(const SectionSizes& sizes) {
   return words;
 }
 
-// Writes header and sections to `to`. Section i has room for room[i] words; what it does not use is 0.
-inline void pack(const Sections& sections, const SectionSizes& room, int64_t tile_query_heads, int32_t* to) {
+// Writes header and sections to `to`. Section i has room for room[i] words; the unused ones are 0.
+inline void pack(const Sections& sections, const SectionSizes& room, int64_t tile_query_heads,
+                 int32_t* to) {
   std::fill(to, to + kHeaderWords, 0);
   to[kSections] = static_cast<int32_t>(tile_query_heads);
   int64_t at = kHeaderWords;
@@ -56,9 +59,10 @@ inline void pack(const Sections& sections, const SectionSizes& room, int64_t til
 
 // The arrays that make a plan, in the order in which Python passes them.
 inline constexpr std::array<std::vector<int32_t> TreePlan::*, 10> kPlanArrays = {
-    &TreePlan::query_order, &TreePlan::query_segment, &TreePlan::query_lens,
-    &TreePlan::segment_parents, &TreePlan::segment_lens, &TreePlan::query_begin,
-    &TreePlan::own_end, &TreePlan::query_end, &TreePlan::page_begin, &TreePlan::page_ids};
+    &TreePlan::query_order,     &TreePlan::query_segment, &TreePlan::query_lens,
+    &TreePlan::segment_parents, &TreePlan::segment_lens,  &TreePlan::query_begin,
+    &TreePlan::own_end,         &TreePlan::query_end,     &TreePlan::page_begin,
+    &TreePlan::page_ids};
 
 namespace packed_plan {
 
@@ -86,7 +90,8 @@ inline PlanError check_sizes(const TreePlan& p) {
   return {false, "expected a plan's arrays: three [Q], five [A], page_begin [A + 1], page_ids"};
 }
 
-// Parents come first, every token has a page, and the queries of a segment are among those of its parent.
+// Checks that a segment's parent comes before it, that each of its tokens has a page, and that its
+// queries are among its parent's.
 inline PlanError check_segment(const TreePlan& p, int32_t a, int64_t page_size) {
   const int64_t queries = p.query_order.size(), segments = p.segment_lens.size();
   const int64_t parent = p.segment_parents[a], tokens = p.segment_lens[a];
@@ -119,8 +124,8 @@ inline PlanError check_query(const TreePlan& p, int32_t i, std::vector<bool>* se
   if (outside(0, queries - 1, order))
     return {true, "expected " + entry("query_order", i) + range(0, queries - 1, order)};
   if ((*seen)[order])
-    return {false, "expected each query once in query_order, got " + std::to_string(order) +
-                       " again"};
+    return {false,
+            "expected each query once in query_order, got " + std::to_string(order) + " again"};
   (*seen)[order] = true;
   if (outside(0, segments - 1, segment))
     return {true, "expected " + entry("query_segment", i) + range(0, segments - 1, segment)};
@@ -134,8 +139,8 @@ inline PlanError check_query(const TreePlan& p, int32_t i, std::vector<bool>* se
   return {};
 }
 
-// Every interval has as many queries as end at or below its segment. With the nesting that check_segment
-// found, it therefore has exactly these queries.
+// Every interval has as many queries as end at or below its segment. With the nesting that
+// check_segment found, it therefore has exactly these queries.
 inline PlanError check_intervals(const TreePlan& p) {
   std::vector<int64_t> below(p.segment_lens.size());
   for (int32_t segment : p.query_segment) ++below[segment];

@@ -32,9 +32,11 @@ PlanError check_segments(const TreePlanInput& in) {
   for (int64_t n = 0; n < in.num_segments; ++n) {
     const int64_t parent = in.parents[n], length = in.segment_lens[n];
     if (parent < -1 || parent >= in.num_segments)
-      return index_error("expected parents[%lld] in -1..%lld, got %lld", n, in.num_segments - 1, parent);
+      return index_error("expected parents[%lld] in -1..%lld, got %lld", n, in.num_segments - 1,
+                         parent);
     if (parent >= n)
-      return value_error("expected parents before children, got parents[%lld] = %lld", n, parent, 0);
+      return value_error("expected parents before children, got parents[%lld] = %lld", n, parent,
+                         0);
     if (length < 0 || length > kMaxInt32)
       return value_error("expected segment_lens[%lld] >= 0, got %lld", n, length, 0);
   }
@@ -46,7 +48,8 @@ PlanError count_queries(const TreePlanInput& in, Scratch* s) {
   for (int64_t i = 0; i < in.num_queries; ++i) {
     const int64_t leaf = in.leaves[i];
     if (leaf < 0 || leaf >= in.num_segments)
-      return index_error("expected leaves[%lld] in 0..%lld, got %lld", i, in.num_segments - 1, leaf);
+      return index_error("expected leaves[%lld] in 0..%lld, got %lld", i, in.num_segments - 1,
+                         leaf);
     ++s->own[leaf];
     if (in.leaf_lens && (in.leaf_lens[i] < 0 || in.leaf_lens[i] > in.segment_lens[leaf]))
       return value_error("expected leaf_lens[%lld] in 0..%lld, got %lld", i, in.segment_lens[leaf],
@@ -79,8 +82,8 @@ void number_queries(const TreePlanInput& in, Scratch* s, TreePlan* plan) {
   s->position.assign(in.num_segments, -1);
   int64_t active = 0;
   for (const int32_t below : s->below) active += below > 0;
-  for (std::vector<int32_t>* each : {&plan->segment_ids, &plan->segment_parents,
-                                     &plan->query_begin, &plan->own_end, &plan->query_end})
+  for (std::vector<int32_t>* each : {&plan->segment_ids, &plan->segment_parents, &plan->query_begin,
+                                     &plan->own_end, &plan->query_end})
     each->resize(active);
   int32_t next_root = 0, a = 0;
   for (int64_t n = 0; n < in.num_segments; ++n) {
@@ -145,8 +148,8 @@ PlanError measure(const TreePlanInput& in, TreePlan* plan) {
   plan->path_lens.resize(in.num_queries);
   for (int64_t i = 0; i < in.num_queries; ++i) {
     const int32_t a = plan->query_segment[i];
-    plan->path_lens[i] = static_cast<int32_t>(
-        above[a] - in.segment_lens[plan->segment_ids[a]] + plan->query_lens[i]);
+    plan->path_lens[i] = static_cast<int32_t>(above[a] - in.segment_lens[plan->segment_ids[a]] +
+                                              plan->query_lens[i]);
   }
   return {};
 }
@@ -198,8 +201,9 @@ PlanError advance_plan(const bool* active, TreePlan* plan) {
   const size_t queries = plan->query_order.size();
   for (size_t i = 0; i < queries; ++i)
     if ((!active || active[i]) && plan->gained[plan->query_position[i]] >= plan->max_new_tokens)
-      return value_error("expected at most max_new_tokens = %lld new tokens, query %lld has them all",
-                         plan->max_new_tokens, static_cast<long long>(i), 0);
+      return value_error(
+          "expected at most max_new_tokens = %lld new tokens, query %lld has them all",
+          plan->max_new_tokens, static_cast<long long>(i), 0);
   for (size_t position = 0; position < queries; ++position) {
     if (active && !active[plan->query_order[position]]) continue;
     ++plan->gained[position];

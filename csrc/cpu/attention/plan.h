@@ -1,8 +1,8 @@
 // The plan of a tree attention call: which queries read which segment, and from which pages.
 //
-// Queries are numbered depth first, so the queries at or below a segment are one interval, and kernels
-// only compare numbers. Segments that no query reads are left out. A plan owns its int32 arrays; it
-// needs none of the caller's buffers after planning.
+// Queries are numbered depth first, so the queries at or below a segment are one interval, and
+// kernels only compare numbers. Segments that no query reads are left out. A plan owns its int32
+// arrays; it needs none of the caller's buffers after planning.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct TreePlanInput {
   int64_t num_segments, num_queries;
   const int64_t* parents;       // [num_segments], -1 or an earlier segment
   const int64_t* segment_lens;  // [num_segments]
-  const int32_t* block_table;   // [num_segments, max_pages], block_table_stride from segment to segment
+  const int32_t* block_table;   // [num_segments, max_pages], rows block_table_stride apart
   int64_t block_table_stride, max_pages;
   const int64_t* leaves;     // [num_queries]
   const int64_t* leaf_lens;  // [num_queries], or null: every token of the leaf
@@ -32,16 +32,17 @@ struct TreePlan {
   std::vector<int32_t> segment_ids;      // [A] the caller's index of the segment
   std::vector<int32_t> segment_parents;  // [A] index of the parent in these arrays, or -1
   std::vector<int32_t> segment_lens;     // [A] tokens that some query reads
-  // Queries [query_begin, query_end) read the segment. Of these, queries [query_begin, own_end) end in it
-  // and see query_lens of its tokens, in ascending order; the others see all its tokens.
-  std::vector<int32_t> query_begin;     // [A]
-  std::vector<int32_t> own_end;         // [A]
-  std::vector<int32_t> query_end;       // [A]
-  // The pages of segment a, for max_new_tokens too, are page_ids[page_begin[a] .. page_begin[a + 1]).
-  std::vector<int32_t> page_begin;      // [A + 1]
+  // Queries [query_begin, query_end) read the segment. Of these, queries [query_begin, own_end) end
+  // in it and see query_lens of its tokens, in ascending order; the others see all its tokens.
+  std::vector<int32_t> query_begin;  // [A]
+  std::vector<int32_t> own_end;      // [A]
+  std::vector<int32_t> query_end;    // [A]
+  // Segment a has the pages page_ids[page_begin[a] .. page_begin[a + 1]), with those that
+  // max_new_tokens will need.
+  std::vector<int32_t> page_begin;  // [A + 1]
   std::vector<int32_t> page_ids;
-  std::vector<int32_t> query_position;   // [Q] inverse of query_order
-  int32_t num_pages_needed = 0;          // 1 + the largest page id
+  std::vector<int32_t> query_position;  // [Q] inverse of query_order
+  int32_t num_pages_needed = 0;         // 1 + the largest page id
   int32_t max_new_tokens = 0;
   std::vector<int32_t> gained;  // [Q] how many tokens the leaf of query i has gained since planning
 };

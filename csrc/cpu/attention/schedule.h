@@ -1,9 +1,9 @@
 // Which thread computes which part of a tree attention call.
 //
-// A unit is one KV head and one stripe, an interval of the depth-first queries. The queries of each stripe
-// see about as many tokens. There are only as many stripes as keep every thread busy, because a segment
-// above the cut between two stripes is read once for each. No result depends on which thread takes
-// which unit.
+// A unit is one KV head and one stripe, an interval of the depth-first queries. The queries of each
+// stripe see about as many tokens. There are only as many stripes as keep every thread busy,
+// because a segment above the cut between two stripes is read once for each. No result depends on
+// which thread takes which unit.
 #pragma once
 
 #include <atomic>
@@ -11,9 +11,9 @@
 #include <numeric>
 #include <vector>
 
-#include "base/parallel.h"
-#include "attention/tree_attention.h"
 #include "attention/plan.h"
+#include "attention/tree_attention.h"
+#include "base/parallel.h"
 
 namespace marco_fast {
 
@@ -28,8 +28,8 @@ inline int64_t thread_words(int64_t queries, int group, int head_dim) {
   return unit_words((queries < most ? queries : most) * group, head_dim);
 }
 
-// The queries where stripes begin, and the number of queries. There are at least `stripes` stripes, or one
-// per query if there are fewer; none is larger than max_unit_queries.
+// The queries where stripes begin, and the number of queries. There are at least `stripes` stripes,
+// or one per query if there are fewer; none is larger than max_unit_queries.
 inline std::vector<int> cut_stripes(const TreePlan& plan, int stripes, int group) {
   const int queries = static_cast<int>(plan.path_lens.size()), most = max_unit_queries(group);
   double left = 0;
@@ -58,7 +58,8 @@ inline void set_plan(const TreePlan& plan, TreeAttentionArgs* a) {
 }
 
 inline void run_tree_attention(TreeAttentionKernel kernel, const TreeAttentionArgs& args,
-                               const TreePlan& plan, int num_kv_heads, int threads, float* workspace) {
+                               const TreePlan& plan, int num_kv_heads, int threads,
+                               float* workspace) {
   double tokens = 0;
   for (int32_t length : plan.path_lens) tokens += length;
   const double products = 2 * tokens * args.group * num_kv_heads * args.head_dim;
@@ -73,7 +74,8 @@ inline void run_tree_attention(TreeAttentionKernel kernel, const TreeAttentionAr
   parallel(threads < units ? threads : units, [&](int thread, int) {
     for (int unit = next++; unit < units; unit = next++) {
       const int stripe = unit % stripes;
-      kernel(args, {unit / stripes, bounds[stripe], bounds[stripe + 1]}, workspace + thread * words);
+      kernel(args, {unit / stripes, bounds[stripe], bounds[stripe + 1]},
+             workspace + thread * words);
     }
   });
 }

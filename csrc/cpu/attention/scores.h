@@ -9,8 +9,8 @@
 namespace marco_fast {
 namespace MF_NS {
 
-// scores[h][tile * kLanes + lane] = q[h] . k, for H query_heads and N tiles. Short sums are added up,
-// because one float32 chain over a head_dim of 128 would have twice the error of PyTorch.
+// scores[h][tile * kLanes + lane] = q[h] . k, for H query_heads and N tiles. Short sums are added
+// up, because one float32 chain over a head_dim of 128 would have twice the error of PyTorch.
 template <bool kPairs, int H, int N>
 inline void score_tiles(const float* q, int64_t q_stride, const float* keys, int words,
                         float* scores, int64_t scores_stride) {
@@ -57,8 +57,9 @@ void score_packed(int query_heads, const float* q, int head_dim, const float* ke
 }
 
 #if MF_ISA == MF_ISA_AVX2
-// Sums lane by lane of q[h] * k[t], for H query_heads and N tokens, at sums[h * kDotTokens + t]. Requests
-// of the tokens kTokensAhead further on those numbered `first`, first + every, ...; none if every is 0.
+// Sums lane by lane of q[h] * k[t], for H query_heads and N tokens, at sums[h * kDotTokens + t].
+// Of the tokens kTokensAhead further on, requests those numbered `first`, first + every, ... (none
+// if every is 0).
 template <class T, int H, int N>
 inline __attribute__((always_inline)) void dot_lanes(const float* q, const T* const* k,
                                                      int head_dim, int first, int every,
@@ -89,22 +90,24 @@ inline __attribute__((always_inline)) void dot_lanes(const float* q, const T* co
 }
 
 // scores[h][t] = q[h] . k[t], with dimensions in lanes. Behind the last token, k has kDotTokens +
-// kTokensAhead further entries, and scores of up to kDotTokens - 1 of them are written too. kPrefetch:
-// tokens are requested ahead, a few lines at a time, because many requests at once would hold up the
-// loads of what is multiplied meanwhile.
+// kTokensAhead further entries, and scores of up to kDotTokens - 1 of them are written too.
+// kPrefetch: tokens are requested ahead, a few lines at a time, because many requests at once would
+// hold up the loads of what is multiplied meanwhile.
 template <bool kPrefetch, class T>
-void score_unpacked(int query_heads, const float* q, int head_dim, const T* const* k, int tokens, float* scores,
-                int64_t stride) {
+void score_unpacked(int query_heads, const float* q, int head_dim, const T* const* k, int tokens,
+                    float* scores, int64_t stride) {
   const int blocks = (query_heads + 2) / 3, every = kPrefetch ? blocks : 0;
   for (int begin = 0; begin < tokens; begin += kDotTokens) {
     for (int i = 0; i < blocks; ++i) {
       const int begin_head = query_heads * i / blocks;
       with_count<3>(query_heads * (i + 1) / blocks - begin_head, [&](auto count) {
         constexpr int H = decltype(count)::value;
-        constexpr int N = H == 1 ? kDotTokens : kDotTokens / 2;  // 8 to 12 sums at once: no product waits for another
+        // 8 to 12 sums at once: no product waits for another.
+        constexpr int N = H == 1 ? kDotTokens : kDotTokens / 2;
         Vec sums[H * kDotTokens];
         for (int t = 0; t < kDotTokens; t += N)
-          dot_lanes<T, H, N>(q + begin_head * head_dim, k + begin + t, head_dim, i, every, sums + t);
+          dot_lanes<T, H, N>(q + begin_head * head_dim, k + begin + t, head_dim, i, every,
+                             sums + t);
         for (int h = 0; h < H; ++h)
           store(scores + (begin_head + h) * stride + begin, reduce_add_each(sums + h * kDotTokens));
       });

@@ -1,9 +1,9 @@
 // The sizes of attention's register tiles.
 //
-// Included once per instruction set, like simd.h. A query_head is one query and one head of its group.
-// A word (simd_tile.h) is a float32 or, with kPairs, two bfloat16: of adjacent head dimensions in q and
-// K, of adjacent tokens in the weights and V. The order of a query_head's sums depends on kPairs and
-// its own tokens alone, never on the shape of a tile.
+// Included once per instruction set, like simd.h. A query_head is one query and one head of its
+// group. A word (simd_tile.h) is a float32 or, with kPairs, two bfloat16: of adjacent head
+// dimensions in q and K, of adjacent tokens in the weights and V. The order of a query_head's sums
+// depends on kPairs and its own tokens alone, never on the shape of a tile.
 #pragma once
 
 #include "attention/tree_attention.h"
@@ -23,8 +23,8 @@ inline constexpr int kStepsInL1 = MF_ISA == MF_ISA_AVX2 ? 32 : 64;
 inline constexpr int kDotTokens = 8;
 inline constexpr int kTokensAhead = 32;
 
-// Whether K is transposed before it is multiplied, so that tokens lie in lanes. With eight lanes it is
-// cheaper to multiply K where it lies and add up the lanes, whatever the number of query_heads,
+// Whether K is transposed before it is multiplied, so that tokens lie in lanes. With eight lanes it
+// is cheaper to multiply K where it lies and add up the lanes, whatever the number of query_heads,
 // unless heads are small.
 inline bool packs_keys(int head_dim) { return MF_ISA != MF_ISA_AVX2 || head_dim <= 32; }
 
@@ -33,7 +33,8 @@ inline Vec dot_step(Vec x, Vec y, Vec acc) {
   return kPairs ? dot_step_pair(x, y, acc) : dot_step_float(x, y, acc);
 }
 
-// Calls f(first, Int<n>{}) for strips of 3 or 2 registers that cover [0, count); of 1 only if count is 1.
+// Calls f(first, Int<n>{}) for strips of 3 or 2 registers that cover [0, count), of 1 register only
+// if count is 1.
 template <class F>
 inline void in_strips(int count, F&& f) {
   int j = 0;

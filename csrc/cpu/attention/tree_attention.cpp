@@ -1,6 +1,7 @@
 // Tree attention on a CPU: a unit's walk over its segments; compiled once per instruction set.
 #include "attention/tree_attention.h"
 
+#include "attention/chunk.h"
 #include "attention/pack.h"
 #include "attention/scores.h"
 #include "attention/weigh.h"
@@ -9,15 +10,13 @@ namespace marco_fast {
 namespace MF_NS {
 namespace {
 
-constexpr int kMaxChunkTokens = cpu_chunk_tokens(16);
-
 struct Scratch {
-  float* keys;    // K, packed: [tiles][words][kLanes]; or widened: [tokens][head_dim]
-  float* values;  // V, in pairs of tokens: [pairs][head_dim]; or widened: [tokens][head_dim]
-  float* scores;  // [kBlockQueryHeads][scores_stride]
-  float* sums;    // [kBlockQueryHeads][head_dim]: weighted sums of a chunk's V
+  float* keys;         // K, packed: [tiles][words][kLanes]; or widened: [tokens][head_dim]
+  float* values;       // V, in pairs of tokens: [pairs][head_dim]; or widened: [tokens][head_dim]
+  float* scores;       // [kBlockQueryHeads][scores_stride]
+  float* sums;         // [kBlockQueryHeads][head_dim]: weighted sums of a chunk's V
   float *m, *s, *acc;  // [query_heads] states; acc [query_heads][head_dim]
-  float* q;       // [query_heads][head_dim] float32, or pairs of bfloat16
+  float* q;            // [query_heads][head_dim] float32, or pairs of bfloat16
   int64_t scores_stride;
 };
 
@@ -31,7 +30,7 @@ Scratch carve(float* words, int64_t query_heads, int head_dim) {
     return taken;
   };
   Scratch s;
-  s.scores_stride = chunk + 16;  // not a multiple of 4 KiB, so that query_heads use different cache sets
+  s.scores_stride = chunk + 16;  // not a multiple of 4 KiB: query_heads use different cache sets
   s.keys = take(chunk * head_dim);
   s.values = take(chunk * head_dim);
   s.scores = take(kBlockQueryHeads * s.scores_stride);
@@ -43,51 +42,7 @@ Scratch carve(float* words, int64_t query_heads, int head_dim) {
   return s;
 }
 
-// Where K and V of each token of a chunk begin, and of the tokens behind it that are requested ahead.
-template <class T>
-struct Chunk {
-  const T* k[kMaxChunkTokens + kDotTokens + kTokensAhead];
-  const T* v[kMaxChunkTokens + kDotTokens + kTokensAhead];
-};
-
-// Fills in `tokens` tokens. Behind the segment's last token, that token's address is repeated.
-template <class T>
-void locate(const TreeAttentionArgs& a, int head, int segment, int64_t begin, int tokens, Chunk<T>* c) {
-  const int32_t* pages = a.page_ids + a.page_begin[segment];
-  const T* k = static_cast<const T*>(a.k) + head * a.k_stride_head;
-  const T* v = static_cast<const T*>(a.v) + head * a.v_stride_head;
-  const int64_t left = a.segment_lens[segment] - begin;
-  int64_t page = begin / a.page_size, offset = begin % a.page_size;
-  for (int t = 0; t < tokens; ++t) {
-    if (t >= left) {
-      c->k[t] = c->k[t - 1];
-      c->v[t] = c->v[t - 1];
-      continue;
-    }
-    c->k[t] = k + pages[page] * a.k_stride_page + offset * a.head_dim;
-    c->v[t] = v + pages[page] * a.v_stride_page + offset * a.head_dim;
-    if (++offset == a.page_size) {
-      offset = 0;
-      ++page;
-    }
-  }
-}
-
-// A chunk of a segment, and how many of its tokens each query sees.
-struct Readers {
-  const TreeAttentionArgs& args;
-  int segment;
-  int64_t chunk_begin;
-  int chunk_tokens;
-
-  int visible(int query) const {
-    if (query >= args.own_end[segment]) return chunk_tokens;
-    const int64_t seen = args.query_lens[query] - chunk_begin;
-    return seen < chunk_tokens ? static_cast<int>(seen < 0 ? 0 : seen) : chunk_tokens;
-  }
-};
-
-// A unit's way over its segments, with the states of its query_heads.
+// One unit: the states of its query_heads, and its way over the segments.
 template <class T>
 struct Walk {
   static constexpr bool kPairs = kPairDot && std::is_same<T, bf16>::value;
@@ -124,7 +79,7 @@ struct Walk {
     }
   }
 
-  // Steps of the weighted sum that a query_head which sees `visible` of the tokens shares with others.
+  // How many steps of the weighted sum a query_head that sees `visible` tokens takes with others.
   static int whole_steps(int visible, int tokens) {
     if (!kPairs) return visible;
     return visible == tokens ? (tokens + 1) / 2 : visible / 2;
@@ -149,18 +104,19 @@ struct Walk {
     if (packs)
       score_packed<kPairs>(query_heads, q, args.head_dim, s.keys, most, s.scores, s.scores_stride);
     else
-      score_unpacked<kPrefetch>(query_heads, q, args.head_dim, keys, most, s.scores, s.scores_stride);
+      score_unpacked<kPrefetch>(query_heads, q, args.head_dim, keys, most, s.scores,
+                                s.scores_stride);
     for (int h = 0; h < query_heads; ++h) {
       upcoming.request();
       exponentiate<kPairs>(s.scores + h * s.scores_stride, visible[h], scale, state(first + h),
                            args.head_dim);
     }
-    // The chunk is summed by itself, then added to the state: one chain of sums over a long path would
-    // have a larger error than PyTorch.
+    // The chunk is summed by itself, then added to the state: one chain of sums over a long path
+    // would have a larger error than PyTorch.
     std::memset(s.sums, 0, sizeof(float) * query_heads * args.head_dim);
     const int joint = whole_steps(fewest, tokens);
     weigh_block<kPairs, kPrefetch>(query_heads, s.scores, s.scores_stride, values, 0, joint, s.sums,
-                              args.head_dim);
+                                   args.head_dim);
     for (int h = 0; h < query_heads; ++h) {
       const float* p = s.scores + h * s.scores_stride;
       float *sums = s.sums + h * args.head_dim, *acc = state(first + h).acc;
@@ -175,8 +131,8 @@ struct Walk {
     }
   }
 
-  // Adds a chunk to the states of queries [begin, end). `next`: the segment that is read after this chunk
-  // if another one is, else -1.
+  // Adds a chunk to the states of queries [begin, end). `next`: the segment that is read after this
+  // chunk, or -1 if this segment goes on or is the last.
   void chunk(const Readers& readers, int begin, int end, int next) {
     int most = 0;
     while (begin < end && readers.visible(begin) == 0) ++begin;
@@ -199,7 +155,8 @@ struct Walk {
       widen_tokens(c.v, most, args.head_dim, s.values);
       if (!packs) widen_tokens(c.k, most, args.head_dim, s.keys);
     }
-    const float *keys[kMaxChunkTokens + kDotTokens + kTokensAhead], *values[kMaxChunkTokens + kDotTokens + kTokensAhead];
+    const float *keys[kMaxChunkTokens + kDotTokens + kTokensAhead],
+        *values[kMaxChunkTokens + kDotTokens + kTokensAhead];
     for (int t = 0; t < located; ++t) {
       const int64_t offset = static_cast<int64_t>(t < most ? t : most - 1) * args.head_dim;
       keys[t] = s.keys + offset;
@@ -223,7 +180,7 @@ struct Walk {
     }
   }
 
-  // Makes the first tokens of a segment `upcoming`, as many as `calls` calls can request.
+  // Adds the first tokens of a segment to `upcoming`: as many as `calls` calls can request.
   void announce(int segment, int calls) {
     upcoming.clear();
     announced = 0;
@@ -233,9 +190,10 @@ struct Walk {
     const int64_t tokens = args.segment_lens[segment] < most ? args.segment_lens[segment] : most;
     const T* k = static_cast<const T*>(args.k) + unit.kv_head * args.k_stride_head;
     const T* v = static_cast<const T*>(args.v) + unit.kv_head * args.v_stride_head;
-    for (const int32_t* page = args.page_ids + args.page_begin[segment]; announced < tokens && !upcoming.full();
-         ++page) {
-      const int64_t left = tokens - announced, count = left < args.page_size ? left : args.page_size;
+    for (const int32_t* page = args.page_ids + args.page_begin[segment];
+         announced < tokens && !upcoming.full(); ++page) {
+      const int64_t left = tokens - announced,
+                    count = left < args.page_size ? left : args.page_size;
       upcoming.add(k + *page * args.k_stride_page, count * bytes);
       upcoming.add(v + *page * args.v_stride_page, count * bytes);
       announced += static_cast<int>(count);
@@ -266,7 +224,8 @@ struct Walk {
     for (int i = 0; i < query_heads(); ++i) {
       const int64_t query = args.query_order[query_of(i)];
       const int head = head_of(i);
-      T* out = static_cast<T*>(args.out) + query * args.out_stride_query + head * args.out_stride_head;
+      T* out =
+          static_cast<T*>(args.out) + query * args.out_stride_query + head * args.out_stride_head;
       const State end = state(i);
       const bool empty = *end.m == -kInf;
       const Vec inverse = set1(1.0f / *end.s);
@@ -298,11 +257,7 @@ void run(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, float* sc
 }  // namespace
 
 void tree_attention(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, float* scratch) {
-  switch (args.dtype) {
-    case Dtype::f32: return run<float>(args, unit, scratch);
-    case Dtype::bf16: return run<bf16>(args, unit, scratch);
-    case Dtype::f16: return run<f16>(args, unit, scratch);
-  }
+  with_type(args.dtype, [&](auto type) { run<decltype(type)>(args, unit, scratch); });
 }
 
 }  // namespace MF_NS

@@ -1,9 +1,11 @@
-// Attention of many queries over a forest of paged KV segments. Each segment is read once for all queries.
+// Attention of many queries over a forest of paged KV segments. Each segment is read once for all
+// queries.
 //
-// Work is cut into units of one KV head and an interval of depth-first queries. Each query_head (a query
-// and one head of its group) has a running state (m, s, acc). A unit walks the segments from the roots
-// down. A segment is cut into chunks at fixed token positions, and one formula adds a chunk to the state
-// of every query_head that sees it. So the bits of a query_head depend on its path alone.
+// Work is cut into units of one KV head and an interval of depth-first queries. Each query_head (a
+// query and one head of its group) has a running state (m, s, acc). A unit walks the segments from
+// the roots down. A segment is cut into chunks at fixed token positions, and one formula adds a
+// chunk to the state of every query_head that sees it. So the bits of a query_head depend on its
+// path alone.
 #pragma once
 
 #include <cstdint>
@@ -53,14 +55,14 @@ constexpr int cpu_chunk_tokens(int head_dim) {
 }
 
 inline constexpr int kMaxHeadDim = 256;
-inline constexpr int kBlockQueryHeads = 8;  // at most as many query_heads share one load of K or V
+inline constexpr int kBlockQueryHeads = 8;  // at most; they share each load of K or V
 
-// Queries per unit: at most 512 query_heads, whose states and q stay in the L2 cache, but at least one
-// query.
+// Queries per unit: at most 512 query_heads, whose states and q stay in the L2 cache, but at least
+// one query.
 constexpr int max_unit_queries(int group) { return group >= 512 ? 1 : 512 / group; }
 
-// float32 words of scratch for a unit: K transposed, V, scores and the sums of one block; then m, s, acc
-// and q of each query_head. Everything starts on a cache line.
+// float32 words of scratch for a unit: K transposed, V, scores and the sums of one block; then m,
+// s, acc and q of each query_head. Everything starts on a cache line.
 constexpr int64_t unit_words(int64_t query_heads, int head_dim) {
   const int64_t chunk = cpu_chunk_tokens(head_dim);
   const int64_t padded = (query_heads + 15) / 16 * 16;
@@ -68,9 +70,10 @@ constexpr int64_t unit_words(int64_t query_heads, int head_dim) {
          padded * (2 + 2 * head_dim) + 16;
 }
 
-#define MF_DECLARE(isa)                                                                  \
-  namespace isa {                                                                        \
-  void tree_attention(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, float* scratch); \
+#define MF_DECLARE(isa)                                                             \
+  namespace isa {                                                                   \
+  void tree_attention(const TreeAttentionArgs& args, const TreeAttentionUnit& unit, \
+                      float* scratch);                                              \
   }
 MF_FOR_EACH_ISA(MF_DECLARE)
 #undef MF_DECLARE

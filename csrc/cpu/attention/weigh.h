@@ -18,11 +18,11 @@ struct State {
   float* acc;
 };
 
-// Turns a query_head's scores x into weights e^(scale * (x - m)), where m is its largest score so far; if
-// m grows, what is in the state is scaled down. From `visible` on, to the end of the register, weights
-// are 0. With kPairs the weights are rounded to bfloat16 in place; the sum is of the unrounded ones.
-// A score that is NaN or +inf makes the sum NaN and m +inf, and every later chunk keeps them: a poisoned
-// key is never dropped silently.
+// Turns a query_head's scores x into weights e^(scale * (x - m)), where m is its largest score so
+// far; if m grows, what is in the state is scaled down. From `visible` on, to the end of the
+// register, weights are 0. With kPairs the weights are rounded to bfloat16 in place; the sum is of
+// the unrounded ones. A score that is NaN or +inf makes the sum NaN and m +inf, and every later
+// chunk keeps them: a poisoned key is never dropped silently.
 template <bool kPairs>
 inline void exponentiate(float* x, int visible, float scale, const State& state, int head_dim) {
   const int padded = (visible + kLanes - 1) / kLanes * kLanes;
@@ -57,8 +57,8 @@ inline void exponentiate(float* x, int visible, float scale, const State& state,
   *state.s = m == kInf ? std::numeric_limits<float>::quiet_NaN() : *state.s + reduce_add(total);
 }
 
-// sums[h][column..] += sum over steps [begin, end) of p[h][i] * v[i][column..], for H query_heads and N
-// registers of columns. kPrefetch: requests the step kTokensAhead further on.
+// sums[h][column..] += sum over steps [begin, end) of p[h][i] * v[i][column..], for H query_heads
+// and N registers of columns. kPrefetch: requests the step kTokensAhead further on.
 template <bool kPairs, bool kPrefetch, class T, int H, int N>
 inline void weigh_tiles(const float* p, int64_t p_stride, const T* const* v, int begin, int end,
                         int column, float* sums, int head_dim) {
@@ -92,18 +92,18 @@ inline void weigh_tiles(const float* p, int64_t p_stride, const T* const* v, int
     for (int j = 0; j < N; ++j) store(sums + h * head_dim + column + j * kLanes, acc[h][j]);
 }
 
-// Adds steps [from, to) to the sums [query_heads][head_dim]. With kPrefetch, v has kTokensAhead further
-// entries.
+// Adds steps [from, to) to the sums [query_heads][head_dim]. With kPrefetch, v has kTokensAhead
+// further entries.
 template <bool kPairs, bool kPrefetch, class T>
-void weigh_block(int query_heads, const float* p, int64_t p_stride, const T* const* v, int from, int to,
-                 float* sums, int head_dim) {
+void weigh_block(int query_heads, const float* p, int64_t p_stride, const T* const* v, int from,
+                 int to, float* sums, int head_dim) {
   for (int begin = from; begin < to; begin += kStepsInL1) {
     const int end = begin + kStepsInL1 < to ? begin + kStepsInL1 : to;
     in_strips(head_dim / kLanes, [&](int j, auto n) {
       in_even_blocks<kTileQueryHeads>(query_heads, [&](int h, auto count) {
         constexpr int H = decltype(count)::value, N = decltype(n)::value;
         const auto tiles = kPrefetch && h == 0 ? weigh_tiles<kPairs, true, T, H, N>
-                                          : weigh_tiles<kPairs, false, T, H, N>;
+                                               : weigh_tiles<kPairs, false, T, H, N>;
         tiles(p + h * p_stride, p_stride, v, begin, end, j * kLanes, sums + h * head_dim, head_dim);
       });
     });
@@ -113,7 +113,8 @@ void weigh_block(int query_heads, const float* p, int64_t p_stride, const T* con
 // Adds the first token of a pair whose second token the query_head does not see.
 inline void weigh_half_pair(const float* p, const float* pair, float* sums, int head_dim) {
   for (int i = 0; i < head_dim; i += kLanes)
-    store(sums + i, dot_step_pair(lower_half(set1(*p)), lower_half(load(pair + i)), load(sums + i)));
+    store(sums + i,
+          dot_step_pair(lower_half(set1(*p)), lower_half(load(pair + i)), load(sums + i)));
 }
 
 }  // namespace MF_NS

@@ -1,13 +1,15 @@
 // The work items of tree attention on a device: which program reads which tokens for which queries.
 //
-// A segment is cut into chunks at fixed token positions. The chunks of a path are gathered into token
-// groups, greedily from the root: a token group is full once it holds `token_group` tokens. Both depend
-// on the path alone. A query's result is the fold of its token groups from root to leaf, and each token
-// group is the fold of its chunks, so no bit depends on which program computes what:
-// - A span is a list of consecutive chunks that the same queries read. It gives one partial to each of its
-//   query_heads. A span of several chunks starts with a token group, and folds them as the merge would.
-// - A work item is a span and a tile of its query_heads: a query of the span's interval and one head of
-//   the group.
+// A segment is cut into chunks at fixed token positions. The chunks of a path are gathered into
+// token groups, greedily from the root: a token group is full once it holds `token_group` tokens.
+// Both depend on the path alone. A query's result is the fold of its token groups from root to
+// leaf, and each token group is the fold of its chunks, so no bit depends on which program computes
+// what:
+// - A span is a list of consecutive chunks that the same queries read. It gives one partial to each
+//   of its query_heads. A span of several chunks starts with a token group, and folds them as the
+//   merge would.
+// - A work item is a span and a tile of its query_heads. A query_head is a query of the span's
+//   interval and one head of the group.
 // A query that reads one span needs no merge: the work item writes its result.
 #pragma once
 
@@ -30,10 +32,10 @@ struct WorkItemsOptions {
 
 struct WorkItems {
   static constexpr int kItemWords = 6;
-  // [I, 6] chunk_begin, chunk_end, query_begin, query_end, first query_head, and 2 * (how many spans
-  // precede this one on the path) + (1 if it continues a token group)
+  // [I, 6] chunk_begin, chunk_end, query_begin, query_end, first query_head, and 2 * (how many
+  // spans precede this one on the path) + (1 if it continues a token group)
   std::vector<int32_t> items;
-  std::vector<int32_t> chunks;         // [C, 2] segment, first token; the chunks of a span are consecutive
+  std::vector<int32_t> chunks;  // [C, 2] segment, first token; the chunks of a span are consecutive
   std::vector<int32_t> partial_begin;  // [Q + 1] the partials of query i; none if it reads one span
   std::vector<int32_t> merges;         // [M] the queries whose result the merge writes
   int64_t tile_query_heads = 0;
@@ -54,8 +56,8 @@ struct Chunk {
 
 // The state of a path at the end of a segment, where the segments below continue.
 struct PathEnd {
-  int32_t fill = 0;        // tokens of the token group that is not full; 0: the next chunk begins one
-  int32_t spans = 0;       // how many so far
+  int32_t fill = 0;   // tokens of the token group that is not full; 0: the next chunk begins one
+  int32_t spans = 0;  // how many so far
   int32_t open_span = -1;  // a span that the next chunk may join, or -1
 };
 
@@ -91,8 +93,8 @@ class Builder {
 
   int64_t query_heads(int32_t begin, int32_t end) const { return (end - begin) * options_.group; }
 
-  // A span is as long as its token group, unless that leaves part of the device idle. Also allocates
-  // chunks and spans.
+  // A span is as long as its token group, unless that leaves part of the device idle. Also
+  // allocates chunks and spans.
   void choose_limit() {
     int64_t tokens = 0, work = 0;  // work: tokens * tiles of 32 query_heads
     for (size_t a = 0; a < ends_.size(); ++a) {
@@ -106,7 +108,8 @@ class Builder {
     spans_.resize(chunks_.size());
   }
 
-  // The parent's span that this segment's first chunk may join, or -1: the same queries must read both.
+  // The parent's span that this segment's first chunk may join, or -1: the same queries must read
+  // both.
   int32_t inherited_span(int32_t a, int32_t parent) const {
     if (parent < 0 || plan_.own_end[parent] != plan_.query_begin[parent]) return -1;
     const bool same = plan_.query_begin[a] == plan_.query_begin[parent] &&
@@ -176,8 +179,8 @@ class Builder {
     return (query_heads(span.query_begin, span.query_end) + tile - 1) >> __builtin_ctzll(tile);
   }
 
-  // A tile costs the loading of its tokens, about as much as the arithmetic of 32 query_heads, and the
-  // arithmetic of its own query_heads, padding included. Of equal costs the smaller tile wins.
+  // A tile costs the loading of its tokens, about as much as the arithmetic of 32 query_heads, and
+  // the arithmetic of its own query_heads, padding included. Of equal costs the smaller tile wins.
   int64_t best_tile() const {
     int64_t narrow = 0, wide = 0;
     for (const Span& span : spans_) {
@@ -187,17 +190,20 @@ class Builder {
     return wide * (32 + 32) < narrow * (32 + 16) ? 32 : 16;
   }
 
-  // The spans, longest first, so that the last work to finish is short. The tiles of a span stay together
-  // and share its tokens in the cache.
+  // The spans, longest first, so that the last work to finish is short. The tiles of a span stay
+  // together and share its tokens in the cache.
   std::vector<int32_t> longest_first() const {
     constexpr int32_t kStep = 16;
     int32_t longest = 0;
     for (const Span& span : spans_) longest = std::max(longest, span.tokens);
     std::vector<int32_t> first(longest / kStep + 2, 0), order(spans_.size());
-    const auto bucket = [longest](const Span& span) { return longest / kStep - span.tokens / kStep; };
+    const auto bucket = [longest](const Span& span) {
+      return longest / kStep - span.tokens / kStep;
+    };
     for (const Span& span : spans_) ++first[bucket(span) + 1];
     for (size_t i = 1; i < first.size(); ++i) first[i] += first[i - 1];
-    for (size_t r = 0; r < spans_.size(); ++r) order[first[bucket(spans_[r])]++] = static_cast<int32_t>(r);
+    for (size_t r = 0; r < spans_.size(); ++r)
+      order[first[bucket(spans_[r])]++] = static_cast<int32_t>(r);
     return order;
   }
 

@@ -1,4 +1,4 @@
-// One element to and from float32.
+// Element types: from their code, and one element to and from float32.
 //
 // Included once per instruction set, like simd.h.
 #pragma once
@@ -10,6 +10,16 @@
 
 namespace marco_fast {
 namespace MF_NS {
+
+// Calls f(T{}), where T is the element type of `dtype`.
+template <class F>
+inline auto with_type(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f32: return f(float{});
+    case Dtype::bf16: return f(bf16{});
+    default: return f(f16{});
+  }
+}
 
 // Exact where the target can hold the value, else rounded to the nearest, ties to even.
 inline float to_float(float x) { return x; }

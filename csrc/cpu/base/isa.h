@@ -1,9 +1,9 @@
 // Instruction sets: which exist, which this CPU has, which one runs.
 //
 // Every kernel source is compiled once per entry of MF_FOR_EACH_ISA, with -DMF_ISA=<number> and
-// -DMF_NS=<name> (setup.py), and puts its entry points into namespace marco_fast::<name>. Such a file
-// must not instantiate std containers or algorithms out of line: the linker keeps one copy of a weak
-// symbol, which might be the copy for an instruction set that this CPU lacks.
+// -DMF_NS=<name> (setup.py), and puts its entry points into namespace marco_fast::<name>. Such a
+// file must not instantiate std containers or algorithms out of line: the linker keeps one copy of
+// a weak symbol, which might be the copy for an instruction set that this CPU lacks.
 #pragma once
 
 #define MF_ISA_SCALAR 0
@@ -37,9 +37,9 @@ inline const Isa* isas() {
   __builtin_cpu_init();
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                            __builtin_cpu_supports("f16c");
-  static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                             __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  static const bool avx512 =
+      avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   static const Isa all[kNumIsas] = {
       {"scalar", true}, {"avx2", avx2}, {"avx512", avx512}, {"avx512_bf16", bf16}};

@@ -1,10 +1,10 @@
 // parallel(threads, parts, f): runs f(part, parts) for every part, on this thread and idle helpers.
 //
-// A decode step makes some hundred short calls. An OpenMP team ends each call with a barrier, so one
-// thread that the operating system has suspended (another process runs there) holds up all of them:
-// a step then takes a hundred times as long. Here no thread waits for a helper that has not begun.
-// Every thread that runs takes the next part, and a call ends when all parts are done. A helper
-// without work polls for about 0.1 ms, then sleeps.
+// A decode step makes some hundred short calls. An OpenMP team ends each call with a barrier, so
+// one thread that the operating system has suspended (another process runs there) holds up all of
+// them: a step then takes a hundred times as long. Here no thread waits for a helper that has not
+// begun. Every thread that runs takes the next part, and a call ends when all parts are done. A
+// helper without work polls for about 0.1 ms, then sleeps.
 #pragma once
 
 #include <unistd.h>

@@ -10,9 +10,8 @@ namespace MF_NS {
 
 inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p); }
 
-// The share of one of several tiles that pass over the same memory: together they request what
-// comes after it, evenly over all their work. A tile requests one piece per `every` steps, beginning
-// with step `first`.
+// Several tiles that pass over the same memory request together what comes after it. This is the
+// share of one of them: it requests one piece per `every` steps, beginning with step `first`.
 struct PrefetchShare {
   int64_t ahead;  // from what is in use to what is requested at step 0, in elements
   int first, every;

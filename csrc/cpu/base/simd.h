@@ -1,8 +1,8 @@
 // Vec: one register of float32, with the same few operations in every instruction set.
 //
-// Included once per instruction set (isa.h). Everything lives in namespace marco_fast::MF_NS, so that
-// no two instruction sets ever share a symbol. The scalar Vec has one lane and is the specification:
-// a kernel written against Vec runs on any machine.
+// Included once per instruction set (isa.h). Everything lives in namespace marco_fast::MF_NS, so
+// that no two instruction sets ever share a symbol. The scalar Vec has one lane and is the
+// specification: a kernel written against Vec runs on any machine.
 #pragma once
 
 #include <cmath>
@@ -94,13 +94,13 @@ inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 inline void store(bf16* p, Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
   const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 inline void store(f16* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -169,8 +169,8 @@ inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 inline void store(bf16* p, Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -202,8 +202,7 @@ inline uint32_t nan_mask(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD
 
 // Not by vreduceps: for a small negative a it gives the number below 1 where this rounds to 1.
 inline Vec fraction(Vec a) {
-  return {_mm512_sub_ps(
-      a.v, _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))};
+  return {_mm512_sub_ps(a.v, _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))};
 }
 inline Vec scale2_floor(Vec a, Vec y) {
   const __mmask16 keep = _mm512_cmp_ps_mask(y.v, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);

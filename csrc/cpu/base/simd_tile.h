@@ -1,7 +1,7 @@
 // Square tiles of registers: their transposition, sums of their lanes, and the dot-product step.
 //
-// Included once per instruction set, like simd.h. A tile is Vec::kLanes rows of words; a word is one
-// float32 or, where pairs are used (kPairDot), two adjacent bfloat16.
+// Included once per instruction set, like simd.h. A tile is Vec::kLanes rows of words; a word is
+// one float32 or, where pairs are used (kPairDot), two adjacent bfloat16.
 #pragma once
 
 #include "base/simd.h"
@@ -40,7 +40,8 @@ inline Vec interleave(const bf16* even, const bf16*) { return load(even); }
 inline Vec lower_half(Vec words) { return words; }
 #endif
 
-// The first `count` words at p (half a register or a whole one), the rest zero; p may hold any type.
+// The first `count` words at p (half a register or a whole one), the rest zero. p may hold any
+// type.
 inline Vec load_words(const void* p, int count) {
 #if MF_ISA >= MF_ISA_AVX512
   if (count < Vec::kLanes)
@@ -75,7 +76,7 @@ inline void transpose(Vec (&x)[8]) {
   }
 }
 
-// Lane i is the sum of the lanes of x[i], for 8 registers x; the order of the sum is the same for all i.
+// Lane i of the result is the sum of the lanes of x[i], for 8 registers x, each added in one order.
 inline Vec reduce_add_each(const Vec* x) {
   __m256 halves[4];  // lanes i and i + 4 of x[j] added, beside those of x[j + 4]
   for (int j = 0; j < 4; ++j)

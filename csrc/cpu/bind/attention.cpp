@@ -39,19 +39,20 @@ void throw_if(const PlanError& error) {
 
 std::unique_ptr<TreePlan> make_tree_plan(const Int64s& parents, const Int64s& segment_lens,
                                          const py::array_t<int32_t, 0>& block_table,
-                                         const Int64s& leaves, const std::optional<Int64s>& leaf_lens,
-                                         int64_t page_size, int64_t max_new_tokens) {
+                                         const Int64s& leaves,
+                                         const std::optional<Int64s>& leaf_lens, int64_t page_size,
+                                         int64_t max_new_tokens) {
   const bool lens_fit = !leaf_lens || leaf_lens->size() == leaves.size();
   if (segment_lens.size() != parents.size() || !lens_fit || block_table.ndim() != 2 ||
       block_table.shape(0) != parents.size() ||
       (block_table.shape(1) > 1 && block_table.strides(1) != 4) || block_table.strides(0) % 4 != 0)
     throw py::value_error("expected segment_lens [N], leaf_lens [Q], block_table [N, max_pages]");
   auto plan = std::make_unique<TreePlan>();
-  throw_if(make_plan({parents.size(), leaves.size(), parents.data(), segment_lens.data(),
-                      block_table.data(), block_table.strides(0) / 4, block_table.shape(1),
-                      leaves.data(), leaf_lens ? leaf_lens->data() : nullptr, page_size,
-                      max_new_tokens},
-                     plan.get()));
+  throw_if(
+      make_plan({parents.size(), leaves.size(), parents.data(), segment_lens.data(),
+                 block_table.data(), block_table.strides(0) / 4, block_table.shape(1),
+                 leaves.data(), leaf_lens ? leaf_lens->data() : nullptr, page_size, max_new_tokens},
+                plan.get()));
   return plan;
 }
 
@@ -65,13 +66,12 @@ std::unique_ptr<TreePlan> tree_plan_of_arrays(const std::array<Int32s, kPlanArra
 }
 
 void advance_tree_plan(TreePlan& plan, const std::optional<py::array_t<bool, 0>>& active) {
-  if (active && (active->size() != py::ssize_t(plan.query_order.size()) ||
-                 active->strides(0) != 1))
+  if (active && (active->size() != py::ssize_t(plan.query_order.size()) || active->strides(0) != 1))
     throw py::value_error("expected active [Q], contiguous");
   throw_if(advance_plan(active ? active->data() : nullptr, &plan));
 }
 
-// The packed plan, in a new array. Its sections have room for `room` words, by default for what they hold.
+// The packed plan, in a new array. `room`: words per section; by default what each holds.
 py::array_t<int32_t> pack_plan(const TreePlan& plan, int64_t group, int64_t num_kv_heads,
                                int64_t chunk_tokens, int64_t token_group, int64_t tile_query_heads,
                                int64_t enough_items, const std::optional<SectionSizes>& room) {
@@ -93,7 +93,7 @@ py::array_t<int32_t> pack_plan(const TreePlan& plan, int64_t group, int64_t num_
 }
 
 // A NumPy view of one of the plan's arrays; it keeps the plan alive.
-template <std::vector<int32_t> TreePlan::*member>
+template <std::vector<int32_t> TreePlan::* member>
 py::array plan_array(const py::object& self) {
   auto& values = self.cast<TreePlan&>().*member;
   return py::array_t<int32_t>(values.size(), values.data(), self);
@@ -130,10 +130,10 @@ void run_tree_attention_py(const Tensor<3>& q, const Tensor<4>& k_cache, const T
                      at<float>(workspace.address));
 }
 
-// Heads are copied whole, whatever their type: the strides of one side, in bytes.
+// K or V, with strides in bytes: heads are copied as they are, whatever their type.
 AppendKv append_side(const Tensor<3>& from, const Tensor<4>& cache, int64_t itemsize) {
-  return {at<const char>(from.address),  from.stride[0] * itemsize,  from.stride[1] * itemsize,
-          at<char>(cache.address), cache.stride[0] * itemsize, cache.stride[1] * itemsize};
+  return {at<const char>(from.address), from.stride[0] * itemsize,  from.stride[1] * itemsize,
+          at<char>(cache.address),      cache.stride[0] * itemsize, cache.stride[1] * itemsize};
 }
 
 void append_kv_py(const Tensor<3>& k, const Tensor<3>& v, const Tensor<4>& k_cache,

@@ -28,9 +28,9 @@ constexpr Step kSteps[kNumIsas][2] = {
 };
 
 constexpr LMHeadKernels kLMHead[] = {
-#define MF_KERNELS(isa)                                               \
-  {&isa::lm_head_load_row, &isa::lm_head_logits, &isa::lm_head_scan, \
-   &isa::lm_head_finish, &isa::lm_head_summarize},
+#define MF_KERNELS(isa)                                                                    \
+  {&isa::lm_head_load_row, &isa::lm_head_logits, &isa::lm_head_scan, &isa::lm_head_finish, \
+   &isa::lm_head_summarize},
     MF_FOR_EACH_ISA(MF_KERNELS)
 #undef MF_KERNELS
 };
@@ -169,8 +169,8 @@ void lm_head_records(const Tensor<2>& hidden, const Tensor<2>& weight, Address b
   args.scores.top_k = static_cast<int32_t>(std::min<int64_t>(candidates, weight.size[0]));
   args.scores.sample = &sample;
   if (hidden.size[0] == 0) return;
-  const ShardSummary summary{at<float>(out[0]), at<double>(out[1]),  at<int32_t>(out[2]),
-                             at<int32_t>(out[3]), at<float>(out[4]), at<int32_t>(out[5]),
+  const ShardSummary summary{at<float>(out[0]),   at<double>(out[1]), at<int32_t>(out[2]),
+                             at<int32_t>(out[3]), at<float>(out[4]),  at<int32_t>(out[5]),
                              candidates};
   py::gil_scoped_release release;
   LMHeadPass pass(args, kLMHead[g_isa], threads);
@@ -194,9 +194,8 @@ void lm_head_confidence(const Tensor<2>& hidden, const Tensor<2>& weight, Addres
   const int64_t vocab_size = weight.size[0];
   const std::unique_ptr<float[]> logits(new float[left.size() * vocab_size]);
   pass.all_logits(left, logits.get());
-  parallel(threads, static_cast<int>(left.size()), [&](int i, int) {
-    sample_row(args.scores, left[i], logits.get() + i * vocab_size);
-  });
+  parallel(threads, static_cast<int>(left.size()),
+           [&](int i, int) { sample_row(args.scores, left[i], logits.get() + i * vocab_size); });
 }
 
 }  // namespace
@@ -204,9 +203,7 @@ void lm_head_confidence(const Tensor<2>& hidden, const Tensor<2>& weight, Addres
 void bind_confidence(py::module_& m) {
   m.def(
       "philox_uniform",
-      [](int64_t seed, int64_t position) {
-        return philox_uniform(seed, position, Purpose::token);
-      },
+      [](int64_t seed, int64_t position) { return philox_uniform(seed, position, Purpose::token); },
       py::arg("seed"), py::arg("position"), "The draw of a token, in [0, 1).");
   m.def("topk_confidence", &topk_confidence);
   m.def("sample_confidence", &sample_confidence);

@@ -1,7 +1,7 @@
 // The decoder of marco_fast._C: addresses of weights and caches in, hidden states out.
 //
-// Python keeps every tensor alive and has checked types and shapes. What may differ from step to step
-// is checked here, before anything is written.
+// Python keeps every tensor alive and has checked types and shapes. What may differ from step to
+// step is checked here, before anything is written.
 #include <pybind11/pybind11.h>
 
 #include <vector>
@@ -50,13 +50,15 @@ void add_layer(Decoder& d, const PackedLinear& qkv, const PackedLinear& attentio
                       at<void>(k_cache), at<void>(v_cache)});
 }
 
-void run_step(const Decoder& d, const Tensor<1>& token_ids, Address positions,
-              Address slot_mapping, const Tensor<2>& cos, Address sin, const TreePlan& plan,
-              Address hidden, int threads) {
+void run_step(const Decoder& d, const Tensor<1>& token_ids, Address positions, Address slot_mapping,
+              const Tensor<2>& cos, Address sin, const TreePlan& plan, Address hidden,
+              int threads) {
   const int64_t rows = token_ids.size[0];
-  const DecoderStep step{at<int64_t>(token_ids.address), at<int64_t>(positions),
-                         at<int64_t>(slot_mapping), rows, at<float>(cos.address), at<float>(sin),
-                         &plan, at<void>(hidden)};
+  DecoderStep step{};
+  step.token_ids = at<int64_t>(token_ids.address), step.positions = at<int64_t>(positions);
+  step.slot_mapping = at<int64_t>(slot_mapping), step.rows = rows;
+  step.cos = at<float>(cos.address), step.sin = at<float>(sin);
+  step.plan = &plan, step.hidden = at<void>(hidden);
   if (rows != int64_t(plan.query_order.size()) || plan.num_pages_needed > d.num_pages)
     throw py::value_error("expected as many rows as the plan has queries, and its pages");
   check_range("token_ids", step.token_ids, rows, 0, d.vocab_size);
@@ -67,8 +69,8 @@ void run_step(const Decoder& d, const Tensor<1>& token_ids, Address positions,
   DecodePass(d, kDecoder[g_isa], step, threads).run();
 }
 
-// For the tests: one product of a [rows, in], as LinearArgs describes it. `result` and `gated`: 0 where
-// the other is the output.
+// For the tests: one product of a [rows, in], as LinearArgs describes it; one of `result` and
+// `gated` is 0.
 void run_linear(const PackedLinear& w, const Tensor<2>& a, int dtype, Address result,
                 bool accumulate, Address gated, int threads) {
   LinearArgs args{};

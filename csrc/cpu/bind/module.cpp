@@ -1,8 +1,8 @@
-// The Python module marco_fast._C: reads addresses, releases the GIL, dispatches by instruction set.
+// The Python module marco_fast._C: takes addresses, releases the GIL, chooses the instruction set.
 //
-// Only bind/ knows Python. marco_fast/ops has checked dtypes, shapes and layouts; what may differ from
-// call to call with the same plan or cache is checked here. Tensors cross as addresses, sizes and
-// strides: a call with a few rows takes less time than making NumPy views of its tensors.
+// Only bind/ knows Python. marco_fast/ops has checked dtypes, shapes and layouts; what may differ
+// from call to call with the same plan or cache is checked here. Tensors cross as addresses, sizes
+// and strides: a call with a few rows takes less time than making NumPy views of its tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -24,10 +24,10 @@ template <class T>
 struct Row {
   const T* x;
   int64_t vocab_size;
-  RowSum sum;        // of the sampling distribution
-  float rate;        // log2(e) / sampling temperature
+  RowSum sum;  // of the sampling distribution
+  float rate;  // log2(e) / sampling temperature
   BlockRecord* records;
-  bool score_sums;   // the records' sum at this rate is `sum`; else it is `sampling_sum`
+  bool score_sums;  // the records' sum at this rate is `sum`; else it is `sampling_sum`
 
   int64_t blocks() const { return num_vocab_blocks(vocab_size); }
   int block_size(int64_t block) const {
@@ -80,7 +80,7 @@ inline void add_level(const Row<T>& row, float limit, uint32_t prefix, int shift
   }
 }
 
-// A lower bound of the cut: all V logits together, if they were as small, would have less mass than
+// A lower bound of the cut: if all V logits were as small as it, they would have less mass than
 // top_p leaves out.
 inline float lowest_cut(const RowSum& sum, float rate, double left_out, int64_t vocab_size) {
   if (left_out < 1e-4) return kLowest;  // the sums' own rounding is too close to it
@@ -111,10 +111,7 @@ template <class T>
 inline Cut find_cut(const Row<T>& row, const Filters& filters) {
   const double target = filters.top_p < 1.0f ? filters.top_p * row.sum.sum : kInf;
   const int64_t most = filters.sample_top_k > 0 ? filters.sample_top_k : row.vocab_size + 1;
-  const float limit =
-      filters.top_p < 1.0f
-          ? lowest_cut(row.sum, row.rate, 1.0 - filters.top_p, row.vocab_size)
-          : kLowest;
+  const float limit = lowest_cut(row.sum, row.rate, 1.0 - filters.top_p, row.vocab_size);
   constexpr int kShifts[] = {21, 10, 0}, kBits[] = {11, 11, 10};
   Histogram histogram;
   uint32_t prefix = 0;

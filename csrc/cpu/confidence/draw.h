@@ -57,8 +57,7 @@ inline int find_mass(const T* x, int n, float m, float rate, float limit, double
   return found >= 0 ? found : last;
 }
 
-// A block in two parts, up to the last id that a cut keeps among equals and after it. Each part has
-// its limit.
+// A block in two parts, up to the cut's last_id and after it. A part keeps logits >= its limit.
 struct Parts {
   int first;  // logits of the first part
   float limits[2];
@@ -69,8 +68,25 @@ inline Parts parts_of(const Cut& cut, int64_t first_id, int n) {
   return {first, {cut.value, std::nextafter(cut.value, kInf)}};
 }
 
-// The draw for u in [0, 1) from the tokens that the cut keeps. `known`: the cut keeps everything, so
-// the records hold the masses of the blocks.
+// The id in a block at which the mass of the logits that the cut keeps, in the order of ids,
+// exceeds the target.
+template <class T>
+inline int32_t draw_in_block(const Row<T>& row, const Cut& cut, int64_t block, double target) {
+  const T* x = row.x + block * kVocabBlock;
+  const float m = row.sum.max;
+  const int n = row.block_size(block);
+  const Parts parts = parts_of(cut, block * kVocabBlock, n);
+  const double first = sum_masses(x, parts.first, m, row.rate, parts.limits[0]);
+  const int32_t id = static_cast<int32_t>(block * kVocabBlock);
+  int at = -1;
+  if (first <= target)
+    at = find_mass(x + parts.first, n - parts.first, m, row.rate, parts.limits[1], target - first);
+  if (at >= 0) return id + parts.first + at;
+  return id + find_mass(x, parts.first, m, row.rate, parts.limits[0], target);
+}
+
+// The draw for u in [0, 1) from the tokens that the cut keeps. `known`: the cut keeps everything,
+// so the records hold the masses of the blocks.
 template <class T>
 inline int32_t draw_by_id(const Row<T>& row, const Cut& cut, bool known, double u) {
   const float m = row.sum.max;
@@ -104,17 +120,7 @@ inline int32_t draw_by_id(const Row<T>& row, const Cut& cut, bool known, double 
     before += row.records[block].sampling_sum;
   }
   if (chosen < 0) return -1;
-  const T* x = row.x + chosen * kVocabBlock;
-  const int n = row.block_size(chosen);
-  const Parts parts = parts_of(cut, chosen * kVocabBlock, n);
-  const double inside = target - skipped;
-  const double first = sum_masses(x, parts.first, m, row.rate, parts.limits[0]);
-  const int32_t id = static_cast<int32_t>(chosen * kVocabBlock);
-  int at = -1;
-  if (first <= inside)
-    at = find_mass(x + parts.first, n - parts.first, m, row.rate, parts.limits[1], inside - first);
-  if (at >= 0) return id + parts.first + at;
-  return id + find_mass(x, parts.first, m, row.rate, parts.limits[0], inside);
+  return draw_in_block(row, cut, chosen, target - skipped);
 }
 
 // The draw from the n largest logits (keys in descending order), or -2 where a token that is kept

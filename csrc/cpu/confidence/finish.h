@@ -48,8 +48,7 @@ struct ScannedRow {
   int32_t count;
 };
 
-// ln of the probability of a logit, (z - max) / T - ln(sum), computed in an order that keeps the
-// smaller terms.
+// ln of a logit's probability, (z - max) / T - ln(sum), in an order that keeps the smaller terms.
 inline double logprob(float z, const RowSum& sum, double temperature, double log_sum) {
   if (z == -kInf || z != z || sum.sum == 0.0) return -kInf;
   if (sum.infs > 0) return z == kInf ? -log_sum : -static_cast<double>(kInf);
@@ -63,7 +62,7 @@ inline double mass_of(float z, const RowSum& sum, double temperature) {
 }
 
 inline float score(const ConfidenceArgs& args, const ScannedRow& row, const RowSum& sum,
-            float token_logit) {
+                   float token_logit) {
   const ScoreOutputs& out = args.out;
   const double temperature = score_temperature(args, row.b);
   const double log_sum = std::log(sum.sum);
@@ -72,8 +71,7 @@ inline float score(const ConfidenceArgs& args, const ScannedRow& row, const RowS
   for (int32_t r = 0; r < k; ++r) {
     const float z = r < valid ? key_value(row.keys[r]) : -kInf;
     out.topk_ids[row.b * k + r] = r < valid ? key_id(row.keys[r]) : -1;
-    out.topk_logprobs[row.b * k + r] =
-        static_cast<float>(logprob(z, sum, temperature, log_sum));
+    out.topk_logprobs[row.b * k + r] = static_cast<float>(logprob(z, sum, temperature, log_sum));
     denominator += mass_of(z, sum, temperature);
   }
   const double mass = mass_of(token_logit, sum, temperature);
@@ -82,7 +80,7 @@ inline float score(const ConfidenceArgs& args, const ScannedRow& row, const RowS
   const float confidence = denominator > 0.0 ? static_cast<float>(mass / denominator) : 0.0f;
   out.confidence[row.b] = confidence;
   out.token_logprobs[row.b] = static_cast<float>(logprob(token_logit, sum, temperature, log_sum));
-  out.lse[row.b] = sum.infs > 0       ? kInf
+  out.lse[row.b] = sum.infs > 0     ? kInf
                    : sum.sum == 0.0 ? -kInf
                                     : static_cast<float>(sum.max / temperature + log_sum);
   return confidence;

@@ -41,20 +41,16 @@ void load_row(const LMHeadArgs& args, int64_t row, const HeadRows& rows) {
 
 }  // namespace
 
-#define MF_BY_DTYPE(call)                           \
-  switch (args.dtype) {                             \
-    case Dtype::f32: { using T = float; return call; } \
-    case Dtype::bf16: { using T = bf16; return call; } \
-    default: { using T = f16; return call; }           \
-  }
-
 void lm_head_load_row(const LMHeadArgs& args, int64_t row, const HeadRows& rows) {
-  MF_BY_DTYPE(load_row<T>(args, row, rows))
+  return with_type(args.dtype,
+                   [&](auto type) { return load_row<decltype(type)>(args, row, rows); });
 }
 
-void lm_head_logits(const LMHeadArgs& args, const HeadRows& rows, int64_t row_begin, int64_t row_end,
-                    int64_t begin, int64_t end, float* logits, int64_t stride) {
-  MF_BY_DTYPE(logits_of<T>(args, rows, row_begin, row_end, begin, end, logits, stride))
+void lm_head_logits(const LMHeadArgs& args, const HeadRows& rows, int64_t row_begin,
+                    int64_t row_end, int64_t begin, int64_t end, float* logits, int64_t stride) {
+  return with_type(args.dtype, [&](auto type) {
+    return logits_of<decltype(type)>(args, rows, row_begin, row_end, begin, end, logits, stride);
+  });
 }
 
 void lm_head_scan(const LMHeadArgs& args, int64_t row, int64_t begin, int64_t end, const float* x,
@@ -66,15 +62,17 @@ void lm_head_scan(const LMHeadArgs& args, int64_t row, int64_t begin, int64_t en
   for (int64_t block = begin; block < end; ++block, x += kVocabBlock) {
     const int64_t left = scores.logits.vocab_size - block * kVocabBlock;
     const int n = static_cast<int>(left < kVocabBlock ? left : kVocabBlock);
-    scan_block(x, n, static_cast<int32_t>(block * kVocabBlock), rates, best, state->records + block);
+    scan_block(x, n, static_cast<int32_t>(block * kVocabBlock), rates, best,
+               state->records + block);
     if (draws_from_all(scores, row))
       sum_tiles(x, n, state->records[block], rate_of(scores.sample->temperature[row]),
-                 state->tile_masses + block * kTilesPerBlock);
+                state->tile_masses + block * kTilesPerBlock);
   }
   state->count = best.count();
 }
 
-void lm_head_summarize(const LMHeadArgs& args, int64_t row, HeadState* state, const ShardSummary& out) {
+void lm_head_summarize(const LMHeadArgs& args, int64_t row, HeadState* state,
+                       const ShardSummary& out) {
   const ConfidenceArgs& scores = args.scores;
   const int64_t blocks = num_vocab_blocks(scores.logits.vocab_size);
   Candidates best(state->keys, head_capacity(scores));
@@ -86,7 +84,7 @@ void lm_head_summarize(const LMHeadArgs& args, int64_t row, HeadState* state, co
   double* sums = out.sums + row * 3;
   out.top[row] = sum.max;
   sums[0] = sum.sum, sums[1] = sum.weighted;
-  sums[2] = same                    ? sum.sum
+  sums[2] = same                     ? sum.sum
             : rates.sampling != 0.0f ? fold(state->records, blocks, rates.sampling, true).sum
                                      : 0.0;
   out.infs[row] = static_cast<int32_t>(sum.infs);
@@ -100,9 +98,9 @@ void lm_head_summarize(const LMHeadArgs& args, int64_t row, HeadState* state, co
 }
 
 bool lm_head_finish(const LMHeadArgs& args, int64_t row, const HeadRows& rows, HeadState* state) {
-  MF_BY_DTYPE(finish<T>(args, row, rows, state))
+  return with_type(args.dtype,
+                   [&](auto type) { return finish<decltype(type)>(args, row, rows, state); });
 }
-#undef MF_BY_DTYPE
 
 }  // namespace MF_NS
 }  // namespace marco_fast

@@ -11,9 +11,10 @@ namespace marco_fast {
 namespace MF_NS {
 namespace {
 
-// The mass of each vocabulary tile of a block of n logits, relative to the block's largest; 0 where no
-// draw will read it.
-inline void sum_tiles(const float* x, int n, const BlockRecord& record, float rate, float* tile_masses) {
+// The mass of each vocabulary tile of a block of n logits, relative to the block's largest; 0 where
+// no draw will read it.
+inline void sum_tiles(const float* x, int n, const BlockRecord& record, float rate,
+                      float* tile_masses) {
   for (int i = 0; i < kTilesPerBlock; ++i) tile_masses[i] = 0.0f;
   if (!(record.max > -kInf) || record.infs > 0) return;
   for_vocab_tiles(x, n, [&](const float* p, int at) {
@@ -24,7 +25,8 @@ inline void sum_tiles(const float* x, int n, const BlockRecord& record, float ra
 }
 
 inline bool draws_from_all(const ConfidenceArgs& args, int64_t row) {
-  return !is_greedy(args.sample->temperature[row]) && !is_filtered(*args.sample, row, args.logits.vocab_size);
+  return !is_greedy(args.sample->temperature[row]) &&
+         !is_filtered(*args.sample, row, args.logits.vocab_size);
 }
 
 // A token and its logit.
@@ -33,11 +35,11 @@ struct Drawn {
   float logit;
 };
 
-// From the whole vocabulary: finds the block and the vocabulary tile that the target falls into, then
-// computes the tile's logits again and finds the token.
+// From the whole vocabulary: finds the block and the vocabulary tile that the target falls into,
+// then computes the tile's logits again and finds the token.
 template <class T>
-Drawn draw_from_all(const LMHeadArgs& args, const HeadRows& rows, int64_t row, const HeadState& state,
-                    float largest, double u) {
+Drawn draw_from_all(const LMHeadArgs& args, const HeadRows& rows, int64_t row,
+                    const HeadState& state, float largest, double u) {
   const float rate = rate_of(args.scores.sample->temperature[row]);
   const int64_t vocab_size = args.scores.logits.vocab_size, blocks = num_vocab_blocks(vocab_size);
   const auto scale_of = [&](int64_t block) {
@@ -85,7 +87,8 @@ Drawn draw(const LMHeadArgs& args, const HeadRows& rows, const ScannedRow& scann
   const SampleOptions& options = *scores.sample;
   const int64_t b = scanned.b, vocab_size = scores.logits.vocab_size;
   if (scanned.count == 0) return {-1, -kInf};
-  if (is_greedy(options.temperature[b])) return {key_id(scanned.keys[0]), key_value(scanned.keys[0])};
+  if (is_greedy(options.temperature[b]))
+    return {key_id(scanned.keys[0]), key_value(scanned.keys[0])};
   if (scored.infs > 0) return {-2, 0.0f};
   const double u = philox_uniform(options.seeds[b], options.positions[b], Purpose::token);
   if (draws_from_all(scores, b)) return draw_from_all<T>(args, rows, b, state, scored.max, u);
@@ -93,7 +96,8 @@ Drawn draw(const LMHeadArgs& args, const HeadRows& rows, const ScannedRow& scann
   const RowSum sum = needs_sampling_sums(scores, b)
                          ? fold(scanned.records, num_vocab_blocks(vocab_size), rate, true)
                          : scored;
-  const Filters filters{options.sample_top_k[b], options.top_p[b], lowest_kept(options, b, sum.max)};
+  const Filters filters{options.sample_top_k[b], options.top_p[b],
+                        lowest_kept(options, b, sum.max)};
   const int32_t most = head_candidates(vocab_size);
   const int32_t n = scanned.count < most ? scanned.count : most;
   const bool complete = scanned.count == n && (n < head_capacity(scores) || n == vocab_size);

@@ -15,11 +15,11 @@ namespace marco_fast {
 namespace MF_NS {
 namespace {
 
-// A tile is the products of kTileRows rows of hidden and of the weights of kTileTokens tokens, summed
-// at once, dimensions in lanes.
+// A tile is the products of kTileRows rows of hidden and of the weights of kTileTokens tokens,
+// summed at once, dimensions in lanes.
 constexpr int kTileTokens = 4;
 constexpr int kTileRows = kAccumulators / kTileTokens;
-constexpr int kChainSteps = 128;  // products that a lane adds up in one chain, to be added to the next
+constexpr int kChainSteps = 128;         // products per lane in one chain; chains are added up
 constexpr int64_t kWeightBytes = 16384;  // of weights that stay in L1 while every row passes
 
 template <class T>
@@ -41,11 +41,11 @@ inline Vec dot(Vec x, Vec w, Vec acc) {
   return kPairs<T> ? dot_step_pair(x, w, acc) : fma(x, w, acc);
 }
 
-// Adds x[r] * w[n] lane by lane over `steps` registers: to sums[r * kTileTokens + n] if `resume`, else
-// to zero. kPrefetch: one line of weights is requested per `share.every` lines.
+// Adds x[r] * w[n] lane by lane over `steps` registers: to sums[r * kTileTokens + n] if `resume`,
+// else to zero. kPrefetch: one line of weights is requested per `share.every` lines.
 template <class T, int R, int N, bool kPrefetch>
-inline void multiply(const float* x, int64_t x_stride, const T* w, int64_t w_stride, PrefetchShare share, int steps,
-                     bool resume, Vec* sums) {
+inline void multiply(const float* x, int64_t x_stride, const T* w, int64_t w_stride,
+                     PrefetchShare share, int steps, bool resume, Vec* sums) {
   constexpr int kSteps = 64 / sizeof(T) / kStep<T>;  // per line
   Vec acc[R][N];
 #pragma GCC unroll 8
@@ -91,8 +91,8 @@ inline float round_to(Dtype dtype, float x) {
 
 // Logits of R rows from `row` on and of N tokens from `token` on, at logits[r * stride + n].
 template <class T, int R, int N, bool kPrefetch>
-void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t token, PrefetchShare share,
-          float* logits, int64_t stride) {
+void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t token,
+          PrefetchShare share, float* logits, int64_t stride) {
   const T* w = static_cast<const T*>(args.weight) + token * args.weight_stride;
   const float* x = rows.words + row * rows.stride;
   const int64_t whole = args.hidden_size / kStep<T>;
@@ -100,15 +100,15 @@ void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t tok
   for (int i = 0; i < R * kTileTokens; ++i) sums[i] = set1(0.0f);
   for (int64_t at = 0; at < whole; at += kChainSteps) {
     const int steps = static_cast<int>(whole - at < kChainSteps ? whole - at : kChainSteps);
-    multiply<T, R, N, kPrefetch>(x + at * Vec::kLanes, rows.stride, w + at * kStep<T>, args.weight_stride,
-                            share, steps, at > 0, sums);
+    multiply<T, R, N, kPrefetch>(x + at * Vec::kLanes, rows.stride, w + at * kStep<T>,
+                                 args.weight_stride, share, steps, at > 0, sums);
   }
   if (const int64_t rest = args.hidden_size - whole * kStep<T>; rest > 0) {
     T last[N][kStep<T>] = {};  // what lies behind a row is not read
     for (int n = 0; n < N; ++n)
       std::memcpy(last[n], w + n * args.weight_stride + whole * kStep<T>, rest * sizeof(T));
-    multiply<T, R, N, false>(x + whole * Vec::kLanes, rows.stride, last[0], kStep<T>, {}, 1,
-                            true, sums);
+    multiply<T, R, N, false>(x + whole * Vec::kLanes, rows.stride, last[0], kStep<T>, {}, 1, true,
+                             sums);
   }
   float totals[R * kTileTokens];
   reduce_add_all(sums, totals);
@@ -120,27 +120,31 @@ void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t tok
     }
 }
 
-// Logits of rows [row_begin, row_end) and of tokens [begin, end), those of the first row and token at
-// logits[0].
+// Logits of rows [row_begin, row_end) and of tokens [begin, end); the first row's first token is
+// at logits[0].
 template <class T>
 void logits_of(const LMHeadArgs& args, const HeadRows& rows, int64_t row_begin, int64_t row_end,
                int64_t begin, int64_t end, float* logits, int64_t stride) {
-  const int64_t fit = kWeightBytes / static_cast<int64_t>(sizeof(T)) / args.hidden_size / kTileTokens * kTileTokens;
+  const int64_t fit =
+      kWeightBytes / static_cast<int64_t>(sizeof(T)) / args.hidden_size / kTileTokens * kTileTokens;
   const int64_t batch = fit < kTileTokens ? kTileTokens : fit;
   const int64_t count = row_end - row_begin, tiles = (count + kTileRows - 1) / kTileRows;
   for (int64_t from = begin; from < end; from += batch) {
     const int64_t to = from + batch < end ? from + batch : end;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = row_begin + count * t / tiles;
-      const PrefetchShare share{batch * args.weight_stride, static_cast<int>(t), static_cast<int>(tiles)};
-      with_count<kTileRows>(static_cast<int>(row_begin + count * (t + 1) / tiles - row), [&](auto r) {
-        constexpr int R = decltype(r)::value;
-        float* out = logits + (row - row_begin) * stride;
-        int64_t v = from;
-        for (; v + kTileTokens <= to; v += kTileTokens)
-          tile<T, R, kTileTokens, true>(args, rows, row, v, share, out + (v - begin), stride);
-        for (; v < to; ++v) tile<T, R, 1, false>(args, rows, row, v, {}, out + (v - begin), stride);
-      });
+      const PrefetchShare share{batch * args.weight_stride, static_cast<int>(t),
+                                static_cast<int>(tiles)};
+      with_count<kTileRows>(
+          static_cast<int>(row_begin + count * (t + 1) / tiles - row), [&](auto r) {
+            constexpr int R = decltype(r)::value;
+            float* out = logits + (row - row_begin) * stride;
+            int64_t v = from;
+            for (; v + kTileTokens <= to; v += kTileTokens)
+              tile<T, R, kTileTokens, true>(args, rows, row, v, share, out + (v - begin), stride);
+            for (; v < to; ++v)
+              tile<T, R, 1, false>(args, rows, row, v, {}, out + (v - begin), stride);
+          });
     }
   }
 }

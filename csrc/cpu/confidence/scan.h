@@ -1,7 +1,7 @@
 // Reading a row of logits: its largest, the sums of exponentials of its blocks, and their fold.
 //
-// Included once per instruction set. Sums run in 64 lanes (a vocabulary tile) whatever the width of a
-// register, and the lanes are added up in one order: every instruction set gives the same bits.
+// Included once per instruction set. Sums run in 64 lanes (a vocabulary tile) whatever the width of
+// a register, and the lanes are added up in one order: every instruction set gives the same bits.
 #pragma once
 
 #include <cmath>
@@ -42,7 +42,7 @@ inline int32_t key_id(uint64_t key) {
   return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key));
 }
 
-// The `capacity` largest keys so far: a binary heap with the smallest on top, in the caller's memory.
+// The `capacity` largest keys so far, in the caller's memory: a heap with the smallest on top.
 class Candidates {
  public:
   Candidates(uint64_t* keys, int32_t capacity) : keys_(keys), capacity_(capacity) {}
@@ -118,7 +118,7 @@ inline float sum_lanes(const Vec (&acc)[kVecs]) {
   return lanes[0];
 }
 
-// The largest logit, NaN skipped (-inf if there is none); logits above the threshold become candidates.
+// The largest logit, or -inf; NaN is skipped. Logits above the threshold become candidates.
 template <class T>
 inline float sweep_max(const T* x, int n, int32_t first_id, Candidates& best) {
   Vec running = set1(-kInf);
@@ -144,7 +144,7 @@ inline float sweep_max(const T* x, int n, int32_t first_id, Candidates& best) {
   return reduce_max(running);
 }
 
-// The sum of 2^y with y = (x - m) * rate, which is NaN if a logit is NaN; kWeighted: also of 2^y * y.
+// The sum of 2^y, y = (x - m) * rate, which is NaN if a logit is NaN. kWeighted: also of 2^y * y.
 template <bool kWeighted, class T>
 inline float sweep_sum(const T* x, int n, float m, float rate, float* weighted) {
   Vec sum[kVecs], product[kVecs];
@@ -181,9 +181,8 @@ inline float rate_of(float temperature) {
 
 template <class T>
 inline void sweep_sums(const T* x, int n, const Rates& rates, BlockRecord* record) {
-  record->sum = rates.weighted
-                    ? sweep_sum<true>(x, n, record->max, rates.score, &record->weighted)
-                    : sweep_sum<false>(x, n, record->max, rates.score, nullptr);
+  record->sum = rates.weighted ? sweep_sum<true>(x, n, record->max, rates.score, &record->weighted)
+                               : sweep_sum<false>(x, n, record->max, rates.score, nullptr);
   if (rates.sampling != 0.0f)
     record->sampling_sum = sweep_sum<false>(x, n, record->max, rates.sampling, nullptr);
 }

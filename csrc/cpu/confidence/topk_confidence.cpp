@@ -130,23 +130,17 @@ void finish_split(const ConfidenceArgs& args, const Workspace& space, int first,
 
 void confidence_scan(const ConfidenceArgs& args, const Workspace& space, int thread, int threads) {
   if (thread == 0) *space.team = threads;
-  switch (args.logits.dtype) {
-    case Dtype::f32: return scan<float>(args, space, thread, threads);
-    case Dtype::bf16: return scan<bf16>(args, space, thread, threads);
-    case Dtype::f16: return scan<f16>(args, space, thread, threads);
-  }
+  with_type(args.logits.dtype,
+            [&](auto type) { scan<decltype(type)>(args, space, thread, threads); });
 }
 
 void confidence_finish_split(const ConfidenceArgs& args, const Workspace& space, int thread,
                              int threads) {
   const int team = *space.team;
-  for (int first = thread; first < team; first += threads) {
-    switch (args.logits.dtype) {
-      case Dtype::f32: finish_split<float>(args, space, first, team); break;
-      case Dtype::bf16: finish_split<bf16>(args, space, first, team); break;
-      case Dtype::f16: finish_split<f16>(args, space, first, team); break;
-    }
-  }
+  with_type(args.logits.dtype, [&](auto type) {
+    for (int first = thread; first < team; first += threads)
+      finish_split<decltype(type)>(args, space, first, team);
+  });
 }
 
 }  // namespace MF_NS

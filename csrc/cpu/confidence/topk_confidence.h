@@ -1,7 +1,7 @@
 // topk_confidence and sample_confidence: arguments and entry points of each instruction set.
 //
 // One pass over logits [B, V] gives, per row, the k largest, the softmax normaliser and the
-// confidence of a token, which is given or drawn. The reference in marco_fast/ops is the definition.
+// confidence of a token, which is given or drawn. The reference in marco_fast/ops defines them.
 //
 // A row is cut into blocks of 4096 logits. The cut depends on V alone, and the blocks' records are
 // folded in the order of the blocks, so a row has the same bits in any batch and on any number of
@@ -18,8 +18,8 @@
 
 namespace marco_fast {
 
-inline constexpr int kVocabBlock = 4096;  // logits that one record sums up
-inline constexpr int kVocabTile = 64;     // logits that are summed lane by lane, and drawn among at last
+inline constexpr int kVocabBlock = 4096;            // logits that one record sums up
+inline constexpr int kVocabTile = 64;               // logits that are summed lane by lane
 inline constexpr float kGreedyTemperature = 1e-5f;  // below it the token is the largest logit
 
 enum StatusBit : int32_t {
@@ -57,27 +57,27 @@ struct ScoreOutputs {
 };
 
 struct SampleOptions {
-  const float* temperature;   // [B]
-  const float* top_p;         // [B], 1: off
-  const float* min_p;         // [B], 0: off
+  const float* temperature;     // [B]
+  const float* top_p;           // [B], 1: off
+  const float* min_p;           // [B], 0: off
   const int32_t* sample_top_k;  // [B], 0: off
-  const int64_t* seeds;       // [B]
-  const int64_t* positions;   // [B]
-  int64_t* path_sums;         // [B] or null, units of 2^-40
-  int32_t* path_counts;       // [B] or null
-  const uint8_t* active;      // [B] or null: which rows add to their path
-  int32_t* token_ids;         // [B], output
-  float* entropy;             // [B], output
-  bool tempered;              // the scores are of softmax(z / temperature), not of softmax(z)
+  const int64_t* seeds;         // [B]
+  const int64_t* positions;     // [B]
+  int64_t* path_sums;           // [B] or null, units of 2^-40
+  int32_t* path_counts;         // [B] or null
+  const uint8_t* active;        // [B] or null: which rows add to their path
+  int32_t* token_ids;           // [B], output
+  float* entropy;               // [B], output
+  bool tempered;                // the scores are of softmax(z / temperature), not of softmax(z)
 };
 
 struct ConfidenceArgs {
   Logits logits;
   int32_t top_k;
-  float temperature;       // of the scores; not read where `sample` is tempered
-  bool include_token;      // the token counts in the denominator even outside the top k
-  const void* token_ids;   // [B] int32 or int64 in [0, V); not read where tokens are drawn
-  bool wide_ids;           // token_ids are int64
+  float temperature;      // of the scores; not read where `sample` is tempered
+  bool include_token;     // the token counts in the denominator even outside the top k
+  const void* token_ids;  // [B] int32 or int64 in [0, V); not read where tokens are drawn
+  bool wide_ids;          // token_ids are int64
   ScoreOutputs out;
   const SampleOptions* sample;  // null: the tokens are given
 };
@@ -85,17 +85,21 @@ struct ConfidenceArgs {
 // Memory of one call, cut out of one allocation.
 struct Workspace {
   BlockRecord* records;  // [B, blocks]
-  uint64_t* keys;        // [threads, 3, capacity]: of a thread's first and last row, and of rows it has alone
-  int32_t* counts;       // [threads, 3]
-  int32_t* team;         // [1]: on how many threads the scan ran
-  int32_t capacity;      // candidates that a row may keep
+  // [threads, 3, capacity]: of a thread's first row, of its last row, of a row that it has alone
+  uint64_t* keys;
+  int32_t* counts;   // [threads, 3]
+  int32_t* team;     // [1]: on how many threads the scan ran
+  int32_t capacity;  // candidates that a row may keep
 };
 
-inline int64_t num_vocab_blocks(int64_t vocab_size) { return (vocab_size + kVocabBlock - 1) / kVocabBlock; }
+inline int64_t num_vocab_blocks(int64_t vocab_size) {
+  return (vocab_size + kVocabBlock - 1) / kVocabBlock;
+}
 
 inline bool is_filtered(const SampleOptions& options, int64_t row, int64_t vocab_size) {
   const int32_t top_k = options.sample_top_k[row];
-  return (top_k > 0 && top_k < vocab_size) || options.top_p[row] < 1.0f || options.min_p[row] > 0.0f;
+  return (top_k > 0 && top_k < vocab_size) || options.top_p[row] < 1.0f ||
+         options.min_p[row] > 0.0f;
 }
 
 // How many of the largest logits a filtered draw looks at before it reads the row again: they hold
@@ -124,9 +128,9 @@ inline Workspace carve_workspace(void* memory, int64_t rows, int64_t vocab_size,
   return space;
 }
 
-#define MF_DECLARE(isa)                                                                         \
-  namespace isa {                                                                               \
-  void confidence_scan(const ConfidenceArgs&, const Workspace&, int thread, int threads);       \
+#define MF_DECLARE(isa)                                                                           \
+  namespace isa {                                                                                 \
+  void confidence_scan(const ConfidenceArgs&, const Workspace&, int thread, int threads);         \
   void confidence_finish_split(const ConfidenceArgs&, const Workspace&, int thread, int threads); \
   }
 MF_FOR_EACH_ISA(MF_DECLARE)

@@ -1,9 +1,9 @@
-// A decoder of the Llama family up to its LM head, one call per step: RMSNorm, attention with RoPE over
-// a paged tree, gated MLP.
+// A decoder of the Llama family up to its LM head, one call per step: RMSNorm, attention with RoPE
+// over a paged tree, gated MLP.
 //
 // A Decoder holds addresses only. Python keeps the weights alive, packed as decoder_kernels.h says.
-// Activations between the products are float32; the factors of products are rounded to the type of the
-// weights.
+// Activations between the products are float32; the factors of products are rounded to the type of
+// the weights.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +11,9 @@
 #include <memory>
 #include <vector>
 
-#include "decoder/decoder_kernels.h"
-#include "base/parallel.h"
 #include "attention/schedule.h"
+#include "base/parallel.h"
+#include "decoder/decoder_kernels.h"
 
 namespace marco_fast {
 
@@ -47,8 +47,8 @@ struct DecoderStep {
   const int64_t *token_ids, *positions, *slot_mapping;  // [rows]
   int64_t rows;
   const float *cos, *sin;  // [positions, head_dim]
-  const TreePlan* plan;    // row i is query i of the plan's caller
-  void* hidden;            // output [rows, hidden_size] of the model's type, or null: only K and V are wanted
+  const TreePlan* plan;    // row i belongs to the caller's query i
+  void* hidden;  // output [rows, hidden_size] of the model's type; null: only K and V are wanted
 };
 
 struct DecoderKernels {
@@ -62,21 +62,24 @@ struct DecoderKernels {
 // One step: the memory of its activations, and the order of its kernels.
 class DecodePass {
  public:
-  DecodePass(const Decoder& model, const DecoderKernels& kernels, const DecoderStep& step, int threads)
+  DecodePass(const Decoder& model, const DecoderKernels& kernels, const DecoderStep& step,
+             int threads)
       : model_(model), kernels_(kernels), step_(step), threads_(threads) {
     const int64_t item = model.dtype == Dtype::bf16 ? 2 : 4, rows = step.rows;
     const int64_t queries = model.num_heads * model.head_dim;
-    // One cache line longer than a row: rows 4 KiB apart would compete for the same few cache lines.
+    // One cache line longer than a row: rows 4 KiB apart would compete for few cache lines.
     wide_ = std::max(model.hidden_size, queries) + 64 / item;
     gated_wide_ = model.intermediate_size + 64 / item;
-    const int64_t words = threads * thread_words(rows, model.num_heads / model.num_kv_heads, model.head_dim);
+    const int64_t words =
+        threads * thread_words(rows, model.num_heads / model.num_kv_heads, model.head_dim);
     const auto reserve = [&](int64_t bytes) {
       const int64_t at = size_;
       size_ += (bytes + 63) / 64 * 64;
       return at;
     };
     const int64_t x = reserve(4 * rows * model.hidden_size), a = reserve(item * rows * wide_),
-                  qkv = reserve(4 * rows * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim),
+                  qkv = reserve(4 * rows * (model.num_heads + 2 * model.num_kv_heads) *
+                                model.head_dim),
                   q = reserve(item * rows * queries), lse = reserve(4 * rows * model.num_heads),
                   gated = reserve(item * rows * gated_wide_), scratch = reserve(4 * words);
     memory_.reset(new char[size_ + 64]);
@@ -104,15 +107,14 @@ class DecodePass {
   }
 
  private:
-  // Calls f(begin, end) for parts of `count` panels or rows. A part has at least `least` of the `work`
-  // (products), and a thread has at most four parts.
+  // Calls f(begin, end) for parts of `count` panels or rows. A part has at least `least` of the
+  // `work` (products), and a thread has at most four parts.
   template <class F>
   void share(int64_t count, double work, double least, F&& f) {
     const double most = threads_ == 1 ? 1 : 4 * threads_;
     const double parts = std::min({work / least, double(count), most});
-    parallel(threads_, std::max(1, static_cast<int>(parts)), [&](int part, int all) {
-      f(count * part / all, count * (part + 1) / all);
-    });
+    parallel(threads_, std::max(1, static_cast<int>(parts)),
+             [&](int part, int all) { f(count * part / all, count * (part + 1) / all); });
   }
 
   void linear(const void* a, int64_t stride, const PackedLinear& w, float* result, bool accumulate,
@@ -135,7 +137,8 @@ class DecodePass {
   void rope(const DecoderLayer& layer) {
     RopeArgs args{};
     args.qkv = qkv_;
-    args.num_heads = model_.num_heads, args.num_kv_heads = model_.num_kv_heads, args.head_dim = model_.head_dim;
+    args.num_heads = model_.num_heads, args.num_kv_heads = model_.num_kv_heads,
+    args.head_dim = model_.head_dim;
     args.cos = step_.cos, args.sin = step_.sin, args.positions = step_.positions;
     args.q_norm = layer.q_norm, args.k_norm = layer.k_norm, args.eps = model_.eps;
     args.dtype = model_.dtype, args.q = q_;

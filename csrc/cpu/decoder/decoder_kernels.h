@@ -1,7 +1,7 @@
-// The parts of a decoder layer around attention: matrix products over packed weights, RMSNorm, RoPE.
+// A decoder layer without its attention: products with packed weights, RMSNorm, RoPE.
 //
-// Every row is computed by itself and in one order, so its bits depend neither on the other rows of the
-// batch nor on the number of threads.
+// Every row is computed by itself and in one order, so its bits depend neither on the other rows of
+// the batch nor on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +11,20 @@
 
 namespace marco_fast {
 
-// Outputs per panel of weights. A matrix [out, in] is stored panel by panel. A panel holds, for each
-// input (in bfloat16: for each pair of inputs), the weights of 32 outputs; the last panel is filled up
-// with zeros.
+// Outputs per panel of weights. A matrix [out, in] is stored panel by panel. A panel holds, for
+// each input (in bfloat16: for each pair of inputs), the weights of 32 outputs; the last panel is
+// filled up with zeros.
 inline constexpr int kPanel = 32;
 
 struct LinearArgs {
-  const void* a;  // [rows, in] of `dtype`
+  const void* a;     // [rows, in] of `dtype`
   int64_t a_stride;  // in elements, as all strides here
   const void* panels;
   const float* bias;  // of `out` outputs, filled up to whole panels; or null
   int64_t rows, in, out;
   Dtype dtype;  // float32 or bfloat16, of a, panels and gated
-  // If `gated` is null, the products replace `result`, or are added to it. Otherwise each panel holds 16
-  // gates g and their 16 values u, and gated [rows, out / 2] becomes u * g / (1 + e^-g).
+  // If `gated` is null, the products replace `result`, or are added to it. Otherwise each panel
+  // holds 16 gates g and their 16 values u, and gated [rows, out / 2] becomes u * g / (1 + e^-g).
   float* result;  // [rows, out]
   bool accumulate;
   void* gated;
@@ -58,11 +58,11 @@ struct RopeArgs {
   const int64_t* slot_mapping;  // [rows], -1: not stored
 };
 
-#define MF_DECLARE(isa)                                                                   \
-  namespace isa {                                                                         \
-  void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end);            \
-  void norm_rows(const NormArgs& args, int64_t row_begin, int64_t row_end);               \
-  void rope_rows(const RopeArgs& args, int64_t row_begin, int64_t row_end);               \
+#define MF_DECLARE(isa)                                                                  \
+  namespace isa {                                                                        \
+  void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end);           \
+  void norm_rows(const NormArgs& args, int64_t row_begin, int64_t row_end);              \
+  void rope_rows(const RopeArgs& args, int64_t row_begin, int64_t row_end);              \
   void embed_row(const void* table, Dtype dtype, int64_t row, int64_t size, float* out); \
   }
 MF_FOR_EACH_ISA(MF_DECLARE)

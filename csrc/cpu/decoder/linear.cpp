@@ -1,4 +1,4 @@
-// Products over packed weights; compiled once per instruction set.
+// Products with packed weights; compiled once per instruction set.
 #include "base/exp.h"
 #include "base/prefetch.h"
 #include "base/simd_tile.h"
@@ -12,16 +12,16 @@ namespace {
 constexpr int kLanes = Vec::kLanes;
 constexpr int kVecs = kPanel / kLanes;  // registers of a panel's outputs
 constexpr int kHalf = kVecs / 2;
-// A word is a float32, or two bfloat16 of adjacent inputs. A step multiplies one word of each row by a
-// panel's kPanel words for it, which are 128 bytes.
-// A tile is kTileRows rows, which share each load of weights.
+// A word is a float32, or two bfloat16 of adjacent inputs. A step multiplies one word of each row
+// by a panel's kPanel words for it, which are 128 bytes. A tile is kTileRows rows, which share each
+// load of weights.
 constexpr int kTileRows = MF_ISA == MF_ISA_SCALAR ? 2 : kAccumulators / kVecs;
-constexpr int kBatchRows = 8 * kTileRows;  // rows that pass over a piece of a panel while it is cached
-// Steps per piece of a panel. A piece stays in L1 where tiles are small, in L2 where they are large; where
-// bfloat16 is widened, the rows' part of it must stay there too.
+constexpr int kBatchRows = 8 * kTileRows;  // they pass over a piece of a panel while it is cached
+// Steps per piece of a panel. A piece stays in L1 where tiles are small, in L2 where they are
+// large; where bfloat16 is widened, the rows' part of it must stay there too.
 constexpr int64_t kPieceSteps = MF_ISA == MF_ISA_AVX2 ? 128 : MF_ISA == MF_ISA_AVX512 ? 256 : 2048;
-// Whether the tiles that pass over a piece request the next piece, each a share of it. Otherwise the
-// first tile requests the weights of the step kStepsAhead of its own.
+// Whether the tiles that pass over a piece request the next piece, each a share of it. Otherwise
+// the first tile requests the weights of the step kStepsAhead of its own.
 constexpr bool kSharePrefetch = MF_ISA == MF_ISA_AVX2;
 constexpr int64_t kStepsAhead = 16;
 
@@ -78,9 +78,9 @@ inline __attribute__((always_inline)) void multiply_add(const Vec (&x)[R], W&& w
   }
 }
 
-// sums [R, kPanel] += a [R, steps] * panel [steps, kPanel]. kPairs: the words of the panel are pairs of
-// bfloat16; if they cannot be multiplied in pairs, a has two float32 per step. kPrefetch: whether
-// the tile requests weights.
+// sums [R, kPanel] += a [R, steps] * panel [steps, kPanel]. kPairs: the words of the panel are
+// pairs of bfloat16; if they cannot be multiplied in pairs, a has two float32 per step. kPrefetch:
+// whether the tile requests weights.
 template <bool kPairs, bool kPrefetch, int R>
 __attribute__((noinline)) void multiply(const float* a, int64_t stride, const float* panel,
                                         int64_t steps, PrefetchShare share, float* sums) {
@@ -188,19 +188,20 @@ struct Piece {
   int64_t panel, steps, begin, end;
 };
 
-// Rows [row, row + R) over a piece of a panel. The first piece begins the sums [R, kPanel]; after the last
-// one they are written to where they belong.
+// Rows [row, row + R) over a piece of a panel. The first piece begins the sums [R, kPanel]; after
+// the last one they are written to where they belong.
 template <bool kPairs, bool kPrefetch, int R>
 void tile(const LinearArgs& args, int64_t row, const Piece& piece, PrefetchShare share,
           float* sums) {
   const int64_t begin = piece.begin, steps = piece.end - begin;
   if (begin == 0) std::memset(sums, 0, sizeof(float) * R * kPanel);
-  const float* at = static_cast<const float*>(args.panels) + (piece.panel * piece.steps + begin) * kPanel;
+  const float* at =
+      static_cast<const float*>(args.panels) + (piece.panel * piece.steps + begin) * kPanel;
   if constexpr (kPairs && !kPairDot) {
     float wide[R][2 * kPieceSteps];
     for (int r = 0; r < R; ++r)
-      widen(static_cast<const bf16*>(args.a) + (row + r) * args.a_stride + 2 * begin,
-            2 * steps, wide[r]);
+      widen(static_cast<const bf16*>(args.a) + (row + r) * args.a_stride + 2 * begin, 2 * steps,
+            wide[r]);
     multiply<kPairs, kPrefetch, R>(wide[0], 2 * kPieceSteps, at, steps, share, sums);
   } else {
     const int64_t stride = kPairs ? args.a_stride / 2 : args.a_stride;

@@ -55,7 +55,8 @@ void rope_row(const RopeArgs& args, int64_t row) {
   T* v = static_cast<T*>(args.v_cache) + page * args.v_stride_page + offset;
   for (int h = 0; h < args.num_kv_heads; ++h, x += size)
     rope_head(args, x, args.k_norm, position, k + h * args.k_stride_head);
-  for (int h = 0; h < args.num_kv_heads; ++h, x += size) convert(x, size, v + h * args.v_stride_head);
+  for (int h = 0; h < args.num_kv_heads; ++h, x += size)
+    convert(x, size, v + h * args.v_stride_head);
 }
 
 }  // namespace
@@ -64,9 +65,11 @@ void norm_rows(const NormArgs& args, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const float* x = args.x + row * args.size;
     if (args.dtype == Dtype::bf16) {
-      norm_row(args.weight, args.eps, args.size, x, static_cast<bf16*>(args.out) + row * args.out_stride);
+      norm_row(args.weight, args.eps, args.size, x,
+               static_cast<bf16*>(args.out) + row * args.out_stride);
     } else {
-      norm_row(args.weight, args.eps, args.size, x, static_cast<float*>(args.out) + row * args.out_stride);
+      norm_row(args.weight, args.eps, args.size, x,
+               static_cast<float*>(args.out) + row * args.out_stride);
     }
   }
 }
