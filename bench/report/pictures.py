@@ -25,9 +25,13 @@ __all__ = ["LARGEST", "main", "photograph", "search"]
 
 ROOT = Path(__file__).parents[2]
 LARGEST = 200_000  # bytes of the picture
-QUESTION = "How many times does the letter r occur in strawberry?"
-CONFIG = mf.SearchConfig(expansions=32, step_tokens=16, temperature=1.0, seed=1)
-SIZE = (1200, 640)  # CSS pixels of the window
+# Some paths answer it rightly and others wrongly: the statements 3 and 5 contradict each other.
+QUESTION = (
+    "1. The school opens at 6. 2. Ruth lives in Cairo. 3. Mark lives in Paris. "
+    "4. The shop opens at 11. 5. Mark lives in Lima. Which of them cannot all be true?"
+)
+CONFIG = mf.SearchConfig(expansions=16, children=3, step_tokens=24, temperature=1.0, seed=1)
+SIZE = (1280, 720)  # CSS pixels of the window
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -58,7 +62,7 @@ def photograph(page: Path) -> bytes:
         raise ValueError(f"expected a picture of {browser}, got none: {done.stderr[-500:]}")
     buffer = io.BytesIO()
     image = Image.open(shot).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     data = buffer.getvalue()
     if len(data) > LARGEST:
         raise ValueError(f"expected a picture of at most {LARGEST} bytes, got {len(data)}")
