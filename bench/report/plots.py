@@ -56,7 +56,7 @@ def plot_search(search: dict) -> dict[str, bytes]:
     axes.set_yscale("log")
     axes.set_ylabel("expansions/s (log scale)")
     axes.set_title("One schedule of expansions, by engine", fontsize=10, loc="left")
-    _plain(axes)
+    _ticks(axes)
     axes.xaxis.grid(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return {"search.png": _png(figure)}
@@ -67,7 +67,7 @@ def _case(case: dict) -> str:
 
 
 def plot_scaling(scaling: dict) -> dict[str, bytes]:
-    """scaling_<sweep>.png: ms a step, a panel a model; scaling_memory.png: MB against branches.
+    """scaling_<sweep>.png: ms per step, one panel per model; scaling_memory.png: MB by branches.
 
     Args:
         scaling: scaling.json of bench.engines.scaling.
@@ -79,7 +79,7 @@ def plot_scaling(scaling: dict) -> dict[str, bytes]:
     files = {}
     for key in models[0]["sweeps"]:
         figure = _panels(models, key, _times)
-        figure.axes[0].set_ylabel("ms a decode step (log scale)")
+        figure.axes[0].set_ylabel("ms per decode step (log scale)")
         files[f"scaling_{key}.png"] = _png(figure)
     figure = _panels(models, "branches", _memory)
     figure.axes[0].set_ylabel("KV cache held (MB, log scale)")
@@ -87,7 +87,7 @@ def plot_scaling(scaling: dict) -> dict[str, bytes]:
 
 
 def _panels(models: list[dict], key: str, draw: Callable[[Axes, list[dict]], None]) -> Figure:
-    """A panel a model with the curves of one sweep."""
+    """One panel per model with the curves of one sweep."""
     figure = Figure(figsize=(1 + 3.8 * len(models), 4), layout="constrained")
     caption = models[0]["sweeps"][key]["caption"]
     figure.suptitle(caption[0].upper() + caption[1:], fontsize=10)
@@ -103,9 +103,12 @@ def _panels(models: list[dict], key: str, draw: Callable[[Axes, list[dict]], Non
         axes.set_xticks(xs, [str(x) for x in xs], fontsize=8)
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yscale("log")
-        _plain(axes)
+        _ticks(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    columns = 3 if len(models) > 1 else 1  # what fits below the panels
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -136,21 +139,20 @@ def _memory(axes: Axes, points: list[dict]) -> None:
         axes.plot(xs, held, style, color=colour, label=label)
 
 
-def _plain(axes: Axes) -> None:
+def _ticks(axes: Axes) -> None:
     """Numbers as 0.5 and 200, not as powers of ten; a light grid."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     low, high = axes.get_ylim()
     if high / low < 30:  # few powers of ten: label what lies between them
-        axes.yaxis.set_minor_formatter(FuncFormatter(_few))
+        digits = "23456789" if high / low < 3 else "235"
+        axes.yaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else "")
+        )
         axes.tick_params(axis="y", which="minor", labelsize=7)
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="0.9", lw=0.6)
     axes.set_axisbelow(True)
-
-
-def _few(value: float, _: int) -> str:
-    return f"{value:g}" if f"{value:e}"[0] in "235" else ""
 
 
 def _png(figure: Figure) -> bytes:
