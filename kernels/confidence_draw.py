@@ -1,17 +1,19 @@
 """Drawing a token of a row: by inverse CDF in id order, over the tokens that the filters keep.
 
-Device functions of confidence_kernels.py and lm_head_kernels.py, run by the one program that
-finishes a row; to the latter, a "chunk" of the records is a group of 64 entries. A draw finds
-the chunk by the chunks' masses, then reads that one chunk again: first the sums of its groups of
-GROUP entries, then the entries of one group.
+Device code of sample_confidence and lm_head_confidence, run by the one program that finishes a row.
+`decide_draw` says what both act on: the token, where the candidates hold it, or else how to find
+it. A search by id (`draw_by_id`) finds the block by the blocks' masses, then reads that one block
+again: first the sums of its tiles, then the entries of one tile.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from marco_fast.kernels.confidence_cut import find_cut, kept_mass, store_kept_masses
-from marco_fast.kernels.online_softmax import (
-    CHUNK,
+from marco_fast.kernels.confidence_cut import LOWEST, Cut, kept_mass
+from marco_fast.kernels.confidence_options import ALL_IDS, DRAW_CANDIDATES, filters_of
+from marco_fast.kernels.confidence_records import (
     FOLD,
     INFS,
     KEPT,
@@ -19,196 +21,118 @@ from marco_fast.kernels.online_softmax import (
     SAMPLING_SUM,
     SUM,
     TOP,
-    chunk_scales,
-    rate_of,
+    VOCAB_BLOCK,
+    VOCAB_TILE,
+    block_scales,
+    fold_records,
     record_field,
 )
+from marco_fast.kernels.philox import philox_uniform
 from marco_fast.kernels.topk_keys import key_id, key_value
 
 __all__ = [
-    "ALL_IDS",
-    "DRAW_CANDIDATES",
-    "GROUP",
-    "HAS_ACTIVE",
-    "HAS_COUNTS",
-    "HAS_MIN_P",
-    "HAS_SAMPLE_TOP_K",
-    "HAS_SUMS",
-    "HAS_TEMPERATURE",
-    "HAS_TOP_P",
-    "LOWEST",
     "OUTSIDE",
-    "chunk_masses",
-    "draw",
+    "Draw",
+    "block_masses",
+    "decide_draw",
     "draw_by_id",
-    "draw_from_candidates",
-    "filters_of",
-    "find_chunk",
+    "drawn_mass",
+    "find_block",
     "first_beyond",
-    "load_options",
-    "plan_rows",
-    "rank_among_infs",
 ]
 
-GROUP = tl.constexpr(64)  # entries; its square is CHUNK
-# How many of the largest a filtered draw looks at before it reads the row again.
-DRAW_CANDIDATES = tl.constexpr(16)
-
-LOWEST = tl.constexpr(-3.4028234663852886e38)
-ALL_IDS = tl.constexpr(0x7FFFFFFF)
 OUTSIDE = tl.constexpr(-2)  # of a draw that the candidates do not decide
-GREEDY_TEMPERATURE = tl.constexpr(1e-5)
 
-# Bits of `given`: which of a draw's tensors there are. Without one, an option is the number that
-# stands in its place, and a path is not added to.
-HAS_SUMS = tl.constexpr(1)
-HAS_COUNTS = tl.constexpr(2)
-HAS_ACTIVE = tl.constexpr(4)
-HAS_TEMPERATURE = tl.constexpr(8)
-HAS_TOP_P = tl.constexpr(16)
-HAS_MIN_P = tl.constexpr(32)
-HAS_SAMPLE_TOP_K = tl.constexpr(64)
+
+class Draw(NamedTuple):
+    """A row's draw as far as it is decided without its logits.
+
+    Where the token is OUTSIDE, it is the first in id order, of those inside the cut, whose
+    cumulative mass exceeds `goal`. With the field KEPT the cut is still to be found (`cut_row`),
+    and the goal is a share of the mass inside it.
+    """
+
+    token: Any  # int32; -1: nothing is above -inf
+    field: Any  # int32, which field of the records holds the masses
+    cut: Any  # Cut
+    goal: Any  # float64
+    mass: Any  # float64, of all V, where something is drawn
 
 
 @triton.jit
-def load_options(
+def decide_draw(
     row,
-    here,
-    given,
-    temperature_ptr,  # [B] float32
-    top_p_ptr,  # [B] float32
-    min_p_ptr,  # [B] float32
-    sample_top_k_ptr,  # [B] int32
-    temperature,
-    top_p,
-    min_p,
-    sample_top_k,
-):
-    """The options of one row, or of several of which some are not `here`."""
-    return (
-        load_option(temperature_ptr + row, here, given & HAS_TEMPERATURE, temperature),
-        load_option(top_p_ptr + row, here, given & HAS_TOP_P, top_p),
-        load_option(min_p_ptr + row, here, given & HAS_MIN_P, min_p),
-        load_option(sample_top_k_ptr + row, here, given & HAS_SAMPLE_TOP_K, sample_top_k),
-    )
-
-
-@triton.jit
-def load_option(option_ptr, here, given, number):
-    return tl.load(option_ptr, mask=here & (given != 0), other=number)
-
-
-@triton.jit
-def plan_rows(temperature, top_p, min_p, sample_top_k, vocab, top_k, tempered):
-    """How one row, or each of several, is read.
-
-    Returns:
-        whether it is greedy; the temperature that is scored; the rates (`rate_of`) of that and of
-        the sampling temperature; whether the draw needs sums of its own, at the second rate; how
-        many of the largest are kept.
-    """
-    greedy = temperature < GREEDY_TEMPERATURE
-    score_temperature = tl.where(tempered != 0, temperature, 1.0)
-    rate = rate_of(score_temperature)
-    sampling_rate = rate_of(tl.where(greedy, 1.0, temperature))
-    # A draw that reads no total needs no sums of its own: filters by rank or by value alone.
-    limited = ((sample_top_k > 0) & (sample_top_k < vocab)) | (min_p > 0.0)
-    own_sums = (temperature != score_temperature) & ((top_p < 1.0) | (limited == 0)) & (greedy == 0)
-    # Unfiltered rows draw by chunk: fewer candidates enter their keys.
-    capacity = tl.maximum(top_k, DRAW_CANDIDATES)
-    capacity = tl.where(limited | (top_p < 1.0), capacity, top_k)
-    return greedy, score_temperature, rate, sampling_rate, own_sums, capacity
-
-
-@triton.jit
-def filters_of(temperature, top_p, min_p, sample_top_k, vocab, top, total):
-    """(filtered, most, target, least): whether anything may be left out; a token is kept if fewer
-    than `most` are ranked before it, their mass is below `target`, and its logit is not below
-    `least`.
-
-    The temperature, total and the last two are float64.
-    """
-    limited = (sample_top_k > 0) & (sample_top_k < vocab)
-    most = tl.where(sample_top_k > 0, sample_top_k, ALL_IDS)
-    target = tl.where(top_p < 1.0, top_p.to(tl.float64) * total, float("inf"))
-    least = tl.log(tl.where(min_p > 0.0, min_p, 1.0).to(tl.float64)) * temperature
-    least = tl.where(min_p > 0.0, least + top.to(tl.float64), float("-inf"))
-    return limited | (top_p < 1.0) | (min_p > 0.0), most, target, least
-
-
-@triton.jit
-def rank_among_infs(infs, most, top_p, target, u):
-    """Which of the entries of +inf is drawn, in id order: they share the probability."""
-    kept = tl.minimum(infs, most.to(tl.int64))
-    if top_p < 1.0:
-        kept = tl.minimum(kept, tl.ceil(target).to(tl.int64))
-    return tl.minimum((u * kept.to(tl.float64)).to(tl.int64), kept - 1).to(tl.float64)
-
-
-@triton.jit
-def draw(
-    row_ptr,  # [V]
-    record_ptr,  # [RECORD_FIELDS, chunks]
-    cut_keys_ptr,  # [CUT_TILE] int32, scratch
+    records,  # Records
     keys,  # [BLOCK_K], best first
-    chunks,
-    vocab,
-    top,
-    infs,
-    total,
-    own_sums,
-    temperature,
-    rate,
-    top_p,
-    min_p,
-    sample_top_k,
-    u,
+    sums,  # RowSums
+    own,  # RowOptions
+    draws,  # Draws
+    vocab_size,
     BLOCK_K: tl.constexpr,
 ):
-    """The token of u in [0, 1), for a row with something above -inf and no greedy temperature.
-
-    total: the mass of all V, float64. own_sums: whether the records hold it in SAMPLING_SUM.
-    """
-    filtered, most, target, least = filters_of(
-        temperature, top_p, min_p, sample_top_k, vocab, top, total
-    )
-    token = tl.full((), OUTSIDE, tl.int32)
-    field = tl.where(own_sums, SAMPLING_SUM, SUM)
+    """The Draw of a row."""
+    token = tl.full((), -1, tl.int32)
+    field = tl.where(own.own_sums, SAMPLING_SUM, SUM)
     cut = tl.full((), LOWEST, tl.float32)
-    last_id = tl.full((), ALL_IDS, tl.int32)
-    goal = u * total
-    if infs > 0:
-        goal = rank_among_infs(infs, most, top_p, target, u)
-        field = tl.full((), INFS, tl.int32)
-        cut = tl.full((), float("inf"), tl.float32)
-    elif filtered:
-        token = draw_from_candidates(keys, vocab, top, rate, most, target, least, u, BLOCK_K)
-        if token == OUTSIDE:
-            cut, last_id = find_cut(
-                row_ptr, record_ptr, cut_keys_ptr, chunks, vocab, top, rate, most, target, least,
-                total, top_p,
-            )  # fmt: skip
-            goal = u * store_kept_masses(
-                row_ptr, record_ptr, chunks, vocab, top, rate, cut, last_id
-            )
+    goal = tl.full((), 0.0, tl.float64)
+    mass = sums.total
+    if own.greedy & (sums.top > float("-inf")):
+        token = tl.max(tl.where(tl.arange(0, BLOCK_K) == 0, key_id(keys), -1), 0)
+    elif sums.top > float("-inf"):
+        token = tl.full((), OUTSIDE, tl.int32)
+        mass = drawn_mass(records, sums, own)
+        filters = filters_of(own, sums.top, mass, vocab_size)
+        u = philox_uniform(tl.load(draws.seeds + row), tl.load(draws.positions + row), 0)
+        goal = u * mass
+        if sums.infs > 0:
+            field = tl.full((), INFS, tl.int32)
+            cut = tl.full((), float("inf"), tl.float32)
+            goal = rank_among_infs(sums.infs, filters, u)
+        elif filters.filtered:
             field = tl.full((), KEPT, tl.int32)
-    if token == OUTSIDE:
-        token = draw_by_id(
-            row_ptr, record_ptr, field, chunks, vocab, top, infs, rate, cut, last_id, goal
+            goal = u
+            token = draw_from_candidates(
+                keys, sums.top, own.sampling_rate, filters, u, vocab_size, BLOCK_K
+            )
+    return Draw(token, field, Cut(cut, tl.full((), ALL_IDS, tl.int32)), goal, mass)
+
+
+@triton.jit
+def drawn_mass(
+    records,  # Records
+    sums,  # RowSums
+    own,  # RowOptions
+):
+    """The sum of 2^y of the distribution that is drawn from, float64."""
+    mass = sums.total
+    if own.own_sums:
+        mass, _ = fold_records(
+            records, sums.top, sums.infs, own.sampling_rate, SAMPLING_SUM, HAS_WEIGHTED=False
         )
-    return token
+    return mass
+
+
+@triton.jit
+def rank_among_infs(
+    infs,
+    filters,  # Filters
+    u,
+):
+    """Which of the entries of +inf is drawn, in id order: they share the probability."""
+    kept = tl.minimum(infs, filters.most.to(tl.int64))
+    if filters.top_p < 1.0:
+        kept = tl.minimum(kept, tl.ceil(filters.target).to(tl.int64))
+    return tl.minimum((u * kept.to(tl.float64)).to(tl.int64), kept - 1).to(tl.float64)
 
 
 @triton.jit
 def draw_from_candidates(
     keys,  # [BLOCK_K], best first
-    vocab,
     top,
     rate,
-    most,
-    target,
-    least,
+    filters,  # Filters
     u,
+    vocab_size,
     BLOCK_K: tl.constexpr,
 ):
     """The draw from the DRAW_CANDIDATES largest if the kept tokens lie inside them, else OUTSIDE.
@@ -217,123 +141,124 @@ def draw_from_candidates(
     """
     slot = tl.arange(0, BLOCK_K)
     z = key_value(keys)
-    ids = key_id(keys)
     here = (slot < DRAW_CANDIDATES) & (z > float("-inf"))
     count = tl.sum(here.to(tl.int32), 0)
     y = (z.to(tl.float64) - top.to(tl.float64)) * rate.to(tl.float64)
     mass = tl.where(here, tl.exp2(y), 0.0)
     before = tl.sum(tl.where(slot[None, :] < slot[:, None], mass[None, :], 0.0), 1)
-    kept = (slot < most) & (before < target) & (z.to(tl.float64) >= least)
+    kept = (slot < filters.most) & (before < filters.target) & (z.to(tl.float64) >= filters.least)
     kept = here & (kept | (slot == 0))
     mass = tl.where(kept, mass, 0.0)
     total = tl.sum(mass, 0)
-    complete = (count < DRAW_CANDIDATES) | (count == vocab)
-    stopped = (tl.sum(kept.to(tl.int32), 0) < count) | (count >= most) | (total >= target)
-    return tl.where(complete | stopped, inverse_cdf(mass, ids, u * total, BLOCK_K), OUTSIDE)
+    complete = (count < DRAW_CANDIDATES) | (count == vocab_size)
+    stopped = (tl.sum(kept.to(tl.int32), 0) < count) | (count >= filters.most)
+    stopped |= total >= filters.target
+    token = inverse_cdf(mass, key_id(keys), u * total)
+    return tl.where(complete | stopped, token, OUTSIDE)
 
 
 @triton.jit
 def inverse_cdf(
     mass,  # [N] float64
     ids,  # [N] int32, distinct
-    target,
-    N: tl.constexpr,
+    goal,
 ):
-    """The first id whose cumulative mass in id order exceeds target; else the last of any mass."""
+    """The first id whose cumulative mass in id order exceeds goal; else the last of any mass."""
     reached = tl.sum(tl.where(ids[None, :] <= ids[:, None], mass[None, :], 0.0), 1)
-    found = tl.min(tl.where((reached > target) & (mass > 0.0), ids, ALL_IDS), 0)
+    found = tl.min(tl.where((reached > goal) & (mass > 0.0), ids, ALL_IDS), 0)
     last = tl.max(tl.where(mass > 0.0, ids, -1), 0)
     return tl.where(found < ALL_IDS, found, last)
 
 
 @triton.jit
 def draw_by_id(
-    row_ptr,  # [V]
-    record_ptr,  # [RECORD_FIELDS, chunks]
+    logits,  # LogitsRow
+    records,  # Records
     field,
-    chunks,
-    vocab,
-    top,
-    infs,
-    rate,
-    cut,
-    last_id,
-    target,
+    scale,  # Scale
+    cut,  # Cut
+    goal,
 ):
-    """The first token in id order whose cumulative mass exceeds target (float64).
+    """The first kept token in id order whose cumulative mass exceeds goal (float64).
 
-    A chunk's mass is in `field` of its record: KEPT and INFS as they are, sums relative to the
-    chunk's largest logit. Kept are logits above `cut`, and those equal to it up to `last_id`.
+    A block's mass is in `field` of its record: KEPT and INFS as they are, sums relative to the
+    block's largest logit.
     """
-    chunk, inside = find_chunk(record_ptr, field, chunks, top, rate, target)
-    first_id = chunk * CHUNK
-    lanes = tl.arange(0, GROUP)
-    offs = lanes[:, None] * GROUP + lanes[None, :] + first_id
-    x = tl.load(row_ptr + offs, mask=offs < vocab, other=float("-inf")).to(tl.float32)
-    sums = tl.sum(kept_mass(x, offs, top, infs, rate, cut, last_id), 1)
-    group, inside = first_beyond(sums, inside, GROUP)
-    offs = lanes + group * GROUP + first_id
-    x = tl.load(row_ptr + offs, mask=offs < vocab, other=float("-inf")).to(tl.float32)
-    at, _ = first_beyond(kept_mass(x, offs, top, infs, rate, cut, last_id), inside, GROUP)
-    return first_id + group * GROUP + at
+    block, inside = find_block(records, field, scale.top, scale.rate, goal)
+    first_id = block * VOCAB_BLOCK
+    lanes = tl.arange(0, VOCAB_TILE)
+    offs = lanes[:, None] * VOCAB_TILE + lanes[None, :] + first_id
+    mask = offs < logits.vocab_size
+    x = tl.load(logits.ptr + offs, mask=mask, other=float("-inf")).to(tl.float32)
+    tile, inside = first_beyond(tl.sum(kept_mass(x, offs, scale, cut), 1), inside)
+    offs = lanes + tile * VOCAB_TILE + first_id
+    mask = offs < logits.vocab_size
+    x = tl.load(logits.ptr + offs, mask=mask, other=float("-inf")).to(tl.float32)
+    at, _ = first_beyond(kept_mass(x, offs, scale, cut), inside)
+    return first_id + tile * VOCAB_TILE + at
 
 
 @triton.jit
 def first_beyond(
     mass,  # [N] float32
-    target,
-    N: tl.constexpr,
+    goal,
 ):
-    """Where the cumulative mass first exceeds target, and what of target is left there.
+    """Where the cumulative mass first exceeds goal, and what of goal is left there.
 
-    Where rounding puts target at the end, it is the last place with any mass.
+    Where rounding puts goal at the end, it is the last index with any mass.
     """
+    N: tl.constexpr = mass.shape[0]
     offs = tl.arange(0, N)
     wide = mass.to(tl.float64)
     reached = tl.cumsum(wide, 0)
-    found = tl.min(tl.where((reached > target) & (mass > 0.0), offs, N), 0)
+    found = tl.min(tl.where((reached > goal) & (mass > 0.0), offs, N), 0)
     last = tl.max(tl.where(mass > 0.0, offs, 0), 0)
     at = tl.where(found < N, found, last)
-    return at, target - tl.sum(tl.where(offs < at, wide, 0.0), 0)
+    return at, goal - tl.sum(tl.where(offs < at, wide, 0.0), 0)
 
 
 @triton.jit
-def find_chunk(record_ptr, field, chunks, top, rate, target):
-    """The chunk in which the cumulative mass first exceeds target, and what is left of target."""
+def find_block(
+    records,  # Records
+    field,
+    top,
+    rate,
+    goal,
+):
+    """The block in which the cumulative mass first exceeds goal, and what is left of goal."""
     offs = tl.arange(0, FOLD)
     before = tl.full((), 0.0, tl.float64)
     chosen = tl.full((), 0, tl.int32)
-    left = target
+    left = goal
     begin = tl.full((), 0, tl.int32)
-    while (begin < chunks) & (before <= target):
-        mass = chunk_masses(record_ptr, field, begin + offs, chunks, top, rate)
+    while (begin < records.length) & (before <= goal):
+        mass = block_masses(records, field, begin + offs, top, rate)
         sums = tl.cumsum(mass, 0)
         some = tl.max(mass, 0) > 0.0
-        found = tl.min(tl.where((before + sums > target) & (mass > 0.0), offs, FOLD), 0)
+        found = tl.min(tl.where((before + sums > goal) & (mass > 0.0), offs, FOLD), 0)
         at = tl.where(found < FOLD, found, tl.max(tl.where(mass > 0.0, offs, 0), 0))
         chosen = tl.where(some, begin + at, chosen)
-        left = tl.where(some, target - before - tl.sum(tl.where(offs < at, mass, 0.0), 0), left)
+        left = tl.where(some, goal - before - tl.sum(tl.where(offs < at, mass, 0.0), 0), left)
         before = tl.where(found < FOLD, float("inf"), before + tl.sum(mass, 0))
         begin += FOLD
     return chosen, left
 
 
 @triton.jit
-def chunk_masses(
-    record_ptr,  # [RECORD_FIELDS, chunks]
+def block_masses(
+    records,  # Records
     field,
-    offs,  # [FOLD] chunks
-    chunks,
+    offs,  # [FOLD] blocks
     top,
     rate,
 ):
     """[FOLD] float64, relative to the row's largest logit."""
-    value = record_field(record_ptr, field, offs, chunks, 0.0)
-    tops = record_field(record_ptr, TOP, offs, chunks, float("-inf"))
+    value = record_field(records, field, offs, 0.0)
+    tops = record_field(records, TOP, offs, float("-inf"))
     base = tl.where(tl.abs(top) == float("inf"), 0.0, top)
-    y, scale = chunk_scales(tops, base, rate)
-    # The entries of such a chunk have no power that float32 holds: the search would find none.
+    y, scale = block_scales(tops, base, rate)
+    # The entries of such a block have no power that float32 holds: the search would find none.
     scaled = tl.where(y >= -126.0, value.to(tl.float64) * scale, 0.0)
     infs = value.to(tl.int32) & (NAN_FLAG - 1)
-    plain = tl.where(field == INFS, infs.to(tl.float64), value.to(tl.float64))
-    return tl.where((field == INFS) | (field == KEPT), plain, scaled)
+    as_it_is = tl.where(field == INFS, infs.to(tl.float64), value.to(tl.float64))
+    return tl.where((field == INFS) | (field == KEPT), as_it_is, scaled)

@@ -12,10 +12,10 @@ import torch
 
 from marco_fast.kernels.interpreter import compiled_arithmetic
 
-__all__ = ["Target", "forget_tickets", "launching", "target_of", "zeroed_tickets"]
+__all__ = ["Target", "forget_arrivals", "launching", "target_of", "zeroed_arrivals"]
 
-TICKETS = 2**18  # of a device: 1 MiB
-STREAM_TICKETS = 2**11  # more rows than that are never shared by several programs
+ARRIVALS = 2**18  # of a device: 1 MiB
+STREAM_ARRIVALS = 2**11  # more rows than that are never shared by several programs
 
 
 class Target(NamedTuple):
@@ -54,7 +54,7 @@ def launching(device: torch.device) -> contextlib.AbstractContextManager[object]
     return compiled_arithmetic()
 
 
-class Tickets:
+class Arrivals:
     """Zeros of one device that kernels count in and set back, so that no call has to clear them.
 
     Calls on one stream follow each other and share theirs. A call inside a CUDA graph has its own
@@ -63,35 +63,39 @@ class Tickets:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.taken = device, 0
-        self.zeros = torch.zeros(TICKETS, dtype=torch.int32, device=device)
+        self.zeros = torch.zeros(ARRIVALS, dtype=torch.int32, device=device)
         torch.cuda.current_stream(device).synchronize()  # any stream finds zeros from now on
         self.of_stream: dict[int, torch.Tensor | None] = {}
 
     def take(self, count: int) -> torch.Tensor | None:
-        """Some that nobody has yet; None where too few are left."""
-        if self.taken + count > TICKETS:
+        """Some that nobody has yet; None where too few are left.
+
+        They begin at a multiple of 16 bytes: another alignment would be another specialisation.
+        """
+        begin = -(-self.taken // 4) * 4
+        if begin + count > ARRIVALS:
             return None
-        self.taken += count
-        return self.zeros[self.taken - count : self.taken]
+        self.taken = begin + count
+        return self.zeros[begin : self.taken]
 
     def on_stream(self, rows: int) -> torch.Tensor | None:
         """Those of the current stream."""
         stream = torch.cuda.current_stream(self.device).cuda_stream
         if stream not in self.of_stream:
-            self.of_stream[stream] = self.take(STREAM_TICKETS)
+            self.of_stream[stream] = self.take(STREAM_ARRIVALS)
         shared = self.of_stream[stream]
-        return shared[:rows] if shared is not None and rows <= STREAM_TICKETS else None
+        return shared[:rows] if shared is not None and rows <= STREAM_ARRIVALS else None
 
 
-_tickets: dict[torch.device, Tickets] = {}
+_arrivals: dict[torch.device, Arrivals] = {}
 
 
-def forget_tickets() -> None:
+def forget_arrivals() -> None:
     """Begins anew; for a process that has dropped every graph that it captured."""
-    _tickets.clear()
+    _arrivals.clear()
 
 
-def zeroed_tickets(rows: int, device: torch.device) -> torch.Tensor:
+def zeroed_arrivals(rows: int, device: torch.device) -> torch.Tensor:
     """[rows] int32 zeros for a kernel that leaves zeros behind.
 
     Nothing is launched for them, except at a device's first call, in a graph that is captured
@@ -100,11 +104,11 @@ def zeroed_tickets(rows: int, device: torch.device) -> torch.Tensor:
     found = None
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
-            found = _tickets[device].take(rows) if device in _tickets else None
+            found = _arrivals[device].take(rows) if device in _arrivals else None
         else:
-            if device not in _tickets:
-                _tickets[device] = Tickets(device)
-            found = _tickets[device].on_stream(rows)
+            if device not in _arrivals:
+                _arrivals[device] = Arrivals(device)
+            found = _arrivals[device].on_stream(rows)
     if found is None:
         return torch.zeros(rows, dtype=torch.int32, device=device)
     return found

@@ -1,13 +1,15 @@
-"""What lm_head_kernels.py keeps of tiles of logits: groups' records and the largest entries.
+"""What the LM head keeps of its logits: the records of vocabulary tiles, and the largest entries.
 
-Device functions. A tile is [rows, entries]; every row has options of its own.
+Device code. A block of logits is [rows, entries]; every row has options of its own.
 """
 
 import triton
 import triton.language as tl
 
-from marco_fast.kernels.confidence_draw import ALL_IDS, GROUP, LOWEST, chunk_masses
-from marco_fast.kernels.online_softmax import (
+from marco_fast.kernels.confidence_cut import LOWEST
+from marco_fast.kernels.confidence_draw import block_masses
+from marco_fast.kernels.confidence_options import ALL_IDS
+from marco_fast.kernels.confidence_records import (
     FOLD,
     INFS,
     LOWEST_POWER,
@@ -15,50 +17,50 @@ from marco_fast.kernels.online_softmax import (
     SAMPLING_SUM,
     SUM,
     TOP,
+    VOCAB_TILE,
     WEIGHTED,
+    Records,
     record_field,
     sum_in_order,
 )
 from marco_fast.kernels.topk_keys import EMPTY_KEY, FULL_KEY, key_value, pack_key
 
-__all__ = ["bound_of", "keep_tile", "no_keys_of_rows", "store_keys_of_rows"]
+__all__ = ["bound_of", "keep_logits", "no_keys_of_rows", "store_keys_of_rows"]
 
 
 @triton.jit
-def keep_tile(
+def keep_logits(
     x,  # [rows, entries]
-    record_ptrs,  # [rows]: each row's records [fields, groups]
+    records,  # Records, the pointer [rows]
     here,  # [rows]
     first_id,
-    groups,
     rate,  # [rows]
     sampling_rate,  # [rows], 0: no sum of its own
     keys,  # [rows, BLOCK_K]
 ):
-    """Writes the records of a tile's groups and returns the keys with its best entries in.
+    """Writes the records of a block's tiles and returns the keys with its best entries in.
 
-    A group at a time, so that what is computed of one needs few registers.
+    A tile at a time, so that what is computed of one needs few registers.
     """
     ENTRIES: tl.constexpr = x.shape[1]
-    if ENTRIES > GROUP:
+    if ENTRIES > VOCAB_TILE:
         halves = tl.permute(tl.reshape(x, [x.shape[0], 2, ENTRIES // 2]), [0, 2, 1])
         left, right = tl.split(halves)
-        keys = keep_tile(left, record_ptrs, here, first_id, groups, rate, sampling_rate, keys)
+        keys = keep_logits(left, records, here, first_id, rate, sampling_rate, keys)
         first_id += ENTRIES // 2
-        keys = keep_tile(right, record_ptrs, here, first_id, groups, rate, sampling_rate, keys)
+        keys = keep_logits(right, records, here, first_id, rate, sampling_rate, keys)
     else:
-        group = first_id // GROUP
-        x = store_group(
-            x, record_ptrs + group, here & (group < groups), groups, rate, sampling_rate
-        )
+        tile = first_id // VOCAB_TILE
+        at = Records(records.ptr + tile, records.length)
+        x = store_tile(x, at, here & (tile < records.length), rate, sampling_rate)
         keys = push_rows(x, first_id, keys)
     return keys
 
 
 @triton.jit
-def sums_of_group(x, top, rate):
-    """Sums [rows] of 2^y and of 2^y * y over x [rows, GROUP], y = (x - top) * rate; NaN if an entry
-    is NaN."""
+def sums_of_tile(x, top, rate):
+    """Sums [rows] of 2^y and of 2^y * y over x [rows, VOCAB_TILE], y = (x - top) * rate; NaN if an
+    entry is NaN."""
     base = tl.where(tl.abs(top) == float("inf"), 0.0, top)
     y = (x - base[:, None]) * rate[:, None]
     powers = tl.exp2(y)
@@ -66,10 +68,17 @@ def sums_of_group(x, top, rate):
 
 
 @triton.jit
-def store_group(x, record_ptrs, here, groups, rate, sampling_rate):
-    """Writes the records of x [rows, GROUP] and gives it with NaN read as -inf."""
+def store_tile(
+    x,  # [rows, VOCAB_TILE]
+    records,  # Records, the pointer [rows] at the tile's own
+    here,
+    rate,
+    sampling_rate,
+):
+    """Writes a tile's record for each row, and gives x with NaN read as -inf."""
+    tiles = records.length
     top = tl.max(x, 1)
-    total, weighted = sums_of_group(x, top, rate)
+    total, weighted = sums_of_tile(x, top, rate)
     flags = tl.zeros([x.shape[0]], tl.int32)
     unusual = (total != total) | (top == float("inf"))
     if tl.max(unusual.to(tl.int32), 0) != 0:
@@ -77,16 +86,16 @@ def store_group(x, record_ptrs, here, groups, rate, sampling_rate):
         x = tl.where(x != x, float("-inf"), x)
         top = tl.max(x, 1)
         infs = tl.sum((x == float("inf")).to(tl.int32), 1)
-        total, weighted = sums_of_group(x, top, rate)
+        total, weighted = sums_of_tile(x, top, rate)
         total = tl.where(infs > 0, infs.to(tl.float32), total)
         flags = infs + tl.where(nan > 0, NAN_FLAG, 0)
-    tl.store(record_ptrs + TOP * groups, top, mask=here)
-    tl.store(record_ptrs + SUM * groups, total, mask=here)
-    tl.store(record_ptrs + WEIGHTED * groups, weighted, mask=here)
-    tl.store(record_ptrs + INFS * groups, flags.to(tl.float32), mask=here)
+    tl.store(records.ptr + TOP * tiles, top, mask=here)
+    tl.store(records.ptr + SUM * tiles, total, mask=here)
+    tl.store(records.ptr + WEIGHTED * tiles, weighted, mask=here)
+    tl.store(records.ptr + INFS * tiles, flags.to(tl.float32), mask=here)
     if tl.max(sampling_rate, 0) > 0.0:
-        total, _ = sums_of_group(x, top, sampling_rate)
-        tl.store(record_ptrs + SAMPLING_SUM * groups, total, mask=here)
+        total, _ = sums_of_tile(x, top, sampling_rate)
+        tl.store(records.ptr + SAMPLING_SUM * tiles, total, mask=here)
     return x
 
 
@@ -132,15 +141,22 @@ def store_keys_of_rows(
 
 
 @triton.jit
-def bound_of(record_ptr, field, groups, top, rate, total, top_p, most, least):
-    """A logit that every token the filters keep reaches, from the groups' records alone (float32).
+def bound_of(
+    records,  # Records of tiles
+    field,
+    top,
+    rate,
+    filters,  # Filters
+    total,
+):
+    """A logit that every token the filters keep reaches, from the tiles' records alone (float32).
 
-    At least `most` groups have an entry above it; or it is not above `least`; or so little mass is
-    at or below it that what is above reaches top_p. Of a group whose largest entry is above, at
-    most GROUP - 1 entries are below, none with more mass than the bound's.
+    At least `most` tiles have an entry above it; or it is not above `least`; or so little mass is
+    at or below it that what is above reaches top_p. Of a tile whose largest entry is above, at most
+    VOCAB_TILE - 1 entries are below, none with more mass than the bound's.
     """
     offs = tl.arange(0, FOLD)
-    left_out = 1.0 - top_p.to(tl.float64)
+    left_out = 1.0 - filters.top_p.to(tl.float64)
     # Where little is left out, that is too close to the rounding of the sums.
     spare = tl.where(left_out < 1e-4, -1.0, 0.999 * left_out * total)
     low = tl.full((), 0.0, tl.float32) + LOWEST
@@ -150,18 +166,19 @@ def bound_of(record_ptr, field, groups, top, rate, total, top_p, most, least):
         down = tl.maximum(top - width / rate, LOWEST)
         width *= 2.0
         pivot = tl.where(low == LOWEST, down, 0.5 * low + 0.5 * high)
-        most_below = (GROUP - 1) * tl.exp2(
+        most_below = (VOCAB_TILE - 1) * tl.exp2(
             (pivot.to(tl.float64) - top.to(tl.float64)) * rate.to(tl.float64)
         )
         below = tl.full((), 0.0, tl.float64)
         count = tl.full((), 0, tl.int32)
-        for begin in range(0, groups, FOLD):
-            tops = record_field(record_ptr, TOP, begin + offs, groups, float("-inf"))
-            mass = chunk_masses(record_ptr, field, begin + offs, groups, top, rate)
+        for begin in range(0, records.length, FOLD):
+            tops = record_field(records, TOP, begin + offs, float("-inf"))
+            mass = block_masses(records, field, begin + offs, top, rate)
             above = tops > pivot
             below += tl.sum(tl.where(above, tl.minimum(mass, most_below), mass), 0)
             count += tl.sum(above.to(tl.int32), 0)
-        fits = (below <= spare) | (count >= most) | (pivot.to(tl.float64) <= least)
+        fits = (below <= spare) | (count >= filters.most)
+        fits |= pivot.to(tl.float64) <= filters.least
         low = tl.where(fits, pivot, low)
         high = tl.where(fits, high, pivot)
     return low

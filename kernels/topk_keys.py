@@ -8,7 +8,7 @@ keys puts them in order.
 import triton
 import triton.language as tl
 
-from marco_fast.kernels.online_softmax import CHUNK
+from marco_fast.kernels.confidence_records import VOCAB_BLOCK
 
 __all__ = [
     "EMPTY_KEY",
@@ -20,7 +20,7 @@ __all__ = [
     "no_keys",
     "ordered",
     "pack_key",
-    "push_chunk",
+    "push_block",
     "store_keys",
 ]
 
@@ -76,14 +76,14 @@ def insert_key(keys, worst, key):
 
 
 @triton.jit
-def push_chunk(x, top, first_id, keys, worst):
-    """Inserts what belongs among the keys: x [CHUNK] without NaN, `top` its largest.
+def push_block(x, top, first_id, keys, worst):
+    """Inserts what belongs among the keys: x [VOCAB_BLOCK] without NaN, `top` its largest.
 
-    Chunks come in ascending order, so an entry that equals the worst key's value never enters.
+    Blocks come in ascending order, so an entry that equals the worst key's value never enters.
     """
-    offs = tl.arange(0, CHUNK)
+    offs = tl.arange(0, VOCAB_BLOCK)
     while top > key_value(worst):
-        at = tl.min(tl.where(x == top, offs, CHUNK), 0)
+        at = tl.min(tl.where(x == top, offs, VOCAB_BLOCK), 0)
         keys, worst = insert_key(keys, worst, pack_key(top, at + first_id))
         x = tl.where(offs == at, float("-inf"), x)
         top = tl.max(x, 0)

@@ -21,7 +21,7 @@ Lengths, pages and counts are read from the plan's arrays at run time, so a capt
 import triton
 import triton.language as tl
 
-from marco_fast.kernels.online_softmax import sum_in_order
+from marco_fast.kernels.confidence_records import sum_in_order
 
 __all__ = ["advance_kernel", "attend_kernel", "merge_kernel"]
 

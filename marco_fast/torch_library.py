@@ -23,7 +23,7 @@ from marco_fast.ops.attention.packed_plan import plan_arguments, restore_plan
 
 __all__ = ["plan_arguments"]
 
-# Written out, not inferred by torch.library.custom_op, whose wrapper costs 9 us more a call.
+# Written out, not inferred by torch.library.custom_op, whose wrapper costs 9 us more per call.
 SCHEMAS = {
     "topk_confidence": (
         "(Tensor logits, Tensor token_ids, *, SymInt top_k=5, float temperature=1.0, "

@@ -22,9 +22,9 @@ import marco_fast as mf
 from bench.common.trees import PAGE, prompt_and_branches, tables
 from bench.gpu.launches import ARCHITECTURES, Specialization, recording, resources
 from marco_fast.ops.attention.work_items import tree_items
+from marco_fast.ops.dtypes import FLOATS
 
 NO_SPILLS_ON = ("sm_80", "sm_90")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIMS = (16, 32, 48, 64, 80, 128, 144, 256)
 BACKEND = "triton"
 

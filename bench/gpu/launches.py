@@ -63,21 +63,33 @@ class Specialization:
     @property
     def label(self) -> str:
         """The kernel, the types of its pointers, its constants, and what is no multiple of 16."""
-        names = self.kernel.arg_names
-        types = {t: None for t in self.signature.values() if t.startswith(("*", "tensordesc"))}
-        constants = [f"{names[path[0]]}={value}" for path, value in self.constants.items()]
+        named = {path: (name, kind) for path, name, kind in leaves(self.signature)}
+        kinds = [kind for _, kind in named.values()]
+        types = {kind: None for kind in kinds if kind.startswith(("*", "tensordesc"))}
+        constants = [f"{named[path][0]}={value}" for path, value in self.constants.items()]
         loose = [
             name
-            for i, name in enumerate(names)
-            if self.signature[name] not in ("constexpr", "fp32")
-            and not self.signature[name].startswith("tensordesc")
-            and not self.attributes.get((i,))
-            and not self.kernel.params[i].do_not_specialize
-            and not self.kernel.params[i].do_not_specialize_on_alignment
+            for path, (name, kind) in named.items()
+            if kind not in ("constexpr", "fp32")
+            and not kind.startswith("tensordesc")
+            and not self.attributes.get(path)
+            and not self.kernel.params[path[0]].do_not_specialize
+            and not self.kernel.params[path[0]].do_not_specialize_on_alignment
         ]
         told = [self.kernel.__name__, *types, *constants, f"warps={self.options['num_warps']}"]
         told.append(f"stages={self.options['num_stages']}")
         return " ".join(told + [f"{name}%16" for name in loose])
+
+
+def leaves(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, str]]:
+    """The path, the name and the type of each parameter, of a tuple those of its fields."""
+    for i, (name, kind) in enumerate(signature.items()):
+        if isinstance(kind, tuple):
+            fields = getattr(kind, "_fields", [str(j) for j in range(len(kind))])
+            inside = leaves(dict(zip(fields, kind, strict=True)))
+            yield from (((i, *path), f"{name}.{field}", each) for path, field, each in inside)
+        else:
+            yield (i,), name, kind
 
 
 @dataclass
@@ -112,11 +124,10 @@ def recording(arch: str) -> Iterator[Recording]:
     # Not above: the parent of a GPU run imports this module before the C++ extension is there.
     from marco_fast.kernels import lm_head_confidence
     from marco_fast.ops import backends
+    from marco_fast.ops.confidence.options import Head
 
-    def no_product(
-        hidden: torch.Tensor, weight: torch.Tensor, bias: object, rounded: torch.dtype
-    ) -> torch.Tensor:
-        return torch.empty(len(hidden), len(weight), dtype=rounded)
+    def no_product(head: Head) -> torch.Tensor:
+        return torch.empty(len(head.hidden), len(head.weight), dtype=head.round_logits)
 
     backend, number, warp, processors = ARCHITECTURES[arch]
     fake = SimpleNamespace(

@@ -220,7 +220,7 @@ def _free(machine: Machine) -> None:
         from marco_fast.kernels import launch
 
         torch.cuda.empty_cache()
-        launch.forget_tickets()  # the graphs that hold them are gone
+        launch.forget_arrivals()  # the graphs that hold them are gone
 
 
 class CompilationListener:

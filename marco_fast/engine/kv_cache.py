@@ -11,10 +11,9 @@ import torch
 from marco_fast.engine import huge_pages
 from marco_fast.engine.node_table import Nodes, NodeTable
 from marco_fast.errors import KVCacheFull
+from marco_fast.ops.dtypes import FLOATS
 
 __all__ = ["PagedKVCache"]
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class PagedKVCache(NodeTable):
@@ -59,7 +58,7 @@ class PagedKVCache(NodeTable):
         for name, size in sizes.items():
             if not 1 <= size < 2**31:
                 raise ValueError(f"expected 1 <= {name} < 2^31, got {size}")
-        if dtype not in DTYPES:
+        if dtype not in FLOATS:
             raise ValueError(f"expected dtype float32, bfloat16 or float16, got {dtype}")
         self.num_pages, self.page_size = num_pages, page_size
         self.device = torch.device(device)

@@ -17,13 +17,14 @@ from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
 from marco_fast.ops.backends import built
+from marco_fast.ops.dtypes import DTYPE_CODES
 
 __all__ = ["PANEL", "NativeRunner", "pack_bias", "pack_gated", "pack_linear"]
 
 # Model classes whose layers are what csrc/cpu/decoder/ computes; Qwen3's also norm each head.
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/decoder/decoder_kernels.h)
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+FLOATS = (torch.float32, torch.bfloat16)  # what it decodes in
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,7 @@ class NativeRunner:
     def of(cls, model: Any, cache: PagedKVCache) -> "NativeRunner | None":
         """A runner for `model`, or None where C++ does not know its like: transformers runs it."""
         config = model.config
-        if not built() or type(model).__name__ not in KNOWN or cache.k[0].dtype not in DTYPE_CODES:
+        if not built() or type(model).__name__ not in KNOWN or cache.k[0].dtype not in FLOATS:
             return None
         if model.device.type != "cpu" or getattr(config, "hidden_act", "") != "silu":
             return None

@@ -31,11 +31,6 @@ class NodeTable:
         # The next id of every entry where nothing lives; the last is given out first.
         self._spare_ids: list[int] = []
 
-    @property
-    def num_nodes(self) -> int:
-        """Nodes that live."""
-        return len(self._ids) - len(self._spare_ids)
-
     def add_root(self) -> int:
         """A new empty node without a parent, held by the caller."""
         return self._add(-1)

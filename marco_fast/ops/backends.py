@@ -1,7 +1,8 @@
 """Which module runs an operation on a device.
 
-A backend is a module that has a function named after the operation, which takes the inputs, then
-the outputs to fill, and returns None. Modules are imported at the first call that needs them.
+A backend is a module that has a function named after the operation, which takes the inputs, the
+checked options and the result to fill, and returns None. Modules are imported at the first call
+that needs them.
 """
 
 import functools
@@ -20,11 +21,12 @@ OPERATIONS = [
     "topk_confidence",
     "sample_confidence",
     "lm_head_confidence",
+    "lm_head_records",
     "append_kv",
     "tree_attention",
 ]
 
-# "triton" keeps one module an operation, the others hold all of them.
+# "triton" keeps one module per operation, each of the others holds all of them.
 BACKENDS = {
     "cpu": "marco_fast.ops.cpu_backend",
     "triton": "marco_fast.kernels.{op}",

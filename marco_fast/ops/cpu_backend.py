@@ -8,7 +8,9 @@ import torch
 
 from marco_fast import _C
 from marco_fast.ops.attention.plan import TreeAttentionPlan
-from marco_fast.ops.confidence.sample import Sampling
+from marco_fast.ops.confidence.options import Head, Sampling, Scoring
+from marco_fast.ops.dtypes import DTYPE_CODES
+from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
     "append_kv",
@@ -19,7 +21,6 @@ __all__ = [
     "tree_attention",
 ]
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cpu/base/dtypes.h
 _INT64 = torch.int64
 _threads = torch.get_num_threads
 
@@ -27,11 +28,6 @@ _threads = torch.get_num_threads
 def view(tensor: torch.Tensor) -> tuple[int, ...]:
     """A tensor as C++ reads it: address, sizes, strides."""
     return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
-
-
-def addresses(sampling: Sampling) -> list[int]:
-    """Of each field, in order; 0 where there is none. The options are tensors."""
-    return [0 if each is None else each.data_ptr() for each in sampling]
 
 
 def append_kv(
@@ -64,70 +60,54 @@ def tree_attention(
 
 
 def topk_confidence(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    temperature: float,
-    union: bool,
-    *outputs: torch.Tensor,
+    logits: torch.Tensor, token_ids: torch.Tensor, scoring: Scoring, out: TopKConfidence
 ) -> None:
-    """outputs: the fields of TopKConfidence, in order."""
     _C.topk_confidence(
-        view(logits), DTYPE_CODES[logits.dtype], outputs[3].shape[1], union, temperature,
-        token_ids.data_ptr(), token_ids.dtype == _INT64,
-        [output.data_ptr() for output in outputs], _threads(),
+        view(logits), DTYPE_CODES[logits.dtype], out.topk_ids.shape[1], scoring.include_token,
+        scoring.temperature, token_ids.data_ptr(), token_ids.dtype == _INT64,
+        [each.data_ptr() for each in out], _threads(),
     )  # fmt: skip
 
 
-def sample_confidence(
-    logits: torch.Tensor,
-    sampling: Sampling,
-    tempered: bool,
-    union: bool,
-    token_ids: torch.Tensor,
-    *outputs: torch.Tensor,
-) -> None:
-    """token_ids and outputs: the fields of SampledTokens, in order."""
+def sample_confidence(logits: torch.Tensor, sampling: Sampling, out: SampledTokens) -> None:
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.sample_confidence(
-        view(logits), DTYPE_CODES[logits.dtype], outputs[3].shape[1], union, tempered,
-        addresses(sampling), [output.data_ptr() for output in (token_ids, *outputs)], _threads(),
+        view(logits), DTYPE_CODES[logits.dtype], out.topk_ids.shape[1], sampling.include_token,
+        sampling.tempered, sampling_addresses(sampling), [each.data_ptr() for each in out],
+        _threads(),
     )  # fmt: skip
 
 
-def lm_head_confidence(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rounded: torch.dtype,
-    sampling: Sampling,
-    tempered: bool,
-    union: bool,
-    token_ids: torch.Tensor,
-    *outputs: torch.Tensor,
-) -> None:
-    """token_ids and outputs: the fields of SampledTokens, in order."""
+def lm_head_confidence(head: Head, sampling: Sampling, out: SampledTokens) -> None:
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.lm_head_confidence(
-        view(hidden), view(weight), 0 if bias is None else bias.data_ptr(),
-        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], outputs[3].shape[1], union, tempered,
-        addresses(sampling), [output.data_ptr() for output in (token_ids, *outputs)], _threads(),
+        *product_arguments(head), out.topk_ids.shape[1], sampling.include_token,
+        sampling.tempered, sampling_addresses(sampling), [each.data_ptr() for each in out],
+        _threads(),
     )  # fmt: skip
 
 
-def lm_head_records(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rounded: torch.dtype,
-    sampling: Sampling,
-    all_vocab: int,
-    tempered: bool,
-    *outputs: torch.Tensor,
-) -> None:
-    """outputs: the tensors of LMHeadRecords, in order."""
+def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
+    tensors = (out.top, out.sums, out.infs, out.nans, out.topk_logits, out.topk_ids)
     _C.lm_head_records(
-        view(hidden), view(weight), 0 if bias is None else bias.data_ptr(),
-        DTYPE_CODES[hidden.dtype], DTYPE_CODES[rounded], tempered, addresses(sampling),
-        outputs[-1].shape[1], [output.data_ptr() for output in outputs], _threads(),
+        *product_arguments(head), sampling.tempered, sampling_addresses(sampling),
+        out.topk_ids.shape[1], [each.data_ptr() for each in tensors], _threads(),
     )  # fmt: skip
+
+
+def sampling_addresses(sampling: Sampling) -> list[int]:
+    """Of the tensors, in order, 0 where there is none. The options are tensors."""
+    return [0 if each is None else each.data_ptr() for each in sampling[:9]]
+
+
+def product_arguments(head: Head) -> tuple[object, ...]:
+    """A product as the C++ kernels take it."""
+    hidden, weight, bias, round_logits = head
+    return (
+        view(hidden),
+        view(weight),
+        0 if bias is None else bias.data_ptr(),
+        DTYPE_CODES[hidden.dtype],
+        DTYPE_CODES[round_logits],
+    )

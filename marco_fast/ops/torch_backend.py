@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from marco_fast.ops import reference
-from marco_fast.ops.confidence.sample import Sampling
+from marco_fast.ops.confidence.options import Head, Sampling, Scoring
 from marco_fast.ops.reference import append_kv, tree_attention
+from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
     "append_kv",
@@ -18,81 +19,52 @@ __all__ = [
 ]
 
 
-def _copy(results: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> None:
-    for result, output in zip(results, outputs, strict=True):
-        output.copy_(result)
-
-
 def topk_confidence(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    temperature: float,
-    union: bool,
-    *outputs: torch.Tensor,
+    logits: torch.Tensor, token_ids: torch.Tensor, scoring: Scoring, out: TopKConfidence
 ) -> None:
-    """outputs: the fields of TopKConfidence, in order."""
     result = reference.topk_confidence(
         logits,
         token_ids,
-        top_k=outputs[3].shape[1],
-        temperature=temperature,
-        denominator="union" if union else "top_k",
+        top_k=out.topk_ids.shape[1],
+        temperature=scoring.temperature,
+        denominator="union" if scoring.include_token else "top_k",
         dtype=torch.float32,
     )
-    _copy(result, outputs)
+    _fill(out, result)
 
 
-def sample_confidence(
-    logits: torch.Tensor,
-    sampling: Sampling,
-    tempered: bool,
-    union: bool,
-    *outputs: torch.Tensor,
-) -> None:
-    """outputs: the fields of SampledTokens, in order."""
+def sample_confidence(logits: torch.Tensor, sampling: Sampling, out: SampledTokens) -> None:
+    options = sampling._asdict()
     result = reference.sample_confidence(
         logits,
-        **sampling._asdict(),
-        top_k=outputs[4].shape[1],
-        score="tempered" if tempered else "raw",
-        denominator="union" if union else "top_k",
+        score="tempered" if options.pop("tempered") else "raw",
+        denominator="union" if options.pop("include_token") else "top_k",
+        **options,
+        top_k=out.topk_ids.shape[1],
         dtype=torch.float32,
     )
-    _copy(result, outputs)
+    _fill(out, result)
 
 
-def lm_head_confidence(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rounded: torch.dtype,
-    *arguments: Any,
-) -> None:
-    """arguments: those of sample_confidence, after the logits."""
-    sample_confidence(_logits(hidden, weight, bias, rounded), *arguments)
+def lm_head_confidence(head: Head, sampling: Sampling, out: SampledTokens) -> None:
+    sample_confidence(_logits(head), sampling, out)
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rounded: torch.dtype
-) -> torch.Tensor:
-    logits = hidden.float() @ weight.float().T
-    if bias is not None:
-        logits += bias
-    return logits.to(rounded)
+def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
+    temperature, candidates = sampling.as_rows().temperature, out.topk_ids.shape[1]
+    result = reference.lm_head_records(_logits(head), temperature, sampling.tempered, candidates)
+    _fill(out, result)
 
 
-def lm_head_records(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rounded: torch.dtype,
-    sampling: Sampling,
-    all_vocab: int,
-    tempered: bool,
-    *outputs: torch.Tensor,
-) -> None:
-    """outputs: the tensors of LMHeadRecords, in order."""
-    logits = _logits(hidden, weight, bias, rounded)
-    kept = outputs[-1].shape[1]
-    temperature = sampling.as_rows().temperature
-    _copy(reference.lm_head_records(logits, temperature, tempered, kept), outputs)
+def _logits(head: Head) -> torch.Tensor:
+    logits = head.hidden.float() @ head.weight.float().T
+    if head.bias is not None:
+        logits += head.bias
+    return logits.to(head.round_logits)
+
+
+def _fill(out: Any, result: Any) -> None:
+    """Copies the tensors of a result into those of another of the same class."""
+    for name, value in result._asdict().items():
+        if isinstance(value, torch.Tensor):
+            getattr(out, name).copy_(value)

@@ -8,7 +8,7 @@ import torch
 
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.errors import KVCacheFull
-from tests.support.caches import PAGE, seen, small_cache
+from tests.support.caches import PAGE, num_nodes, seen, small_cache
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_layout():
     assert len({tensor.data_ptr() for tensor in cache.k + cache.v}) == 6
     assert cache.page_bytes == 3 * 2 * 2 * 8 * 6 * 2
     assert (cache.num_pages, cache.used_pages, cache.free_pages) == (5, 0, 5)
-    assert (cache.page_size, cache.num_nodes) == (8, 0)
+    assert (cache.page_size, num_nodes(cache)) == (8, 0)
 
 
 @pytest.mark.parametrize("name", ["num_pages", "page_size", "num_kv_heads", "head_dim"])
@@ -246,7 +246,7 @@ def test_wrong_counts(cache, call):
 def test_out_of_memory_while_growing_leaves_everything_as_it_was(monkeypatch, allocator):
     cache = small_cache(64)
     nodes = [cache.add_root()]
-    while len(nodes) < cache.num_nodes + len(cache._spare_ids):
+    while len(nodes) < num_nodes(cache) + len(cache._spare_ids):
         nodes.append(cache.add_root())
     cache.extend(nodes[0], PAGE)
     before = seen(cache, nodes)

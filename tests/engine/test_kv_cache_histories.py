@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.errors import KVCacheFull
+from tests.support.caches import num_nodes
 
 PAGE = 4
 
@@ -221,7 +222,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
     def the_pool_is_whole(self):
         assert self.cache.free_pages == self.free()
         assert self.cache.free_pages + self.cache.used_pages == self.num_pages
-        assert self.cache.num_nodes == len(self.nodes)
+        assert num_nodes(self.cache) == len(self.nodes)
         resident = [node for node, segment in self.nodes.items() if not segment.evicted]
         table = self.cache.block_table(resident)
         held = np.array([self.nodes[node].num_held for node in resident], np.int64)
@@ -259,7 +260,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
     def teardown(self):
         for node in [node for node, segment in self.nodes.items() if segment.owned]:
             self.cache.release(node)
-        assert (self.cache.free_pages, self.cache.num_nodes) == (self.num_pages, 0)
+        assert (self.cache.free_pages, num_nodes(self.cache)) == (self.num_pages, 0)
 
 
 TestCacheAgainstModel = CacheAgainstModel.TestCase

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -55,6 +56,8 @@ def lm_head():
         for each in rows:
             hidden = torch.empty(each, 3584, dtype=torch.bfloat16)
             mf.lm_head_confidence(hidden, weight, **draw(each))
+            few = {"sample_top_k": rng.choice([0, 1, 16]), "top_k": rng.choice([1, 5, 8])}
+            mf.lm_head_records(hidden, weight, each, vocab + 99, **few, **options)
 
 
 def attention():
@@ -91,7 +94,12 @@ def labels(subject: str) -> list[str]:
         (
             "lm_head",
             # The draw once before and once after the logits that it asks for.
-            {"lm_head_scan_kernel": 1, "lm_head_logits_kernel": 1, "lm_head_draw_kernel": 2},
+            {
+                "lm_head_scan_kernel": 1,
+                "lm_head_logits_kernel": 1,
+                "lm_head_draw_kernel": 2,
+                "lm_head_summary_kernel": 1,
+            },
         ),
         # Items of 16 and of 32 rows.
         ("attention", {"attend_kernel": 2, "merge_kernel": 1, "append_kv_kernel": 1}),
@@ -102,9 +110,28 @@ def test_sizes_and_options_need_no_specialization_of_their_own(subject, kernels)
     assert {name: found.count(name) for name in found} == kernels
 
 
+def test_what_is_not_specialized_in_a_tuple():
+    """An integer that is 1 is an argument again, and attributes go; a None stays a constant."""
+    from marco_fast.kernels.specialization import unspecialized
+
+    class Three(NamedTuple):
+        pointer: object
+        one: object
+        none: object
+
+    kinds, keys = Three("*fp32", "constexpr", "constexpr"), Three("D", 1, None)
+    assert unspecialized(kinds, keys) == (("*fp32", "i32", "constexpr"), (None, None, None))
+    assert type(unspecialized(kinds, keys)[0]) is Three
+    assert unspecialized((kinds, "i64"), (keys, "")) == (
+        (("*fp32", "i32", "constexpr"), "i64"),
+        ((None, None, None), None),
+    )
+    assert unspecialized("i32", "D") == ("i32", None)
+
+
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """torch.cuda as zeroed_tickets asks it, on a device whose tensors lie in the CPU's memory."""
+    """torch.cuda as zeroed_arrivals asks it, on a device whose tensors lie in the CPU's memory."""
 
     class Stream:
         cuda_stream = 7
@@ -125,51 +152,52 @@ def fake_gpu(monkeypatch):
     Gpu.made = 0
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Gpu.stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: Gpu.capturing)
-    monkeypatch.setattr(launch, "_tickets", {})
+    monkeypatch.setattr(launch, "_arrivals", {})
     monkeypatch.setattr(torch, "zeros", zeros)
     return Gpu
 
 
-def test_calls_on_a_stream_share_tickets_that_nothing_clears(fake_gpu):
-    first = launch.zeroed_tickets(5, fake_gpu.device)
-    second = launch.zeroed_tickets(264, fake_gpu.device)
+def test_calls_on_a_stream_share_arrivals_that_nothing_clears(fake_gpu):
+    first = launch.zeroed_arrivals(5, fake_gpu.device)
+    second = launch.zeroed_arrivals(264, fake_gpu.device)
     assert (first.shape, second.shape) == ((5,), (264,))
     assert first.dtype == torch.int32
     assert first.data_ptr() == second.data_ptr()
     assert fake_gpu.made == 1
     fake_gpu.stream.cuda_stream = 8
-    other = launch.zeroed_tickets(2048, fake_gpu.device)
-    assert other.data_ptr() >= first.data_ptr() + 4 * launch.STREAM_TICKETS
+    other = launch.zeroed_arrivals(2048, fake_gpu.device)
+    assert other.data_ptr() >= first.data_ptr() + 4 * launch.STREAM_ARRIVALS
     assert fake_gpu.made == 1
 
 
-def test_captured_calls_have_their_own_tickets(fake_gpu):
+def test_captured_calls_have_their_own_arrivals(fake_gpu):
     fake_gpu.capturing = True
-    early = launch.zeroed_tickets(4, fake_gpu.device)  # in a graph, before any call outside of one
+    early = launch.zeroed_arrivals(4, fake_gpu.device)  # in a graph, before any call outside of one
     assert fake_gpu.made == 1
     fake_gpu.capturing = False
-    eager = launch.zeroed_tickets(4, fake_gpu.device)
+    eager = launch.zeroed_arrivals(4, fake_gpu.device)
     fake_gpu.capturing = True
-    graphs = [launch.zeroed_tickets(4, fake_gpu.device) for _ in range(3)]
+    graphs = [launch.zeroed_arrivals(3, fake_gpu.device) for _ in range(3)]
     assert fake_gpu.made == 2
     everyone = [early, eager, *graphs]
+    # Each begins at a multiple of 16 bytes: the kernels are compiled for that.
     assert len({each.data_ptr() for each in everyone}) == 5
     assert [b.data_ptr() - a.data_ptr() for a, b in itertools.pairwise(graphs)] == [16] * 2
 
 
-def test_when_tickets_run_out_zeros_are_made(fake_gpu):
-    launch.zeroed_tickets(1, fake_gpu.device)
+def test_when_arrivals_run_out_zeros_are_made(fake_gpu):
+    launch.zeroed_arrivals(1, fake_gpu.device)
     fake_gpu.capturing = True
-    rows = launch.TICKETS // 2
-    assert launch.zeroed_tickets(rows, fake_gpu.device).shape == (rows,)
+    rows = launch.ARRIVALS // 2
+    assert launch.zeroed_arrivals(rows, fake_gpu.device).shape == (rows,)
     assert fake_gpu.made == 1
-    last = launch.zeroed_tickets(rows, fake_gpu.device)
+    last = launch.zeroed_arrivals(rows, fake_gpu.device)
     assert last.shape == (rows,)
     assert fake_gpu.made == 2
     fake_gpu.capturing = False
     fake_gpu.stream.cuda_stream = 9
-    many = launch.zeroed_tickets(launch.STREAM_TICKETS + 1, fake_gpu.device)
-    assert many.shape == (launch.STREAM_TICKETS + 1,)
+    many = launch.zeroed_arrivals(launch.STREAM_ARRIVALS + 1, fake_gpu.device)
+    assert many.shape == (launch.STREAM_ARRIVALS + 1,)
     assert fake_gpu.made == 3
 
 
@@ -185,18 +213,23 @@ def test_a_call_launches_kernels_alone(op, in_interpreter, monkeypatch):
             self.names.append(func.overloadpacket.__name__)
             return func(*args, **(kwargs or {}))
 
-    from marco_fast.kernels import lm_head_confidence, topk_confidence
+    from marco_fast.kernels import (
+        lm_head_confidence,
+        lm_head_launch,
+        sample_confidence,
+        topk_confidence,
+    )
+    from marco_fast.kernels.confidence_scan import Shares
 
-    for module, names in (
-        (topk_confidence, ("topk_confidence_kernel", "sample_confidence_kernel")),
-        (lm_head_confidence, ("lm_head_scan_kernel", "lm_head_draw_kernel",
-                              "lm_head_logits_kernel")),
-    ):  # fmt: skip
-        for name in names:
-            monkeypatch.setattr(module, name, NoKernel())
-    monkeypatch.setattr(topk_confidence, "split_of", lambda *args: (2, 1))
-    tickets = torch.zeros(3, dtype=torch.int32)
-    monkeypatch.setattr(launch, "zeroed_tickets", lambda rows, device: tickets)
+    monkeypatch.setattr(topk_confidence, "topk_confidence_kernel", NoKernel())
+    monkeypatch.setattr(sample_confidence, "sample_confidence_kernel", NoKernel())
+    monkeypatch.setattr(lm_head_launch, "lm_head_scan_kernel", NoKernel())
+    monkeypatch.setattr(lm_head_confidence, "lm_head_draw_kernel", NoKernel())
+    monkeypatch.setattr(lm_head_confidence, "lm_head_logits_kernel", NoKernel())
+    for module in (topk_confidence, sample_confidence):
+        monkeypatch.setattr(module, "shares_of", lambda *args: Shares(1, 2, 1))
+    arrivals = torch.zeros(3, dtype=torch.int32)
+    monkeypatch.setattr(launch, "zeroed_arrivals", lambda rows, device: arrivals)
     keys = torch.zeros(3, dtype=torch.int64)
     drawn = {"seeds": keys, "positions": keys, "temperature": 0.7, "top_p": 0.9, "min_p": 0.1}
     x, weight = torch.zeros(3, 64), torch.zeros(9000, 64)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from marco_fast import ops
+from marco_fast.ops.confidence.options import Head
 from tests.support.confidence import as_product, assert_same_bits, check_sampled, random_product
 from tests.support.draws import OPTIONS, check_draws, keyed, options_of, sampling_of
 from tests.support.hostile import DTYPES, LOGIT_KINDS, against_guard, logits_of, poisoned
@@ -34,12 +35,10 @@ def launch(hidden, weight, name, keys, bias=None, **private):
     from marco_fast.kernels import lm_head_confidence
 
     like = ops.lm_head_confidence(hidden, weight, bias=bias, **keys)
-    outputs = type(like)(*map(poisoned, like))
-    lm_head_confidence.lm_head_confidence(
-        hidden, weight, bias, torch.float32, sampling_of(name, keys), False, False, *outputs,
-        **private,
-    )  # fmt: skip
-    return outputs
+    out = type(like)(*map(poisoned, like))
+    head = Head(hidden, weight, bias, torch.float32)
+    lm_head_confidence.lm_head_confidence(head, sampling_of(name, keys), out, **private)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_small_vocabularies(vocab, name):
 
 
 @pytest.mark.parametrize("name", ["top_p", *LATE])
-def test_several_chunks(name):
+def test_several_blocks(name):
     check_sampled(logits_of("normal", 1, 4500, torch.bfloat16), name, backend="triton", draw=draw)
 
 
@@ -121,14 +120,14 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype, name):
 @pytest.mark.parametrize("name", ["plain", "top_p", "wide top_p"])
 @pytest.mark.usefixtures("shuffled_programs")
 def test_tiles_and_splits_give_the_same_bits(name):
-    from marco_fast.kernels.lm_head_confidence import Tile
+    from marco_fast.kernels.lm_head_launch import Tile
 
     hidden, weight = random_product(3, 130, 500, torch.bfloat16)
     keys = keyed(3)
     want = launch(hidden, weight, name, keys, splits=1)
     small = Tile(64, 2, 64, 4, 1, False)
-    for tile, splits in (((small, small), 3), ((Tile(256, 2, 64, 8, 1, False), small), 2)):
-        assert_same_bits(launch(hidden, weight, name, keys, tile=tile, splits=splits), want)
+    for tiles, splits in (((small, small), 3), ((Tile(256, 2, 64, 8, 1, False), small), 2)):
+        assert_same_bits(launch(hidden, weight, name, keys, tiles=tiles, splits=splits), want)
 
 
 def test_neighbours_with_other_options_do_not_change_a_row():
@@ -157,7 +156,7 @@ def test_descriptors_and_pointers_give_the_same_bits(size):
 
 
 def test_which_tensors_descriptors_fit():
-    from marco_fast.kernels.lm_head_confidence import fit_descriptors
+    from marco_fast.kernels.lm_head_launch import fit_descriptors
 
     fits = torch.zeros(4, 64, dtype=torch.bfloat16)
     assert fit_descriptors("sm_90", fits, fits)
@@ -238,19 +237,19 @@ def test_candidates_leave_no_logits(stored, name):
     assert stored[0].isnan().all()
 
 
-def test_an_unfiltered_draw_stores_its_group_alone(stored):
+def test_an_unfiltered_draw_stores_its_tile_alone(stored):
     logits = logits_of("normal", 3, 2000)
     got = lm_head(*as_product(logits), "plain")
     for row, values, token in zip(stored[0], logits, got.token_ids.tolist(), strict=True):
         there = (~row.isnan()).nonzero()[:, 0]
         assert token in there
-        # Its own group, and what other rows of the tile wanted is not written to this one.
+        # Its own tile, and what other rows of the batch wanted is not written to this one.
         assert len(there) == 64
         assert torch.equal(row[there], values[there])
 
 
-def test_a_wide_nucleus_stores_few_groups(stored):
-    """40 likely tokens far apart, of 6400: their groups, and no logit of another."""
+def test_a_wide_nucleus_stores_few_tiles(stored):
+    """40 likely tokens far apart, of 6400: their tiles, and no logit of another."""
     logits = torch.randn(1, 6400) - 12
     likely = torch.arange(40) * 150 + 7
     logits[0, likely] = torch.randn(40)
@@ -262,7 +261,7 @@ def test_a_wide_nucleus_stores_few_groups(stored):
 
 
 def test_what_is_stored_of_a_row_does_not_depend_on_its_neighbours(stored):
-    """A wide nucleus beside an unfiltered draw and another nucleus, in other groups."""
+    """A wide nucleus beside an unfiltered draw and another nucleus, in other tiles."""
     logits = torch.full((3, 1000), -12.0)
     for row, first in enumerate((0, 400, 700)):
         logits[row, first : first + 40] = torch.linspace(0, 1, 40)

@@ -27,14 +27,18 @@ def sample(logits, name, keys=None, **options):
 
 def launch(logits, name, keys, paths=(None, None, None), **private):
     """The launcher itself, into poisoned outputs."""
-    from marco_fast.kernels import topk_confidence
+    from marco_fast.kernels import sample_confidence
 
     like = reference.sample_confidence(logits, **options_of(name), **keys, dtype=torch.float32)
-    outputs = type(like)(*map(poisoned, like))
-    topk_confidence.sample_confidence(
-        logits, sampling_of(name, keys, paths), False, False, *outputs, **private
-    )  # fmt: skip
-    return outputs
+    out = type(like)(*map(poisoned, like))
+    sample_confidence.sample_confidence(logits, sampling_of(name, keys, paths), out, **private)
+    return out
+
+
+def shares(blocks, splits, blocks_per_split):
+    from marco_fast.kernels.confidence_scan import Shares
+
+    return Shares(blocks, splits, blocks_per_split)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +62,13 @@ def test_small_vocabularies(vocab, name):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_chunks(name):
+def test_several_blocks(name):
     check_sampled(logits_of("normal", 1, 9001, torch.bfloat16), name, backend="triton")
 
 
 @pytest.mark.parametrize("name", ["hot", "wide top_p", "low min_p", "top_k 300", "all, wide"])
 @pytest.mark.parametrize("kind", ["ties", "equal", "inf", "masked"])
-def test_cuts_in_several_chunks(kind, name):
+def test_cuts_in_several_blocks(kind, name):
     check_sampled(logits_of(kind, 1, 9001), name, backend="triton")
 
 
@@ -79,11 +83,11 @@ def test_scores(kind, top_k, score, denominator):
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
 @pytest.mark.parametrize("name", ["cool", "wide top_p", "top_k 300"])
-def test_a_chunk_of_nothing_else(name, value):
-    for chunk in range(2):
+def test_a_block_of_nothing_else(name, value):
+    for block in range(2):
         logits = logits_of("normal", 1, 6000)
-        logits[:, 4096 * chunk : 4096 * (chunk + 1)] = value
-        check_sampled(logits, name, backend="triton", seed=chunk)
+        logits[:, 4096 * block : 4096 * (block + 1)] = value
+        check_sampled(logits, name, backend="triton", seed=block)
 
 
 @pytest.mark.parametrize("kind", ["normal", "nan", "few"])
@@ -93,7 +97,7 @@ def test_every_output_is_written(kind, name):
     logits, keys = logits_of(kind, 3, 4200), keyed(3)
     got = launch(logits, name, keys)
     check_draws(logits, got.token_ids, keys, options_of(name))
-    assert_same_bits(launch(logits, name, keys, splits=(2, 1)), got)
+    assert_same_bits(launch(logits, name, keys, shares=shares(2, 2, 1)), got)
     assert not any(field.isnan().any() for field in got if field.dtype.is_floating_point)
 
 
@@ -102,10 +106,11 @@ def test_every_output_is_written(kind, name):
 @pytest.mark.usefixtures("shuffled_programs")
 def test_splits_give_the_same_bits(kind, name):
     logits, keys = logits_of(kind, 2, 9001), keyed(2)
-    want = launch(logits, name, keys, splits=(1, 3))
-    for splits in ((3, 1), (2, 2)):
+    want = launch(logits, name, keys, shares=shares(3, 1, 3))
+    for splits, each in ((3, 1), (2, 2)):
         counts = torch.zeros(2, dtype=torch.int32)
-        got = launch(logits, name, keys, (None, counts, None), splits=splits)
+        own = shares(3, splits, each)
+        got = launch(logits, name, keys, (None, counts, None), shares=own)
         assert_same_bits(got, want)
         assert counts.tolist() == [1, 1]
 
@@ -209,11 +214,11 @@ def test_the_smallest_logit_that_min_p_keeps(min_p, temperature, kept, vocab):
     assert got.token_ids.tolist() == [0, kept - 1]
 
 
-@pytest.mark.parametrize("chunk", [256, 257])
-def test_more_chunks_than_are_merged_at_once(chunk):
+@pytest.mark.parametrize("block", [256, 257])
+def test_more_blocks_than_are_merged_at_once(block):
     vocab, seeds = 258 * 4096, torch.arange(2000)
     tokens = philox_uniform(seeds, seeds * 0) * vocab
-    inside = (tokens / 4096 - chunk - 0.5).abs() < 0.4
+    inside = (tokens / 4096 - block - 0.5).abs() < 0.4
     keys = {"seeds": seeds[inside][:1], "positions": torch.tensor([0])}
     got = sample(torch.zeros(1, vocab), "plain", keys, top_k=1)
     assert abs(got.token_ids.item() - int(tokens[inside][0])) <= 1
@@ -250,15 +255,15 @@ def test_path_sums(kind):
 
 
 def test_a_workspace_serves_again():
-    from marco_fast.kernels import topk_confidence
+    from marco_fast.kernels.confidence_launch import make_workspace
 
     logits, keys = logits_of("normal", 2, 6000), keyed(2)
-    space = topk_confidence.make_workspace(logits, 16, 2, sample=True)
+    space = make_workspace(logits, 16, 2, sample=True)
     for seed in range(3):
         logits.copy_(logits_of("normal", 2, 6000, seed=seed))
-        got = launch(logits, "wide top_p", keys, splits=(2, 1), workspace=space)
-        assert_same_bits(got, launch(logits, "wide top_p", keys, splits=(1, 2)))
-        assert (space.tickets == 0).all()
+        got = launch(logits, "wide top_p", keys, shares=shares(2, 2, 1), workspace=space)
+        assert_same_bits(got, launch(logits, "wide top_p", keys, shares=shares(2, 1, 2)))
+        assert (space.arrivals == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

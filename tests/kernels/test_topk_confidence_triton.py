@@ -9,6 +9,7 @@ import torch
 
 from marco_fast import ops
 from marco_fast.ops import reference
+from marco_fast.ops.confidence.options import Scoring
 from tests.support.confidence import assert_same_bits, check_scores, some_ids
 from tests.support.hostile import DTYPES, LOGIT_KINDS, logits_of, padded_rows, poisoned, sparse_rows
 from tests.support.tolerance import assert_scores
@@ -21,14 +22,21 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 
-def launch(logits, ids, *, top_k=5, temperature=1.0, union=False, **private):
+def launch(logits, ids, *, top_k=5, temperature=1.0, include_token=False, **private):
     """The launcher itself, into poisoned outputs."""
     from marco_fast.kernels import topk_confidence
 
     like = reference.topk_confidence(logits, ids, top_k=top_k, dtype=torch.float32)
-    outputs = type(like)(*map(poisoned, like))
-    topk_confidence.topk_confidence(logits, ids, temperature, union, *outputs, **private)
-    return outputs
+    out = type(like)(*map(poisoned, like))
+    scoring = Scoring(temperature, include_token)
+    topk_confidence.topk_confidence(logits, ids, scoring, out, **private)
+    return out
+
+
+def shares(blocks, splits, blocks_per_split):
+    from marco_fast.kernels.confidence_scan import Shares
+
+    return Shares(blocks, splits, blocks_per_split)
 
 
 @pytest.mark.parametrize("vocab", [1, 5, 17, 4097, 9001])
@@ -68,17 +76,17 @@ def test_temperature(kind, temperature):
 
 
 @pytest.mark.parametrize("vocab", [4096, 8192, 16385, 20000])
-def test_whole_and_broken_chunks(vocab):
+def test_whole_and_broken_blocks(vocab):
     for kind in ("normal", "few"):
         logits = logits_of(kind, 2, vocab, torch.bfloat16)
         check_scores(logits, some_ids(logits), backend="triton", top_k=8)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
-@pytest.mark.parametrize("chunk", [0, 1, 2])
-def test_a_chunk_of_nothing_else(chunk, value):
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_a_block_of_nothing_else(block, value):
     logits = logits_of("normal", 2, 9001)
-    logits[:, 4096 * chunk : 4096 * (chunk + 1)] = value
+    logits[:, 4096 * block : 4096 * (block + 1)] = value
     check_scores(logits, some_ids(logits), backend="triton")
 
 
@@ -100,9 +108,9 @@ def test_every_output_is_written(kind):
 def test_splits_give_the_same_bits(kind, dtype):
     logits = logits_of(kind, 2, 13001, dtype)
     ids = some_ids(logits)
-    want = launch(logits, ids, top_k=6, splits=(1, 4))
-    for splits in ((4, 1), (2, 2), (2, 3)):
-        assert_same_bits(launch(logits, ids, top_k=6, splits=splits), want)
+    want = launch(logits, ids, top_k=6, shares=shares(4, 1, 4))
+    for splits, each in ((4, 1), (2, 2), (2, 3)):
+        assert_same_bits(launch(logits, ids, top_k=6, shares=shares(4, splits, each)), want)
 
 
 def test_more_splits_than_a_merge_holds():
@@ -111,9 +119,9 @@ def test_more_splits_than_a_merge_holds():
     ids = some_ids(logits)
     want = reference.topk_confidence(logits, ids, top_k=32)
     plain = reference.topk_confidence(logits, ids, top_k=32, dtype=torch.float32)
-    got = launch(logits, ids, top_k=32, splits=(33, 1))
+    got = launch(logits, ids, top_k=32, shares=shares(33, 33, 1))
     assert_scores(got, want, plain)
-    assert_same_bits(launch(logits, ids, top_k=32, splits=(3, 11)), got)
+    assert_same_bits(launch(logits, ids, top_k=32, shares=shares(33, 3, 11)), got)
 
 
 def test_a_row_does_not_depend_on_its_batch():
@@ -129,17 +137,17 @@ def test_a_row_does_not_depend_on_its_batch():
 
 
 def test_a_workspace_serves_again():
-    """As a captured graph replays: the tickets are back at 0, whatever else is in the memory."""
-    from marco_fast.kernels import topk_confidence
+    """As a captured graph replays: the arrivals are back at 0, whatever else is in the memory."""
+    from marco_fast.kernels.confidence_launch import make_workspace
 
     logits = logits_of("normal", 3, 9001)
-    space = topk_confidence.make_workspace(logits, 8, 3, sample=False)
+    space = make_workspace(logits, 8, 3, sample=False)
     for seed in range(3):
         logits.copy_(logits_of("normal", 3, 9001, seed=seed))
         ids = some_ids(logits, seed)
-        got = launch(logits, ids, splits=(3, 1), workspace=space)
-        assert_same_bits(got, launch(logits, ids, splits=(1, 3)))
-        assert (space.tickets == 0).all()
+        got = launch(logits, ids, shares=shares(3, 3, 1), workspace=space)
+        assert_same_bits(got, launch(logits, ids, shares=shares(3, 1, 3)))
+        assert (space.arrivals == 0).all()
 
 
 @pytest.mark.parametrize("bad", [-1, 4099, 2**40, -(2**40)])
@@ -226,7 +234,7 @@ def test_empty_batch():
 
 
 @pytest.mark.parametrize(
-    ("rows", "chunks", "processors", "want"),
+    ("rows", "blocks", "processors", "want"),
     [
         (1, 37, 132, (37, 1)),
         (16, 38, 132, (19, 2)),
@@ -234,11 +242,12 @@ def test_empty_batch():
         (9999, 37, 132, (1, 37)),
     ],
 )
-def test_every_split_has_a_chunk(rows, chunks, processors, want):
-    from marco_fast.kernels.topk_confidence import split_of
+def test_every_split_has_a_block(rows, blocks, processors, want):
+    from marco_fast.kernels.confidence_launch import shares_of
 
-    assert split_of(rows, chunks, processors) == want
-    for chunks in range(1, 60):
+    assert shares_of(rows, 4096 * blocks, processors) == (blocks, *want)
+    for blocks in range(1, 60):
         for rows in (1, 3, 20, 100, 600):
-            splits, each = split_of(rows, chunks, processors)
-            assert (splits - 1) * each < chunks <= splits * each
+            found, splits, each = shares_of(rows, 4096 * blocks - 4095, processors)
+            assert found == blocks
+            assert (splits - 1) * each < blocks <= splits * each

@@ -140,7 +140,7 @@ def test_every_output_is_written(kind):
     logits, keys = logits_of(kind, 6, 321), keyed(6)
     want = ops.sample_confidence(logits, **keys)
     outputs = type(want)(*map(poisoned, want))
-    cpu.sample_confidence(logits, sampling_of("plain", keys), False, False, *outputs)
+    cpu.sample_confidence(logits, sampling_of("plain", keys), outputs)
     assert_same_bits(outputs, want)
 
 

@@ -82,12 +82,13 @@ def test_padded_rows_are_not_read(dtype, kind):
 @pytest.mark.usefixtures("isa")
 def test_every_output_is_written(kind):
     from marco_fast.ops import cpu_backend as cpu
+    from marco_fast.ops.confidence.options import Scoring
 
     logits = logits_of(kind, 6, 321)
     want = ops.topk_confidence(logits, some_ids(logits))
-    outputs = type(want)(*map(poisoned, want))
-    cpu.topk_confidence(logits, some_ids(logits), 1.0, False, *outputs)
-    assert_same_bits(outputs, want)
+    out = type(want)(*map(poisoned, want))
+    cpu.topk_confidence(logits, some_ids(logits), Scoring(1.0, False), out)
+    assert_same_bits(out, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -69,13 +70,20 @@ for folder in ("tests", "bench", "examples"):
 
 @cache
 def nodes(path: Path) -> list[ast.AST]:
-    """Every node of a file's syntax tree."""
-    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    """Every node of a file's syntax tree, without what only a type checker reads."""
+    return list(running_code(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def running_code(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from running_code(child)
 
 
 @cache
 def imports(path: Path) -> list[str]:
-    """The dotted names that a file imports, at its top or inside a function."""
+    """The dotted names that a file imports anywhere, but for types alone."""
     names = []
     for node in nodes(path):
         if isinstance(node, ast.Import):

@@ -13,12 +13,17 @@ def small_cache(num_pages=8, **options):
     return PagedKVCache(1, num_pages, **{**sizes, "device": "cpu", **options})
 
 
+def num_nodes(cache):
+    """Nodes that live."""
+    return len(cache._ids) - len(cache._spare_ids)
+
+
 def seen(cache, nodes):
     """Everything a caller can see of some living nodes and of the pool."""
     return (
         cache.free_pages,
         cache.used_pages,
-        cache.num_nodes,
+        num_nodes(cache),
         [(cache.parent(n), cache.path(n), cache.length(n), cache.is_resident(n)) for n in nodes],
         [cache.block_table([n]).tolist() for n in nodes if cache.is_resident(n)],
     )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from marco_fast.ops.confidence.sample import Sampling, sampling_arguments
+from marco_fast.ops.confidence.options import Sampling, sampling_arguments
 from marco_fast.ops.reference.philox import philox_uniform
 
 __all__ = [
@@ -61,7 +61,8 @@ def keyed(rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
 def sampling_of(name: str, keys: dict[str, torch.Tensor], paths=(None, None, None)) -> Sampling:
     """What a launcher takes."""
     seeds, positions = keys["seeds"], keys["positions"]
-    return sampling_arguments(seeds, *options_of(name).values(), seeds, positions, "raw", *paths)
+    options = options_of(name).values()
+    return sampling_arguments(seeds, *options, seeds, positions, "raw", "top_k", *paths)
 
 
 def kept_masses(z: np.ndarray, temperature, top_p, min_p, sample_top_k) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The launchers' choices against the others they could have made.
 
-The choices are small pure functions (kernels/topk_confidence: split_of; kernels/lm_head_confidence:
-tiles, splits and where a library's product takes over; kernels/tree_attention: tile;
-ops/tree_items: rows of an item, how many items are enough). No result depends on most of them, so
-this is about time alone. A row has the microseconds of every choice that it compares.
+The choices are small pure functions (kernels/confidence_launch: shares_of; kernels/lm_head_launch:
+tiles_of, splits; kernels/lm_head_confidence: where a library's product takes over;
+kernels/tree_attention: tile; ops/tree_items: rows of an item, how many items are enough). No result
+depends on most of them, so this is about time alone. A row has the microseconds of every choice
+that it compares.
 """
 
 import itertools
@@ -25,12 +26,19 @@ from bench.gpu.parts.inputs import (
     random_logits,
 )
 from bench.gpu.parts.times import FILTERS, HEAD, VOCAB, attention_work
-from marco_fast.kernels import launch
-from marco_fast.kernels import lm_head_confidence as lm_head_kernels
-from marco_fast.kernels import topk_confidence as topk_kernels
+from marco_fast.kernels import (
+    confidence_launch,
+    launch,
+    lm_head_confidence,
+    sample_confidence,
+    topk_confidence,
+)
 from marco_fast.kernels import tree_attention as attention_kernels
+from marco_fast.kernels.confidence_scan import Shares
+from marco_fast.kernels.lm_head_launch import tiles_of
 from marco_fast.ops.attention import work_items as items
-from marco_fast.ops.confidence.sample import Sampling, empty_samples
+from marco_fast.ops.confidence.options import Head, Sampling, Scoring
+from marco_fast.ops.confidence.sample import TopKConfidence, empty_samples
 
 Calls = Sequence[Callable[[], object]]
 
@@ -57,7 +65,7 @@ def patched(module: object, name: str, value: object, call: Callable[[], object]
 
 
 def confidence(machine: Machine) -> Iterator[Case]:
-    """topk_confidence and sample_confidence by chunks per program and by warps."""
+    """topk_confidence and sample_confidence by blocks per program and by warps."""
     batches = (2,) if machine.dry else (32, 256, 1024, 1)
     for batch, sample in itertools.product(batches, (False, True)):
         name = f"{'sample' if sample else 'topk'}_confidence {batch}"
@@ -66,30 +74,31 @@ def confidence(machine: Machine) -> Iterator[Case]:
 
 def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
     vocab = 4112 if machine.dry else VOCAB
-    chunks = -(-vocab // topk_kernels.CHUNK.value)
     nbytes = 2 * batch * vocab
     inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
     results = empty_samples(batch, 5, machine.device)
     keys = keys_on(machine, batch)
-    sampling = Sampling(0.7, 0.95, 0.0, 0, *keys.values(), None, None, None)
+    sampling = Sampling(0.7, 0.95, 0.0, 0, *keys.values(), None, None, None, False, False)
+    scores = TopKConfidence(*(getattr(results, name) for name in TopKConfidence._fields))
 
-    def call(x: torch.Tensor, splits: tuple[int, int]) -> None:
+    def call(x: torch.Tensor, shares: Shares) -> None:
         if sample:
-            topk_kernels.sample_confidence(x, sampling, False, False, *results, splits=splits)
+            sample_confidence.sample_confidence(x, sampling, results, shares=shares)
         else:
-            ids = keys["seeds"]
-            topk_kernels.topk_confidence(x, ids, 1.0, False, *results[1:7], splits=splits)
+            scoring = Scoring(1.0, False)
+            topk_confidence.topk_confidence(x, keys["seeds"], scoring, scores, shares=shares)
 
-    own = topk_kernels.split_of(batch, chunks, launch.target_of(machine.device).processors)
+    processors = launch.target_of(machine.device).processors
+    own = confidence_launch.shares_of(batch, vocab, processors)
     choices: dict[str, Calls] = {}
     for each in (1, 2, 3, 5, 10, 19, 38):
-        splits = (-(-chunks // each), each)
-        choices[f"{each} chunks"] = [partial(call, x, splits) for x in inputs]
-    named = f"{own[1]} chunks"
+        shares = Shares(own.blocks, -(-own.blocks // each), each)
+        choices[f"{each} blocks"] = [partial(call, x, shares) for x in inputs]
+    named = f"{own.blocks_per_split} blocks"
     choices.setdefault(named, [partial(call, x, own) for x in inputs])
     for warps in (4,) if sample else (2, 4):
         choices[f"{named}, {warps} warps"] = [
-            patched(topk_kernels, "NUM_WARPS", warps, partial(call, x, own)) for x in inputs
+            patched(confidence_launch, "NUM_WARPS", warps, partial(call, x, own)) for x in inputs
         ]
     return compare(machine, choices, named, machine.floor_us(nbytes))
 
@@ -105,28 +114,28 @@ def sweep_lm_head(machine: Machine, batch: int) -> dict:
     nbytes = 2 * vocab * size
     inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab, size), nbytes)
     keys = keys_on(machine, batch)
-    sampling = Sampling(*FILTERS.values(), 0.0, 0, *keys.values(), None, None, None)
+    sampling = Sampling(
+        *FILTERS.values(), 0.0, 0, *keys.values(), None, None, None, False, False
+    )  # fmt: skip
     results = empty_samples(batch, 5, machine.device)
+    heads = [Head(*each, None, torch.float32) for each in inputs]
 
     def calls(**choice: object) -> Calls:
         return [
-            partial(
-                lm_head_kernels.lm_head_confidence, *each, None, torch.float32, sampling, False,
-                False, *results, **choice,
-            )
-            for each in inputs
-        ]  # fmt: skip
+            partial(lm_head_confidence.lm_head_confidence, head, sampling, results, **choice)
+            for head in heads
+        ]
 
     target = launch.target_of(machine.device)
-    scan, logits = lm_head_kernels.tiles(target.arch, *inputs[0])
+    scan, logits = tiles_of(target.arch, heads[0])
     choices: dict[str, Calls] = {"own": calls()}
     tiles = ((128, 4), (128, 3), (128, 5), (64, 4), (64, 6))
     for entries, stages in tiles[:1] if machine.dry else tiles:
         for each in (1, 2):
-            tile = scan._replace(entries=entries, stages=stages)
-            splits = max(1, each * target.processors // -(-batch // scan.rows))
+            tile = scan._replace(block_v=entries, stages=stages)
+            splits = max(1, each * target.processors // -(-batch // scan.block_b))
             choices[f"{entries} entries, {stages} stages, {each} per processor"] = calls(
-                tile=(tile, logits), splits=splits
+                tiles=(tile, logits), splits=splits
             )
     return compare(machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab))
 

@@ -5,10 +5,9 @@ import torch
 from marco_fast.ops.attention.checks import check_caches
 from marco_fast.ops.attention.plan import TreeAttentionPlan
 from marco_fast.ops.backends import load_backend
+from marco_fast.ops.dtypes import FLOATS
 
 __all__ = ["append_kv", "tree_attention"]
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def append_kv(

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from marco_fast.ops.dtypes import FLOATS
+
 __all__ = [
     "Ints",
     "check_caches",
@@ -99,7 +101,7 @@ def check_planned(plan: Any, q: torch.Tensor, k_cache: torch.Tensor, v_cache: to
     check_caches(k_cache, v_cache, plan.num_kv_heads, plan.head_dim)
     if k_cache.shape[2] != plan.page_size:
         raise ValueError(f"expected pages of {plan.page_size}, got {k_cache.shape[2]}")
-    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if q.dtype not in FLOATS:
         raise ValueError(f"expected q as float32, bfloat16 or float16, got {q.dtype}")
     if not q.dtype == k_cache.dtype == v_cache.dtype:
         raise ValueError(

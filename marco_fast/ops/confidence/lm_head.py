@@ -3,15 +3,11 @@
 import torch
 
 from marco_fast.ops.backends import load_backend
-from marco_fast.ops.confidence.sample import (
-    LOGIT_DTYPES,
-    SampledTokens,
-    check_scoring,
-    empty_samples,
-    sampling_arguments,
-)
+from marco_fast.ops.confidence.options import Head, check_scoring, sampling_arguments
+from marco_fast.ops.confidence.sample import SampledTokens, empty_samples
+from marco_fast.ops.dtypes import FLOATS
 
-__all__ = ["check_product", "lm_head_confidence"]
+__all__ = ["head_arguments", "lm_head_confidence"]
 
 
 def lm_head_confidence(
@@ -58,36 +54,57 @@ def lm_head_confidence(
         ValueError: a dtype, shape, stride or range that is not as above.
         BackendError: the named backend cannot run here.
     """
-    check_product(hidden, weight, bias, round_logits)
+    head = head_arguments(hidden, weight, bias, round_logits)
     check_scoring(len(weight), top_k, denominator)
     sampling = sampling_arguments(
         hidden, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
-        path_sums, path_counts, active,
+        denominator, path_sums, path_counts, active,
     )  # fmt: skip
     module = load_backend(backend, hidden.device, "lm_head_confidence")
     result = empty_samples(len(hidden), top_k, hidden.device)
-    module.lm_head_confidence(
-        hidden,
-        weight,
-        None if bias is None else bias.float(),
-        round_logits or torch.float32,
-        sampling,
-        score == "tempered",
-        denominator == "union",
-        *result,
-    )
+    module.lm_head_confidence(head, sampling, result)
     return result
 
 
-def check_product(
+def head_arguments(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     round_logits: torch.dtype | None,
-) -> None:
-    """Raises ValueError unless these are as lm_head_confidence documents."""
+) -> Head:
+    """The arguments of a product, checked.
+
+    Raises:
+        ValueError: as lm_head_confidence documents.
+    """
+    _check_operands(hidden, weight)
+    if bias is not None and (
+        not isinstance(bias, torch.Tensor)
+        or bias.dtype not in FLOATS
+        or bias.shape != (len(weight),)
+        or bias.device != hidden.device
+        or not bias.is_contiguous()
+    ):
+        known = isinstance(bias, torch.Tensor)
+        got = f"{bias.dtype} {tuple(bias.shape)}" if known else repr(bias)
+        raise ValueError(
+            f"expected bias [{len(weight)}] float, contiguous, on {hidden.device}, got {got}"
+        )
+    if round_logits not in (None, *FLOATS):
+        raise ValueError(
+            f"expected round_logits to be None, float32, bfloat16 or float16, got {round_logits!r}"
+        )
+    return Head(
+        hidden,
+        weight,
+        None if bias is None else bias.float(),
+        round_logits or torch.float32,
+    )
+
+
+def _check_operands(hidden: torch.Tensor, weight: torch.Tensor) -> None:
     for name, each in (("hidden", hidden), ("weight", weight)):
-        if not isinstance(each, torch.Tensor) or each.dtype not in LOGIT_DTYPES:
+        if not isinstance(each, torch.Tensor) or each.dtype not in FLOATS:
             got = each.dtype if isinstance(each, torch.Tensor) else type(each).__name__
             raise ValueError(
                 f"expected {name} as a tensor of float32, bfloat16 or float16, got {got}"
@@ -108,20 +125,4 @@ def check_product(
         raise ValueError(
             "expected hidden and weight whose last dimension is contiguous, got strides "
             f"{hidden.stride()} and {weight.stride()}"
-        )
-    if bias is not None and (
-        not isinstance(bias, torch.Tensor)
-        or bias.dtype not in LOGIT_DTYPES
-        or bias.shape != (len(weight),)
-        or bias.device != hidden.device
-        or not bias.is_contiguous()
-    ):
-        known = isinstance(bias, torch.Tensor)
-        got_bias = f"{bias.dtype} {tuple(bias.shape)}" if known else repr(bias)
-        raise ValueError(
-            f"expected bias [{len(weight)}] float, contiguous, on {hidden.device}, got {got_bias}"
-        )
-    if round_logits not in (None, *LOGIT_DTYPES):
-        raise ValueError(
-            f"expected round_logits to be None, float32, bfloat16 or float16, got {round_logits!r}"
         )

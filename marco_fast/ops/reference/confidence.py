@@ -1,4 +1,4 @@
-"""topk_confidence and sample_confidence in plain PyTorch: their specification (float64)."""
+"""topk_confidence and sample_confidence in PyTorch: their specification (float64)."""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from marco_fast.ops.reference.philox import philox_uniform
 __all__ = [
     "GREEDY_TEMPERATURE",
     "LOG2_E",
+    "LMHeadRecords",
     "SampledTokens",
     "TopKConfidence",
     "add_to_paths",
@@ -51,6 +52,23 @@ class SampledTokens(NamedTuple):
     entropy: torch.Tensor  # [B] nats, of the scored distribution
 
 
+class LMHeadRecords(NamedTuple):
+    """What one shard of the vocabulary tells the others of each row: the shard's summary.
+
+    Sums are of 2^y and 2^y * y with y = (z - top) * log2(e) / T; entries of +inf count 1 each.
+    """
+
+    top: torch.Tensor  # [B] float32, the largest logit; -inf: none
+    sums: torch.Tensor  # [B, 3] float64: of 2^y, of 2^y * y, of 2^y at the sampling temperature
+    infs: torch.Tensor  # [B] int32, entries of +inf
+    nans: torch.Tensor  # [B] int32, 1 where a NaN was seen
+    topk_logits: torch.Tensor  # [B, C] float32, the largest, best first; -inf: no token
+    topk_ids: torch.Tensor  # [B, C] int32, ids in the whole vocabulary; -1: no token
+    vocab_begin: int  # the shard's first id
+    entries: int  # the shard's tokens
+    vocab_size: int  # of all shards together
+
+
 class Softmax(NamedTuple):
     shifted: torch.Tensor  # [B, V] (z - max) / T; -inf for no probability
     masses: torch.Tensor  # [B, V] exp(shifted)
@@ -90,7 +108,7 @@ def score_of(
     ids: torch.Tensor,
     token_ids: torch.Tensor,
     status: torch.Tensor,
-    union: bool,
+    include_token: bool,
 ) -> TopKConfidence:
     """ids [B, k] are the k largest in order; a token id outside [0, V) has no probability."""
     logprobs = softmax.shifted - softmax.log_total
@@ -99,7 +117,7 @@ def score_of(
     topk_logits, token_logit = z.gather(1, ids), z.gather(1, token)[:, 0]
     mass = torch.where(has_token, softmax.masses.gather(1, token)[:, 0], 0.0)
     denominator = softmax.masses.gather(1, ids).sum(-1)
-    if union:
+    if include_token:
         denominator = denominator + torch.where(token_logit < topk_logits[:, -1], mass, 0.0)
     return TopKConfidence(
         torch.where(denominator > 0, mass / denominator, 0.0),
@@ -232,30 +250,29 @@ def sample_confidence(
 
 def lm_head_records(
     logits: torch.Tensor, temperature: torch.Tensor, tempered: bool, candidates: int
-) -> tuple[torch.Tensor, ...]:
-    """The tensors of LMHeadRecords of one shard's logits [B, entries], in order.
-
-    Sums are of 2^y and 2^y * y with y = (z - largest) * log2(e) / T; entries of +inf count 1 each.
-    """
+) -> LMHeadRecords:
+    """The records of logits that are the whole vocabulary, [B] float32 temperatures."""
     z, status = clean(logits, torch.float64)
     infs = (z == torch.inf).sum(-1)
     sampling_t = torch.where(temperature < GREEDY_TEMPERATURE, 1.0, temperature).double()
-    scored, drawn = (
-        softmax_of(z, t)
-        for t in (temperature.double() if tempered else torch.ones_like(sampling_t), sampling_t)
-    )
-    powers = torch.where(scored.masses > 0, scored.masses * scored.shifted, 0.0).sum(-1)
-    powers = torch.where(infs > 0, 0.0, powers * LOG2_E)
+    score_t = temperature.double() if tempered else torch.ones_like(sampling_t)
+    scored, drawn = softmax_of(z, score_t), softmax_of(z, sampling_t)
+    weighted = torch.where(scored.masses > 0, scored.masses * scored.shifted, 0.0).sum(-1)
+    weighted = torch.where(infs > 0, 0.0, weighted * LOG2_E)
     ids = _rank(z)[:, :candidates]
-    values = z.gather(1, ids)
+    topk_logits = z.gather(1, ids)
     missing = (0, candidates - ids.shape[1])
-    return (
+    pad = torch.nn.functional.pad
+    return LMHeadRecords(
         z.amax(-1),
-        torch.stack([scored.total[:, 0], powers, drawn.total[:, 0]], 1),
+        torch.stack([scored.total[:, 0], weighted, drawn.total[:, 0]], 1),
         infs,
         status & 1,
-        torch.nn.functional.pad(values, missing, value=-torch.inf),
-        torch.nn.functional.pad(torch.where(values > -torch.inf, ids, -1), missing, value=-1),
+        pad(topk_logits, missing, value=-torch.inf),
+        pad(torch.where(topk_logits > -torch.inf, ids, -1), missing, value=-1),
+        0,
+        z.shape[1],
+        z.shape[1],
     )
 
 

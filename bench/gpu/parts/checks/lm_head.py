@@ -16,6 +16,7 @@ from bench.gpu.parts.inputs import (
     lm_head_inputs,
 )
 from marco_fast.kernels.lm_head_confidence import product
+from marco_fast.ops.confidence.options import Head
 from tests.support.draws import OPTIONS, check_draws, options_of
 
 
@@ -58,7 +59,7 @@ def check_lm_head_product(
         return {}
     logits = hidden.double() @ weight.double().T
     exact, lse = logits.log_softmax(-1), logits.logsumexp(-1)
-    library = product(hidden, weight, None, torch.float32).double().log_softmax(-1)
+    library = product(Head(hidden, weight, None, torch.float32)).double().log_softmax(-1)
     error = (library - exact).abs().max().item()
     token = exact.gather(1, got.token_ids.long()[:, None])[:, 0]
     best = exact.topk(top_k).values
