@@ -134,9 +134,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, out)
-        _sync_folder(
-            out.parent
-        )  # the output survives a loss of power before the journal is removed
+        _sync_folder(out.parent)  # before the journal goes, the output must survive a power loss
         os.unlink(self.path)
         _sync_folder(out.parent)
 
