@@ -1,4 +1,4 @@
-"""The tables and the reliability diagram of a run, in Markdown and PNG, and README's table."""
+"""The tables and the reliability diagram of a run, in Markdown and PNG, and a short table."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def write_tables(report: dict[str, Any], out: Path) -> None:
 
 
 def summary_table(report: dict[str, Any]) -> str:
-    """README's table: all tests of a tier together; the columns after "hard" are the hard tier's.
+    """The short table: all tests of a tier together; from the tokens on, the hard tier's.
 
     Raises:
         KeyError: the report lacks a tier.

@@ -56,7 +56,7 @@ def plot_search(search: dict) -> dict[str, bytes]:
     axes.set_yscale("log")
     axes.set_ylabel("expansions/s (log scale)")
     axes.set_title("One schedule of expansions, by engine", fontsize=10, loc="left")
-    _plain(axes)
+    _ticks(axes)
     axes.xaxis.grid(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return {"search.png": _png(figure)}
@@ -103,9 +103,12 @@ def _panels(models: list[dict], key: str, draw: Callable[[Axes, list[dict]], Non
         axes.set_xticks(xs, [str(x) for x in xs], fontsize=8)
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yscale("log")
-        _plain(axes)
+        _ticks(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    columns = 3 if len(models) > 1 else 1  # what fits below the panels
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -136,21 +139,20 @@ def _memory(axes: Axes, points: list[dict]) -> None:
         axes.plot(xs, held, style, color=colour, label=label)
 
 
-def _plain(axes: Axes) -> None:
+def _ticks(axes: Axes) -> None:
     """Numbers as 0.5 and 200, not as powers of ten; a light grid."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     low, high = axes.get_ylim()
     if high / low < 30:  # few powers of ten: label what lies between them
-        axes.yaxis.set_minor_formatter(FuncFormatter(_few))
+        digits = "23456789" if high / low < 3 else "235"
+        axes.yaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else "")
+        )
         axes.tick_params(axis="y", which="minor", labelsize=7)
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="0.9", lw=0.6)
     axes.set_axisbelow(True)
-
-
-def _few(value: float, _: int) -> str:
-    return f"{value:g}" if f"{value:e}"[0] in "235" else ""
 
 
 def _png(figure: Figure) -> bytes:

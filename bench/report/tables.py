@@ -3,10 +3,11 @@
 python -m bench.report.tables [RAW.json] [--condense OUT.json]
 
 RAW.json is what `pytest bench --benchmark-json=RAW.json` wrote: it is condensed to
-bench/results/cpu/bench.json. README.md's tables and the plots are then made again from the files
-in that folder (search.json, reasoning.json and scaling.json where they are there), and one table
-from search.json of a machine without AVX-512. Nothing is written unless everything can be. With
---condense only OUT.json is written: results of another machine.
+bench/results/cpu/bench.json. The tables of bench/results/README.md, the two of README.md and the
+plots are then made again from the files in that folder (search.json, reasoning.json and
+scaling.json where they are there), and one table from search.json of a machine without AVX-512.
+Nothing is written unless everything can be. With --condense only OUT.json is written: results of
+another machine.
 """
 
 import argparse
@@ -14,9 +15,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.report.readme import bench_table, between, search_table
-from bench.report.results import AVX2, RESULTS, ReportError, condense, load
+from bench.report.readme import (
+    accuracy_table,
+    bench_table,
+    between,
+    search_table,
+    speed_table,
+)
+from bench.report.results import AVX2, FRONT, PAGE, RESULTS, ReportError, condense, load
 from bench.report.terminal import show
 
 __all__ = ["main", "report"]
@@ -26,27 +34,26 @@ ROOT = Path(__file__).parents[2]
 
 def report(root: Path, raw: Path | None) -> None:
     """Write everything below `root`, then print the tables. A ReportError writes nothing."""
-    from bench.reasoning.tables import summary_table
     from bench.report.plots import plot_scaling, plot_search
 
     folder = root / RESULTS
     results = condense(load(raw)) if raw else load(folder / "bench.json")
-    search, scaling = (
-        load(folder / name) if (folder / name).is_file() else None
-        for name in ("search.json", "scaling.json")
+    search, scaling, reasoning, other = (
+        load(path) if path.is_file() else None
+        for path in (
+            folder / "search.json",
+            folder / "scaling.json",
+            folder / "reasoning.json",
+            root / AVX2 / "search.json",
+        )
     )
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    readme = between(readme, "bench", bench_table(results.get("benchmarks", [])))
     plots: dict[str, bytes] = {}
     try:
+        # What was kept of an earlier run may lack rows whose figures are out of date.
+        operations = bench_table(results.get("benchmarks", []), whole=raw is not None)
+        tables = _tables(search, other, reasoning)
         if search:
-            readme = between(readme, "search", search_table(search))
             plots |= plot_search(search)
-        if (root / AVX2 / "search.json").is_file():
-            other = search_table(load(root / AVX2 / "search.json"), AVX2)
-            readme = between(readme, "search-avx2", other)
-        if (folder / "reasoning.json").is_file():
-            readme = between(readme, "reasoning", summary_table(load(folder / "reasoning.json")))
         if scaling:
             plots |= plot_scaling(scaling)
     except KeyError as error:
@@ -54,13 +61,41 @@ def report(root: Path, raw: Path | None) -> None:
             f"expected {error} in search.json, reasoning.json or scaling.json, got none"
         ) from error
     files = {folder / "plots" / name: data for name, data in plots.items()}
-    files[root / "README.md"] = readme.encode()
+    tables[PAGE]["bench"] = operations
+    for page, of_page in tables.items():
+        text = (root / page).read_text(encoding="utf-8")
+        for mark, table in of_page.items():
+            text = between(text, mark, table, page)
+        files[root / page] = text.encode()
     if raw:
         files[folder / "bench.json"] = (json.dumps(results, indent=1) + "\n").encode()
     for path, data in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     show(results["benchmarks"], search)
+
+
+def _tables(
+    search: dict[str, Any] | None, other: dict[str, Any] | None, reasoning: dict[str, Any] | None
+) -> dict[Path, dict[str, str]]:
+    """The tables of each page by their marks, of the results that are there.
+
+    Args:
+        search, other: search.json of this machine, and of one without AVX-512.
+        reasoning: reasoning.json.
+    """
+    from bench.reasoning.tables import summary_table
+
+    pages: dict[Path, dict[str, str]] = {FRONT: {}, PAGE: {}}
+    if search:
+        pages[FRONT]["speed"] = speed_table(search)
+        pages[PAGE]["search"] = search_table(search, RESULTS.relative_to(PAGE.parent))
+    if other:
+        pages[PAGE]["search-avx2"] = search_table(other, AVX2.relative_to(PAGE.parent))
+    if reasoning:
+        pages[FRONT]["accuracy"] = accuracy_table(reasoning)
+        pages[PAGE]["reasoning"] = summary_table(reasoning)
+    return pages
 
 
 def main(argv: Sequence[str] | None = None, *, root: Path = ROOT) -> int:

@@ -9,13 +9,20 @@ import pytest
 import torch
 
 from bench.report.plots import LARGEST, plot_search
-from bench.report.readme import bench_table, between, search_cells, search_table, table_rows
-from bench.report.results import AVX2, RESULTS, ReportError, condense
+from bench.report.readme import (
+    SHOWN,
+    bench_table,
+    between,
+    search_cells,
+    search_table,
+    speed_table,
+    table_rows,
+)
+from bench.report.results import AVX2, FRONT, PAGE, RESULTS, ReportError, condense
 from bench.report.tables import main
 from tests.support.results import case, scaling, search
 
-README = "# Title\nbefore\n<!-- bench -->\nstale\n<!-- /bench -->\nmiddle\n"
-README += "<!-- search -->\n<!-- /search -->\nafter\n"
+MARKS = {FRONT: ("speed", "accuracy"), PAGE: ("search", "search-avx2", "reasoning")}
 FIELDS = {"us": 46.4682, "peer": "torch topk first", "peer_us": 367.01, "ratio": 7.8915}
 FIELDS |= {"us_per_expansion": 13.93, "tokens_per_second": 943.4, "target_us": 25.0}
 FIELDS |= {"generate_tokens_per_second": 769.5, "expansions_per_second": 17.79}
@@ -36,12 +43,27 @@ def raw() -> dict:
     }
 
 
+def empty(page: Path) -> str:
+    """A page with every mark it must have, and text around them."""
+    marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\nbelow {name}\n" for name in MARKS[page])
+    bench = "<!-- bench -->\nstale\n<!-- /bench -->\n" if page == PAGE else ""
+    return f"# Title\nbefore\n{bench}middle\n{marks}"
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
     root = tmp_path / "checkout"
     (root / RESULTS).mkdir(parents=True)
-    (root / "README.md").write_text(README)
+    for page in MARKS:
+        (root / page).write_text(empty(page))
     return root
+
+
+def full_search() -> dict:
+    """Whole searches, the case of README.md's table among them."""
+    model, precision, branches = SHOWN
+    shown = case(model=model, precision=precision, branches=branches)
+    return {"cases": [*search()["cases"], shown]}
 
 
 def put(path: Path, what: object) -> Path:
@@ -68,9 +90,9 @@ def test_a_report_keeps_what_counts(root):
     assert new["us_quartiles"] == [1.0, {"a": 2.0001}]
 
 
-def test_the_readme_shows_the_rows_and_keeps_the_rest(root):
+def test_the_page_shows_the_rows_and_keeps_the_rest(root):
     assert run(root, raw()) == 0
-    text = (root / "README.md").read_text()
+    text = (root / PAGE).read_text()
     table = text.partition("<!-- bench -->")[2].partition("<!-- /bench -->")[0].strip().split("\n")
     assert len(table) == 2 + 6 + 8 + 2 + 4
     start = "| `topk_confidence`, V 151,936, B 64, bfloat16 | 46 us | topk first in PyTorch: 367 us"
@@ -79,8 +101,10 @@ def test_the_readme_shows_the_rows_and_keeps_the_rest(root):
     solve = "| `solve` on nano-marco, 1 branch | 943 tokens/s | transformers `generate`, as many"
     assert f"{solve} samples: 770 tokens/s | 7.9x |" in table
     assert "stale" not in text
-    assert text.startswith("# Title\nbefore\n<!-- bench -->\n")
-    assert text.endswith("middle\n<!-- search -->\n<!-- /search -->\nafter\n")
+    head, rest = empty(PAGE).split("stale\n")
+    assert text.startswith(head)
+    assert text.endswith(rest)
+    assert (root / FRONT).read_text() == empty(FRONT)
 
 
 def test_without_raw_numbers_the_kept_ones_are_shown_again(root):
@@ -94,7 +118,7 @@ def test_each_row_shows_its_own_benchmark(root):
     what = raw()
     for i, each in enumerate(what["benchmarks"][:-1]):
         each["extra_info"] |= {"us": i, "us_per_expansion": i, "tokens_per_second": i}
-    lines = bench_table(condense(what)["benchmarks"]).split("\n")[2:]
+    lines = bench_table(condense(what)["benchmarks"], whole=True).split("\n")[2:]
     assert [line.split(" | ")[1].split()[0] for line in lines] == [str(i) for i in range(20)]
     place = {each["name"]: i for i, each in enumerate(what["benchmarks"])}
     assert "B 64, bfloat16 |" in lines[place["test_topk_confidence[64-dtype1]"]]
@@ -129,23 +153,62 @@ def test_a_missing_field_is_named_with_its_benchmark():
     kept = condense(raw())["benchmarks"]
     del kept[7]["peer_us"]
     with pytest.raises(ReportError, match=r"'peer_us' of the benchmark 'test_tree_att"):
-        bench_table(kept)
+        bench_table(kept, whole=False)
 
 
-@pytest.mark.parametrize("missing", ["<!-- bench -->\n", "<!-- /bench -->\n", "<!-- search -->\n"])
-def test_markers_must_be_there(root, missing, capsys):
-    put(root / RESULTS / "search.json", search())
-    (root / "README.md").write_text(README.replace(missing, ""))
+def test_a_row_without_kept_figures_is_left_out(root):
+    assert run(root, raw()) == 0
+    path = root / RESULTS / "bench.json"
+    kept = json.loads(path.read_text())
+    kept["benchmarks"] = [each for each in kept["benchmarks"] if "solve" not in each["name"]]
+    put(path, kept)
+    assert main([], root=root) == 0
+    text = (root / PAGE).read_text()
+    assert "`solve` on nano-marco" not in text
+    assert "| `topk_confidence`, V 151,936, B 1, float32 |" in text
+
+
+@pytest.mark.parametrize(
+    ("page", "missing"),
+    [
+        (PAGE, "<!-- bench -->\n"),
+        (PAGE, "<!-- /bench -->\n"),
+        (PAGE, "<!-- search -->\n"),
+        (FRONT, "<!-- speed -->\n"),
+    ],
+)
+def test_marks_must_be_there(root, page, missing, capsys):
+    put(root / RESULTS / "search.json", full_search())
+    (root / page).write_text(empty(page).replace(missing, ""))
     before = files(root)
     assert run(root, raw()) == 2
-    assert missing.strip() in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert missing.strip() in told
+    assert told.endswith(f"in {page}\n")
     assert files(root) == before
 
 
-def test_markers_in_the_wrong_order_or_twice_are_refused():
+def test_marks_in_the_wrong_order_or_twice_are_refused():
     for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
-        with pytest.raises(ReportError, match="<!-- a -->"):
-            between(text, "a", "x")
+        with pytest.raises(ReportError, match=r"<!-- a -->.*in PAGE\.md"):
+            between(text, "a", "x", Path("PAGE.md"))
+
+
+def test_the_short_table_has_a_row_for_every_engine_the_fastest_first():
+    assert speed_table(full_search()).split("\n")[2:] == [
+        "| blind | 20.0 | 0.80x as fast |",
+        "| **marco_fast** | 16.0 |  |",
+        "| slow | 0.12 | 128x as fast |",
+    ]
+
+
+def test_the_short_table_needs_its_case_and_our_speed():
+    with pytest.raises(ReportError, match="'qwen2-80m', 'bfloat16', 32"):
+        speed_table(search())
+    without = full_search()
+    without["cases"][-1]["engines"][0]["skipped"] = "no answer"
+    with pytest.raises(ReportError, match="marco_fast to have run"):
+        speed_table(without)
 
 
 def test_the_search_table_has_a_column_for_every_engine_that_ran():
@@ -156,12 +219,13 @@ def test_the_search_table_has_a_column_for_every_engine_that_ran():
 
 
 def test_the_search_table_says_what_its_marks_mean():
-    full = search_table(search())
+    full = search_table(search(), Path("cpu"))
+    assert "[search.json](cpu/search.json)" in full
     assert "A dash: the engine did not run." in full
     assert "† gives no top-k" in full
     plain = case()
     del plain["engines"][2:]
-    assert not {"dash:", "†"} & set(search_table({"cases": [plain]}).split())
+    assert not {"dash:", "†"} & set(search_table({"cases": [plain]}, Path("cpu")).split())
 
 
 def test_marco_fast_must_be_the_first_engine_and_have_run():
@@ -174,11 +238,12 @@ def test_marco_fast_must_be_the_first_engine_and_have_run():
 
 
 def test_search_and_scaling_are_shown_and_drawn(root, capsys):
-    put(root / RESULTS / "search.json", search())
+    put(root / RESULTS / "search.json", full_search())
     put(root / RESULTS / "scaling.json", scaling())
     assert run(root, raw()) == 0
-    readme = (root / "README.md").read_text()
-    assert "| m-1, float32, 8 | 16.0 | 75% | 0.12 (128x) | 20.0 (0.80x) |\n" in readme
+    page = (root / PAGE).read_text()
+    assert "| m-1, float32, 8 | 16.0 | 75% | 0.12 (128x) | 20.0 (0.80x) |\n" in page
+    assert "| **marco_fast** | 16.0 |" in (root / FRONT).read_text()
     plots = {path.name: path.read_bytes() for path in (root / RESULTS / "plots").iterdir()}
     named = {f"scaling_{key}.png" for key in ("branches", "depth", "memory")}
     assert set(plots) == named | {"search.png"}
@@ -195,39 +260,45 @@ def test_results_of_another_machine_stand_in_a_table_of_their_own(root):
         if "expansions_per_second" in engine:
             engine["expansions_per_second"] *= 3
     put(root / AVX2 / "search.json", other)
-    put(root / RESULTS / "search.json", search())
-    marks = "<!-- search-avx2 -->\n<!-- /search-avx2 -->\n"
-    (root / "README.md").write_text(README + marks)
+    put(root / RESULTS / "search.json", full_search())
     assert run(root, raw()) == 0
-    first, second = (root / "README.md").read_text().split("<!-- search-avx2 -->")
+    first, second = (root / PAGE).read_text().split("<!-- search-avx2 -->")
     assert "| m-1, float32, 8 | 16.0 |" in first
     assert "| m-1, float32, 8 | 48.0 |" in second
-    assert f"({AVX2.as_posix()}/search.json)" in second
+    assert "(cpu-avx2/search.json)" in second
 
 
 def test_what_a_search_adds_is_a_table_of_both_tiers(root):
     def share(part: float) -> dict:
         return {"share": part, "low": part - 0.1, "high": part + 0.1, "count": 50}
 
-    searched = {"value": share(0.75), "tokens": 1234.4, "answer_auroc": 0.876}
+    searched = {"value": share(0.75), "tokens": 123.4, "answer_auroc": 0.876}
     beside = {"majority": share(0.5), "gain": {"points": 0.25, "low": -0.01, "high": 0.3}}
     hard = {
         "greedy": {"value": share(0.5), "tokens": 99.0, "answer_auroc": None},
+        "samples": {"value": share(0.7), "tokens": 800.0, "answer_auroc": 0.5},
         "search, 32": searched,
         "majority at the tokens of search, 32": beside,
-        "majority of all samples": {"majority": share(0.6), "tokens": 8000.0},
+        "majority of all samples": {"majority": share(0.6), "tokens": 800.0},
     }
-    easy = {"greedy": {**hard["greedy"], "value": share(0.9)}}
+    easy = {**hard, "greedy": {**hard["greedy"], "value": share(0.9)}}
     tiers = {tier: {"all": rows} for tier, rows in (("easy", easy), ("hard", hard))}
     put(root / RESULTS / "reasoning.json", {"results": tiers})
-    marks = "<!-- reasoning -->\n<!-- /reasoning -->\n"
-    (root / "README.md").write_text(README + marks)
     assert run(root, raw()) == 0
-    table = (root / "README.md").read_text().split("<!-- reasoning -->\n\n")[1].split("\n")[2:]
-    assert table[:4] == [
+    table = (root / PAGE).read_text().split("<!-- reasoning -->\n\n")[1].split("\n")[2:]
+    assert table[:5] == [
         "| greedy | 90.0 (80.0–100.0) | 50.0 (40.0–60.0) | 99 | – | – |",
-        "| search, 32 | – | 75.0 (65.0–85.0) | 1234 | +25.0 (-1.0 to +30.0) | 0.88 |",
-        "| majority of all samples | – | 60.0 (50.0–70.0) | 8000 | – | – |",
+        "| samples | 70.0 (60.0–80.0) | 70.0 (60.0–80.0) | 800 | – | 0.50 |",
+        "| search, 32 | 75.0 (65.0–85.0) | 75.0 (65.0–85.0) | 123 | +25.0 (-1.0 to +30.0) | 0.88 |",
+        "| majority of all samples | 60.0 (50.0–70.0) | 60.0 (50.0–70.0) | 800 | – | – |",
+        "",
+    ]
+    short = (root / FRONT).read_text().split("<!-- accuracy -->\n\n")[1].split("\n")[2:]
+    assert short[:5] == [
+        "| one greedy answer | 90.0 (80.0–100.0) | 50.0 (40.0–60.0) |",
+        "| majority of 32 samples | 60.0 (50.0–70.0) | 60.0 (50.0–70.0) |",
+        "| most confident of 32 samples | 70.0 (60.0–80.0) | 70.0 (60.0–80.0) |",
+        "| search of 32 expansions | 75.0 (65.0–85.0) | 75.0 (65.0–85.0) |",
         "",
     ]
     put(root / RESULTS / "reasoning.json", {"results": {"easy": {"all": easy}}})
@@ -256,7 +327,7 @@ def test_a_plot_that_is_too_large_is_refused(monkeypatch):
     ("name", "field"), [("search.json", "floor_seconds"), ("scaling.json", "sweeps")]
 )
 def test_a_field_that_a_plot_needs_is_named(root, name, field, capsys):
-    wrong = search() if field == "floor_seconds" else scaling()
+    wrong = full_search() if field == "floor_seconds" else scaling()
     for each in wrong.get("cases", wrong.get("models")):
         del each[field]
     put(root / RESULTS / name, wrong)
@@ -268,7 +339,7 @@ def test_a_field_that_a_plot_needs_is_named(root, name, field, capsys):
 
 def test_the_terminal_gets_a_table_a_subject(root, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    put(root / RESULTS / "search.json", search())
+    put(root / RESULTS / "search.json", full_search())
     assert run(root, raw()) == 0
     out = capsys.readouterr().out
     subjects = ["attention", "planner and driver", "search", "other"]
