@@ -1,6 +1,6 @@
 """Result files of whole searches and of growing steps, as small as a report can read."""
 
-__all__ = ["case", "scaling", "search"]
+__all__ = ["case", "full_search", "scaling", "search"]
 
 
 def case(**changed) -> dict:
@@ -27,3 +27,10 @@ def scaling() -> dict:
     sweeps = {"branches": sweep, "depth": sweep}
     models = [{"model": name, "precision": "float32", "sweeps": sweeps} for name in ("a", "b")]
     return {"models": models}
+
+
+def full_search(of_readme: tuple) -> dict:
+    """Whole searches, the case of README.md's table (model, precision, branches) among them."""
+    model, precision, branches = of_readme
+    shown = case(model=model, precision=precision, branches=branches)
+    return {"cases": [*search()["cases"], shown]}
