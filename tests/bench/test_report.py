@@ -9,11 +9,7 @@ import pytest
 import torch
 
 from bench.report.plots import LARGEST, plot_search
-from bench.report.readme import (
-    bench_table,
-    between,
-    table_rows,
-)
+from bench.report.readme import SHOWN, bench_table, table_rows
 from bench.report.results import AVX2, FRONT, PAGE, RESULTS, ReportError, condense
 from bench.report.tables import main
 from tests.support.results import full_search, scaling, search
@@ -175,12 +171,6 @@ def test_marks_must_be_there(root, page, missing, capsys):
     assert missing.strip() in told
     assert told.endswith(f"in {page}\n")
     assert files(root) == before
-
-
-def test_marks_in_the_wrong_order_or_twice_are_refused():
-    for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
-        with pytest.raises(ReportError, match=r"<!-- a -->.*in PAGE\.md"):
-            between(text, "a", "x", Path("PAGE.md"))
 
 
 def test_search_and_scaling_are_shown_and_drawn(root, capsys):

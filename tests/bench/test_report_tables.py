@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.readme import SHOWN, search_cells, search_table, speed_table
+from bench.report.readme import SHOWN, between, search_cells, search_table, speed_table
 from bench.report.results import ReportError
 from tests.support.results import case, full_search, search
 
@@ -50,3 +50,9 @@ def test_marco_fast_must_be_the_first_engine_and_have_run():
     for wrong in (swapped, skipped):
         with pytest.raises(ReportError, match="marco_fast as the first engine of 'm-1, flo"):
             search_cells({"cases": [wrong]})
+
+
+def test_marks_in_the_wrong_order_or_twice_are_refused():
+    for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
+        with pytest.raises(ReportError, match=r"<!-- a -->.*in PAGE\.md"):
+            between(text, "a", "x", Path("PAGE.md"))
