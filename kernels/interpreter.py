@@ -38,15 +38,9 @@ def float32(x: Any) -> np.ndarray:
     return widen(x.data) if x.dtype.scalar == tl.bfloat16 else x.data.astype(np.float32)
 
 
-@contextlib.contextmanager
-def compiled_arithmetic() -> Iterator[None]:
-    """Until it is left, the interpreter is as described above."""
-    builder: Any = interpreter.interpreter_builder
-    cast = builder.cast_impl
+def _arithmetic(cast: Any) -> tuple[Any, Any]:
+    """The interpreter's matrix product and cast; `cast` is its own, for all types but bfloat16."""
     handle = interpreter.TensorHandle
-    scope: Any = interpreter._LangPatchScope
-    patch, restore = interpreter._patch_lang, scope.restore
-    patched: set[int] = set()
 
     def create_dot(a: Any, b: Any, acc: Any, *options: Any) -> Any:
         right = float32(b)
@@ -61,6 +55,17 @@ def compiled_arithmetic() -> Iterator[None]:
             return handle(narrow(source.data), tl.bfloat16)
         return cast(source, to)
 
+    return create_dot, cast_impl
+
+
+@contextlib.contextmanager
+def compiled_arithmetic() -> Iterator[None]:
+    """Until it is left, the interpreter is as described above."""
+    builder: Any = interpreter.interpreter_builder
+    scope: Any = interpreter._LangPatchScope
+    patch, restore = interpreter._patch_lang, scope.restore
+    patched: set[int] = set()
+
     def patch_once(function: Any) -> Any:
         module = id(function.__globals__)
         if module in patched:
@@ -74,7 +79,7 @@ def compiled_arithmetic() -> Iterator[None]:
         patched.clear()
         restore(patches)
 
-    builder.create_dot, builder.cast_impl = create_dot, cast_impl
+    builder.create_dot, builder.cast_impl = _arithmetic(builder.cast_impl)
     interpreter._patch_lang, scope.restore = patch_once, restore_all
     try:
         # Infinities and NaN are silent on a GPU.

@@ -2,13 +2,10 @@
 
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 
 import marco_fast as mf
@@ -16,10 +13,10 @@ from marco_fast.torch_library import packed_plan
 from tests.support.operator_cases import (
     APPEND_CASES,
     ATTENTION_CASES,
+    DRAWN,
     LM_HEAD_CASES,
     NAMES,
     OPS,
-    SAMPLE_CASES,
     TOPK_CASES,
     appended,
     attended,
@@ -33,13 +30,6 @@ from tests.support.operator_cases import (
 
 ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# The operations that draw, case by case.
-DRAWN = [
-    (name, *case)
-    for name, cases in (("sample_confidence", SAMPLE_CASES), ("lm_head_confidence", LM_HEAD_CASES))
-    for case in cases.values()
-]
-
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
 
 
@@ -186,6 +176,11 @@ def bad_calls():
     ]:
         yield "sample_confidence", (lg,), good | change
         yield "lm_head_confidence", LM_HEAD_CASES["draws alone"][0], good | change
+    yield from bad_products(good)
+
+
+def bad_products(good):
+    """As bad_calls, of the operations on more than logits; `good` are options of a draw."""
     hidden, weight = LM_HEAD_CASES["draws alone"][0]
     yield "lm_head_confidence", (hidden, weight.half()), good
     yield "lm_head_confidence", (hidden[:, :5], weight), good
@@ -226,80 +221,3 @@ def test_tree_attention_not_as_planned_raises_the_same(change):
         mf.tree_attention(*tensors, plan)
     with pytest.raises(type(public.value), match=f"^{re.escape(str(public.value))}$"):
         OPS.tree_attention(*tensors, packed_plan(plan))
-
-
-@pytest.mark.parametrize("kind", ["fake", "meta"])
-def test_fakes_are_like_the_results(kind):
-    """Shape, dtype, strides and the kind of tensor, for every operator and case."""
-    mode = FakeTensorMode()
-
-    def disguised(tree):
-        if kind == "meta":
-            return torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.to("meta"), tree)
-        return torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, tree)
-
-    calls = [("topk_confidence", case) for case in TOPK_CASES.values()]
-    calls += [(name, case) for name, *case in DRAWN]
-    calls += [("tree_attention", case) for case in ATTENTION_CASES.values()]
-    for name, (args, kwargs) in calls:
-        got = getattr(OPS, name)(*disguised(args), **disguised(kwargs))
-        want = getattr(OPS, name)(*args, **kwargs)
-        for one, other in zip(got, want, strict=True):
-            assert one.device.type == (kind if kind == "meta" else "cpu")
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            assert one.stride() == other.stride()
-    assert OPS.append_kv(*disguised(appended(4))) is None
-
-
-def test_results_never_require_grad():
-    lg = logits_of(3).requires_grad_()
-    for result in (
-        *OPS.topk_confidence(lg, torch.tensor([1, 2, 3])),
-        *OPS.sample_confidence(lg, **draws(3)),
-        *OPS.lm_head_confidence(lg, lg.detach(), **draws(3), top_k=2),
-    ):
-        assert not result.requires_grad
-        assert result.grad_fn is None
-    q, *rest = attended(forest_of(1))
-    out, lse = OPS.tree_attention(q.clone().requires_grad_(), *rest)
-    assert not out.requires_grad
-    assert not lse.requires_grad
-    confidence = torch.compile(OPS.topk_confidence, fullgraph=True, backend="aot_eager")
-    assert not confidence(lg, torch.tensor([1, 2, 3]))[0].requires_grad
-
-
-def test_autograd_sees_what_is_written():
-    k, v, k_cache, v_cache, slots = appended(3)
-    for saved in (k_cache, v_cache):
-        factor = torch.ones_like(saved).requires_grad_()
-        product = factor * saved
-        OPS.append_kv(k, v, k_cache, v_cache, slots)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            product.sum().backward()
-    path = paths(3)
-    before = path["path_sums"]._version, path["path_counts"]._version
-    OPS.sample_confidence(logits_of(3), **draws(3), **path)
-    assert path["path_sums"]._version > before[0]
-    assert path["path_counts"]._version > before[1]
-
-
-def test_inference_mode():
-    with torch.inference_mode():
-        k, v, k_cache, v_cache, slots = appended(3)
-        OPS.append_kv(k, v, k_cache, v_cache, slots)
-        assert k_cache.any()
-        same(
-            OPS.sample_confidence(logits_of(3), **draws(3), **paths(3)),
-            mf.sample_confidence(logits_of(3), **draws(3)),
-        )
-
-
-def test_operators_are_registered_by_their_own_import():
-    code = """
-import sys, torch, marco_fast, marco_fast.ops
-print("marco_fast.torch_library" in sys.modules, hasattr(torch.ops.marco_fast, "append_kv"))
-import marco_fast.torch_library
-print(hasattr(torch.ops.marco_fast, "append_kv"))
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert run.stdout.split() == ["False", "False", "True"], run.stderr

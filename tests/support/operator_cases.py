@@ -141,3 +141,11 @@ ATTENTION_CASES = {
     "heads first": ((_q.transpose(0, 1).contiguous().transpose(0, 1), *_others), {}),
     "no queries": (attended(forest_of(4, queries=0)), {"scale": -1.0, "backend": "cpu"}),
 }
+
+
+# The operations that draw, case by case.
+DRAWN = [
+    (name, *case)
+    for name, cases in (("sample_confidence", SAMPLE_CASES), ("lm_head_confidence", LM_HEAD_CASES))
+    for case in cases.values()
+]
