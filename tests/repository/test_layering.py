@@ -83,7 +83,7 @@ def running_code(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The dotted names that a file imports, at its top or inside a function, not for types alone."""
+    """The dotted names that a file imports, at its top or inside a function, but not for types."""
     for node in running_code(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
