@@ -1,8 +1,8 @@
 """The kernels of lm_head_confidence, launched by lm_head_confidence.py.
 
 1. lm_head_scan_kernel (lm_head_scan.py) leaves records and the best keys of every row.
-2. lm_head_draw_kernel: a program a row merges them, draws and scores. Where the draw falls outside
-   the candidates, it says which tiles of the vocabulary can hold the token.
+2. lm_head_draw_kernel: one program per row merges them, draws and scores. Where the draw falls
+   outside the candidates, it says which tiles of the vocabulary can hold the token.
 3. lm_head_logits_kernel: the products of such tiles once more; their logits go to memory.
 4. lm_head_draw_kernel again, for those rows.
 
@@ -102,8 +102,7 @@ def lm_head_logits_kernel(
                 hidden, weight, strides, epilogue, first_row, tile * BLOCK_V, BLOCK_V, BLOCK_B,
                 BLOCK_H, DESCRIPTORS,
             )  # fmt: skip
-        # By what a row needs itself, whatever its neighbours do: the cut that follows sums all that
-        # is there.
+        # By what a row needs itself, not its neighbours: the cut that follows sums all of it.
         ids = tile * BLOCK_V + tl.arange(0, BLOCK_V)
         tl.store(
             logits.ptr + row64[:, None] * logits.vocab_size + ids[None, :],
