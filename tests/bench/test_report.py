@@ -9,18 +9,10 @@ import pytest
 import torch
 
 from bench.report.plots import LARGEST, plot_search
-from bench.report.readme import (
-    SHOWN,
-    bench_table,
-    between,
-    search_cells,
-    search_table,
-    speed_table,
-    table_rows,
-)
+from bench.report.readme import bench_table, table_rows
 from bench.report.results import AVX2, FRONT, PAGE, RESULTS, ReportError, condense
 from bench.report.tables import main
-from tests.support.results import case, scaling, search
+from tests.support.results import full_search, scaling, search
 
 MARKS = {FRONT: ("speed", "accuracy"), PAGE: ("search", "search-avx2", "reasoning")}
 FIELDS = {"us": 46.4682, "peer": "torch topk first", "peer_us": 367.01, "ratio": 7.8915}
@@ -57,13 +49,6 @@ def root(tmp_path) -> Path:
     for page in MARKS:
         (root / page).write_text(empty(page))
     return root
-
-
-def full_search() -> dict:
-    """Whole searches, the case of README.md's table among them."""
-    model, precision, branches = SHOWN
-    shown = case(model=model, precision=precision, branches=branches)
-    return {"cases": [*search()["cases"], shown]}
 
 
 def put(path: Path, what: object) -> Path:
@@ -186,55 +171,6 @@ def test_marks_must_be_there(root, page, missing, capsys):
     assert missing.strip() in told
     assert told.endswith(f"in {page}\n")
     assert files(root) == before
-
-
-def test_marks_in_the_wrong_order_or_twice_are_refused():
-    for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
-        with pytest.raises(ReportError, match=r"<!-- a -->.*in PAGE\.md"):
-            between(text, "a", "x", Path("PAGE.md"))
-
-
-def test_the_short_table_has_a_row_for_every_engine_the_fastest_first():
-    assert speed_table(full_search()).split("\n")[2:] == [
-        "| blind | 20.0 | 0.80x as fast |",
-        "| **marco_fast** | 16.0 |  |",
-        "| slow | 0.12 | 128x as fast |",
-    ]
-
-
-def test_the_short_table_needs_its_case_and_our_speed():
-    with pytest.raises(ReportError, match="'qwen2-80m', 'bfloat16', 32"):
-        speed_table(search())
-    without = full_search()
-    without["cases"][-1]["engines"][0]["skipped"] = "no answer"
-    with pytest.raises(ReportError, match="marco_fast to have run"):
-        speed_table(without)
-
-
-def test_the_search_table_has_a_column_for_every_engine_that_ran():
-    title, first, second = search_cells(search())
-    assert title == ["model, precision, branches", "marco_fast", "of the floor", "slow", "blind †"]
-    assert first == ["m-1, float32, 8", "16.0", "75%", "0.12 (128x)", "20.0 (0.80x)"]
-    assert second == ["m-1, float32, 32", "16.0", "75%", "-", "20.0 (0.80x)"]
-
-
-def test_the_search_table_says_what_its_marks_mean():
-    full = search_table(search(), Path("cpu"))
-    assert "[search.json](cpu/search.json)" in full
-    assert "A dash: the engine did not run." in full
-    assert "† gives no top-k" in full
-    plain = case()
-    del plain["engines"][2:]
-    assert not {"dash:", "†"} & set(search_table({"cases": [plain]}, Path("cpu")).split())
-
-
-def test_marco_fast_must_be_the_first_engine_and_have_run():
-    swapped, skipped = case(), case()
-    swapped["engines"].reverse()
-    skipped["engines"][0]["skipped"] = "no answer"
-    for wrong in (swapped, skipped):
-        with pytest.raises(ReportError, match="marco_fast as the first engine of 'm-1, flo"):
-            search_cells({"cases": [wrong]})
 
 
 def test_search_and_scaling_are_shown_and_drawn(root, capsys):
