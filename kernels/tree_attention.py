@@ -1,17 +1,28 @@
 """Launches tree attention: which tiles its kernels use where, and the calls themselves.
 
-The device code is tree_attention_stages.py. The plan's arrays on the device (ops/tree_items.py) say
-what there is to do; nothing here reads them, allocates or waits.
+The device code is tree_attention_kernels.py. The packed plan on the device says what there is to
+do; nothing here reads it, allocates or waits.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 
 from marco_fast.kernels import launch
-from marco_fast.kernels.tree_attention_stages import advance_kernel, attend_kernel, merge_kernel
+from marco_fast.kernels.attention_state import Result
+from marco_fast.kernels.packed_plan import Plan
+from marco_fast.kernels.tree_attention_kernels import (
+    Caches,
+    Queries,
+    TileSizes,
+    advance_kernel,
+    attend_kernel,
+    merge_kernel,
+)
 
 __all__ = ["advance", "tree_attention"]
 
@@ -22,23 +33,24 @@ EXACT = {"enable_fp_fusion": False}
 
 
 class Tile(NamedTuple):
-    """Sizes of an attend_kernel program: rows, tokens a step, padded head_dim, warps, stages."""
+    """Sizes of one attend_kernel program: query heads, tokens per step, padded head_dim, warps,
+    stages."""
 
-    rows: int
+    query_heads: int
     tokens: int
     dim: int
     warps: int
     stages: int
 
 
-def tile(arch: str, dtype: torch.dtype, head_dim: int, tile_rows: int) -> Tile:
-    """The tile of items of `tile_rows` rows (16 or 32), which it divides.
+def tile(arch: str, dtype: torch.dtype, head_dim: int, tile_query_heads: int) -> Tile:
+    """The program for work items of `tile_query_heads` (16 or 32), which its query heads divide.
 
-    A row's bits must not depend on the tile. The order of its sums does not: products follow the
-    matrix instruction, mma.sync m16n8k16 in every tile (those of sm_90 and sm_100 that may add
-    otherwise need 64 rows), and the weights are summed as one tree. So `tokens`, where a step ends,
-    is all that must be the same for any number of rows. float32 is multiplied without the matrix
-    units; one tile serves all.
+    The bits of a query head must not depend on the tile. The order of its sums does not: products
+    follow the matrix instruction, mma.sync m16n8k16 in every tile (those of sm_90 and sm_100 that
+    may add otherwise need 64 rows), and the weights are summed as one tree. So `tokens`, where a
+    step ends, is all that must be the same for any number of query heads. float32 is multiplied
+    without the matrix units; one tile serves all.
 
     Found by compiling: the largest that fit in the registers.
     """
@@ -49,10 +61,10 @@ def tile(arch: str, dtype: torch.dtype, head_dim: int, tile_rows: int) -> Tile:
         return Tile(16, 16, dim, 8 if dim >= 128 else 4, 1 if dim == 256 else 2)
     if dim == 256:
         return Tile(16, 32, dim, 8, stages)
-    rows = tile_rows if dim >= 64 else 16
-    if arch == "sm_80" and dim == 128 and rows == 16:
+    query_heads = tile_query_heads if dim >= 64 else 16
+    if arch == "sm_80" and dim == 128 and query_heads == 16:
         stages = 3
-    return Tile(rows, 64, dim, 8 if rows == 32 else 4, stages)
+    return Tile(query_heads, 64, dim, 8 if query_heads == 32 else 4, stages)
 
 
 def merge_tile(head_dim: int) -> tuple[int, int]:
@@ -66,9 +78,9 @@ def division(divisor: int) -> tuple[int, int]:
     return -(-(1 << shift) // divisor), shift
 
 
-def options(arch: str, dtype: torch.dtype, warps: int, stages: int) -> dict[str, Any]:
-    """Compiler options; on AMD one shape of the matrix instruction for all tiles of rows, on NVIDIA
-    registers for float32, of which the assembler otherwise takes too few and spills."""
+def compiler_options(arch: str, dtype: torch.dtype, warps: int, stages: int) -> dict[str, Any]:
+    """On AMD one shape of the matrix instruction for all tiles, on NVIDIA registers for float32,
+    of which the assembler otherwise takes too few and spills."""
     chosen = {"num_warps": warps, "num_stages": stages, **EXACT}
     if arch.startswith("gfx"):
         chosen["matrix_instr_nonkdim"] = 16
@@ -77,105 +89,80 @@ def options(arch: str, dtype: torch.dtype, warps: int, stages: int) -> dict[str,
     return chosen
 
 
-def tree_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    plan: Any,
-    scale: float,
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-    workspace: torch.Tensor,
-) -> None:
-    """Launches both stages; arguments as marco_fast.tree_attention, already checked.
+def tree_attention(inputs: Any, options: Any, result: Any) -> None:
+    """Launches both stages.
 
-    `lse` may be None. `workspace` holds plan.workspace_numel float32.
+    Args:
+        inputs, options, result: AttentionInputs, AttentionOptions and AttentionResult of
+            marco_fast.ops.attention.attend, checked.
     """
-    items = plan.items(q.device)
-    with launch.launching(q.device):
-        if items.num_items:
-            attend(q, k_cache, v_cache, items, scale, out, lse, workspace)
-        if items.num_merges:
-            merge(items, out, lse, workspace)
+    work = inputs.plan.items(inputs.q.device)
+    with launch.launching(inputs.q.device):
+        if work.sizes.items:
+            attend(inputs, options, result, work)
+        if work.sizes.merges:
+            merge(work, options, result)
 
 
-def attend(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    items: Any,
-    scale: float,
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-    workspace: torch.Tensor,
-) -> None:
-    """Stage 1."""
-    num_heads, head_dim = q.shape[1:]
-    kv_heads, page_size = k_cache.shape[1:3]
+def attend(inputs: Any, options: Any, result: Any, work: Any) -> None:
+    """Stage 1. work: the WorkItems of the plan."""
+    q, k_cache, v_cache, _ = inputs
+    num_kv_heads, page_size, head_dim = k_cache.shape[1:]
     arch = launch.target_of(q.device).arch
-    shape = tile(arch, q.dtype, head_dim, items.tile_rows)
-    tiles_per_item = items.tile_rows // shape.rows
-    attend_kernel[(items.num_items * tiles_per_item, kv_heads)](
-        q,
-        k_cache,
-        v_cache,
-        out,
-        workspace if lse is None else lse,
-        workspace,
-        items.counts,
-        items.items,
-        items.chunks,
-        items.partial_begin,
-        items.query_order,
-        items.query_lens,
-        items.own_end,
-        items.segment_lens,
-        items.page_begin,
-        items.page_ids,
-        scale * math.log2(math.e),
-        *q.stride()[:2],
-        *k_cache.stride()[:2],
-        *v_cache.stride()[:2],
-        *out.stride()[:2],
-        num_heads,
-        num_heads // kv_heads,
+    chosen = tile(arch, q.dtype, head_dim, work.sizes.tile_query_heads)
+    tiles_per_item = work.sizes.tile_query_heads // chosen.query_heads
+    attend_kernel[(work.sizes.items * tiles_per_item, num_kv_heads)](
+        Queries(q, q.stride(0), q.stride(1), options.scale * math.log2(math.e)),
+        Caches(k_cache, v_cache, *k_cache.stride()[:2], *v_cache.stride()[:2]),
+        plan_of(work),
+        filled(result, options),
+        options.workspace,
+        q.shape[1] // num_kv_heads,
         head_dim,
         page_size,
         *division(page_size),
-        items.chunk_tokens,
-        items.num_partials,
-        tiles_per_item,
-        int(lse is not None),
-        BLOCK_ROWS=shape.rows,
-        BLOCK_TOKENS=shape.tokens,
-        BLOCK_DIM=shape.dim,
-        PADDED=head_dim != shape.dim,
-        **options(arch, q.dtype, shape.warps, shape.stages),
+        int(result.lse is not None),
+        constants(*chosen[:3], head_dim, work.sizes.chunk_tokens),
+        **compiler_options(arch, q.dtype, chosen.warps, chosen.stages),
     )
 
 
-def merge(items: Any, out: torch.Tensor, lse: torch.Tensor | None, workspace: torch.Tensor) -> None:
-    """Stage 2."""
-    num_heads, head_dim = out.shape[1:]
+def merge(work: Any, options: Any, result: Any) -> None:
+    """Stage 2. work: the WorkItems of the plan."""
+    num_heads, head_dim = result.out.shape[1:]
     block_heads, block_dim = merge_tile(head_dim)
-    merge_kernel[(items.num_merges, triton.cdiv(num_heads, block_heads))](
-        out,
-        workspace if lse is None else lse,
-        workspace,
-        items.counts,
-        items.partial_begin,
-        items.merges,
-        items.query_order,
-        *out.stride()[:2],
+    merge_kernel[(work.sizes.merges, triton.cdiv(num_heads, block_heads))](
+        plan_of(work),
+        filled(result, options),
+        options.workspace,
         num_heads,
         head_dim,
-        items.num_partials,
-        int(lse is not None),
+        int(result.lse is not None),
         BLOCK_HEADS=block_heads,
         BLOCK_DIM=block_dim,
         num_warps=4,
         **EXACT,
     )
+
+
+@functools.cache
+def constants(
+    query_heads: int, tokens: int, dim: int, head_dim: int, chunk_tokens: int
+) -> TileSizes:
+    """The sizes that attend_kernel is compiled for."""
+    sizes = (query_heads, tokens, dim, dim != head_dim, chunk_tokens)
+    return TileSizes(*(tl.constexpr(size) for size in sizes))
+
+
+def plan_of(work: Any) -> Plan:
+    """The sections that the kernels read."""
+    return Plan(*(getattr(work.sections, name.removesuffix("_ptr")) for name in Plan._fields))
+
+
+def filled(result: Any, options: Any) -> Result:
+    """The result as the kernels take it: without lse, a pointer that they do not follow."""
+    lse = options.workspace if result.lse is None else result.lse
+    return Result(result.out, result.out.stride(0), result.out.stride(1), lse)
 
 
 def advance(
@@ -189,9 +176,8 @@ def advance(
         advance_kernel[(triton.cdiv(queries, ADVANCE_BLOCK),)](
             query_lens,
             query_order,
-            query_order if active is None else active.view(torch.uint8),
+            None if active is None else active.view(torch.uint8),
             queries,
-            ALL=active is None,
             BLOCK=ADVANCE_BLOCK,
             num_warps=4,
         )

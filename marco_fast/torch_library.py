@@ -2,10 +2,13 @@
 
 For torch.compile, torch.export and CUDA graphs. Each operator is the function of the same name in
 marco_fast.ops, with its checks, errors and results, in a form that a graph can hold: results are
-plain tuples in field order, sampling options are tensors, a plan is its arrays.
+plain tuples in field order, sampling options are tensors, a plan is one int32 tensor.
 
-    arrays, sizes = plan_arguments(plan)
-    out, lse = torch.ops.marco_fast.tree_attention(q, k_cache, v_cache, arrays, sizes)
+    packed = packed_plan(plan)  # the same tensor before and after plan.advance and plan.update
+    out, lse = torch.ops.marco_fast.tree_attention(q, k_cache, v_cache, packed)
+
+On a CUDA device the call also takes `launch=launch_sizes(plan)`: integers that the host would have
+to wait for if it read them in the packed plan. They stay the same until another plan is made.
 
 The operators are for inference: no result requires grad, whatever the inputs do. Compiled code
 writes caches in place where each is a tensor of its own or a view taken inside the graph; two views
@@ -19,9 +22,9 @@ import torch
 from torch import Tensor
 
 from marco_fast import ops
-from marco_fast.ops.attention.packed_plan import plan_arguments, restore_plan
+from marco_fast.ops.attention.packed_plan import launch_sizes, packed_plan, restore_plan
 
-__all__ = ["plan_arguments"]
+__all__ = ["launch_sizes", "packed_plan"]
 
 # Written out, not inferred by torch.library.custom_op, whose wrapper costs 9 us more per call.
 SCHEMAS = {
@@ -52,7 +55,7 @@ SCHEMAS = {
         "str? backend=None) -> ()"
     ),
     "tree_attention": (
-        "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor[] plan, SymInt[] sizes, *, "
+        "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor plan, *, SymInt[] launch=[], "
         "float? scale=None, str? backend=None) -> (Tensor out, Tensor lse)"
     ),
 }
@@ -99,18 +102,18 @@ def tree_attention(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    plan: Sequence[Tensor],
-    sizes: Sequence[int],
+    plan: Tensor,
     *,
+    launch: Sequence[int] = (),
     scale: float | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor] | Tensor:
-    """ops.tree_attention with plan and sizes as plan_arguments returns them."""
+    """ops.tree_attention with the plan as packed_plan and launch_sizes return it."""
     return ops.tree_attention(
         q,
         k_cache,
         v_cache,
-        restore_plan(plan, sizes),
+        restore_plan(plan, launch),
         scale=scale,
         return_lse=True,
         backend=backend,
@@ -165,9 +168,7 @@ def _fake_append_kv(*args: Tensor, backend: str | None = None) -> None:
     pass
 
 
-def _fake_tree_attention(
-    q: Tensor, *args: object, scale: float | None = None, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def _fake_tree_attention(q: Tensor, *args: object, **options: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 

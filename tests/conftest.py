@@ -130,4 +130,4 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     tokens, group = request.param
     if tokens:
         monkeypatch.setattr(work_items, "chunk_tokens", lambda head_dim: tokens)
-        monkeypatch.setattr(work_items, "GROUP_TOKENS", group)
+        monkeypatch.setattr(work_items, "TOKEN_GROUP", group)

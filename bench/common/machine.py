@@ -1,4 +1,4 @@
-"""What a result was measured on and with."""
+"""The machine and the software that a result was measured with."""
 
 import importlib
 import os
@@ -12,7 +12,7 @@ __all__ = ["describe", "output_of"]
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints, run at the top of the repository; None where it cannot."""
+    """What a command prints at the top of the repository; None where it cannot be run."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=20, cwd=Path(__file__).parents[2]
@@ -25,8 +25,8 @@ def output_of(*command: str) -> str | None:
 def describe() -> dict[str, object]:
     """Commit, processor and versions.
 
-    `instruction_set` is the one of the C++ kernels (a processor's name often does not tell), None
-    where they were not built.
+    `instruction_set` is what the C++ kernels use (the processor's name often does not tell it), or
+    None where they were not built.
     """
     return {
         "commit": output_of("git", "rev-parse", "HEAD"),
@@ -46,7 +46,7 @@ def instruction_set() -> str | None:
 
 
 def processor_name() -> str | None:
-    """As the kernel of the operating system tells it."""
+    """The processor's name in /proc/cpuinfo, or what `platform` knows."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Forests to attend over, their pages, and the peer that gets each path's KV privately."""
+"""Forests to attend over, their pages, and attention over private copies of each path."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ HEADS["nano-marco"] = (7, 1, 32)
 
 @dataclass(frozen=True)
 class Tree:
-    """A forest and the nodes whose newest token is a query."""
+    """A forest of segments; the newest token of each leaf is a query."""
 
     parents: list[int]
     lens: list[int]
@@ -51,7 +51,7 @@ def private(branches: int, tokens: int) -> Tree:
 
 
 def search(trees: int, branches: int, depth: int, mini_step: int, prompt: int) -> Tree:
-    """MCTS as it is: in each tree, branches at several depths below random earlier nodes."""
+    """Trees as MCTS makes them: branches at several depths, each below a random earlier segment."""
     rng = np.random.default_rng(trees * depth)
     parents, lens, leaves = [], [], []
     for _ in range(trees):
@@ -77,7 +77,7 @@ def many_small_nodes() -> Tree:
 
 
 def tables(tree: Tree, page_size: int = PAGE) -> tuple[np.ndarray, int]:
-    """Pages in random order, as a cache has them after a while."""
+    """(block table, number of pages); pages in random order, as in a cache after a while."""
     counts = [-(-n // page_size) for n in tree.lens]
     pages = np.random.default_rng(0).permutation(sum(counts)).astype(np.int32)
     table = np.full((len(counts), max(counts)), 2**30, np.int32)
@@ -87,7 +87,7 @@ def tables(tree: Tree, page_size: int = PAGE) -> tuple[np.ndarray, int]:
 
 
 def gathered(cache: torch.Tensor, tree: Tree, table: np.ndarray) -> list[torch.Tensor]:
-    """Each leaf's own contiguous copy of its path, [kv_heads, tokens, dim]."""
+    """Each leaf's own contiguous copy of its path, [num_kv_heads, tokens, dim]."""
     segments = []
     for n, length in enumerate(tree.lens):
         pages = torch.from_numpy(table[n, : -(-length // PAGE)].astype(np.int64)).to(cache.device)
@@ -98,14 +98,16 @@ def gathered(cache: torch.Tensor, tree: Tree, table: np.ndarray) -> list[torch.T
 def private_attention(
     q: torch.Tensor, k: list[torch.Tensor], v: list[torch.Tensor]
 ) -> Callable[[], torch.Tensor]:
-    """The peer: one call where all paths are equally long, else one call for each length."""
+    """SDPA over private KV: one call where all paths are equally long, else one per length."""
     group = q.shape[1] // k[0].shape[0]
     by_length: dict[int, list[int]] = {}
     for i, rows in enumerate(k):
         by_length.setdefault(rows.shape[1], []).append(i)
     batches = [
         (
-            torch.tensor(queries, device=q.device),  # a list would be copied there at every call
+            torch.tensor(
+                queries, device=q.device
+            ),  # a list would be copied to the device at every call
             torch.stack([k[i] for i in queries]),
             torch.stack([v[i] for i in queries]),
         )

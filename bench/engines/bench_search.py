@@ -19,13 +19,13 @@ from marco_fast.search.mcts import Search
 
 NANO = Path(marco_fast.__file__).parent / "models" / "nano-marco"
 QUESTION = "How many times does the letter r occur in strawberry?"
-DRIVER_TARGET = 25e-6  # seconds an expansion
+DRIVER_TARGET = 25e-6  # seconds per expansion
 TOKENS = [1] * 32
 LOGPROBS = [-0.1] * 32
 
 
 def drive(expansions: int, rollout: int) -> None:
-    """Every ticket is answered at once with a mini-step of 32 tokens, and `rollout` more."""
+    """Answer every ticket at once with a mini-step of 32 tokens, and with `rollout` more."""
     search = Search("q", SearchConfig(expansions=expansions))
     count = 0
     while tickets := search.ask(16):
@@ -45,7 +45,7 @@ def test_driver(benchmark, expansions):
     benchmark.pedantic(drive, args=(expansions, 0), rounds=5, warmup_rounds=1)
     each = benchmark.stats.stats.median / expansions
     benchmark.extra_info |= {"us_per_expansion": each * 1e6, "target_us": DRIVER_TARGET * 1e6}
-    print(f"\ndriver, {expansions} expansions: {each * 1e6:.1f} us an expansion (target 25)")
+    print(f"\ndriver, {expansions} expansions: {each * 1e6:.1f} us per expansion (target 25)")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def engine():
 
 
 def generate(model, prompt: torch.Tensor, branches: int, tokens: int) -> None:
-    """As many samples as branches, each with its logits: what a search by hand would ask for."""
+    """One sample per branch, with its logits: what a search written by hand would ask for."""
     out = model.generate(
         prompt,
         do_sample=True,
@@ -72,7 +72,7 @@ def generate(model, prompt: torch.Tensor, branches: int, tokens: int) -> None:
 
 @pytest.mark.parametrize("branches", [1, 4, 16, 64])
 def test_solve_against_generate(benchmark, engine, branches):
-    """Tokens/s of a whole search and of generate doing as many tokens, turn and turn about."""
+    """Tokens/s of a whole search, and of generate making as many tokens, in turns."""
     config = SearchConfig(
         expansions=2 * branches, children=2 * branches, parallel=branches, temperature=0.7, seed=1
     )
@@ -104,5 +104,5 @@ def test_solve_against_generate(benchmark, engine, branches):
     }
     print(
         f"\n{branches} branches: solve {mine:.0f} tokens/s, generate {peer:.0f} tokens/s, "
-        f"ratio {mine / peer:.2f}; weights read once a step would allow {floor:.0f}"
+        f"ratio {mine / peer:.2f}; weights read once per step would allow {floor:.0f}"
     )

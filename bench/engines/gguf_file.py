@@ -1,6 +1,6 @@
-"""A transformers folder of the Qwen2 architecture as one GGUF file, for engines that read those.
+"""A transformers folder of the Qwen2 architecture as one GGUF file, for engines that read GGUF.
 
-Needs the gguf package and NumPy, nothing of transformers or torch.
+Needs the gguf package and NumPy, neither transformers nor torch.
 """
 
 import json
@@ -20,7 +20,7 @@ _NUMPY_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 def write_gguf(model: Path, file: Path, weight_type: str) -> None:
     """Write the weights of a folder, matrices in one type; vectors stay float32 as engines expect.
 
-    The vocabulary is written as placeholders: whoever reads the file is to give and get token ids.
+    The vocabulary is placeholders: a reader of the file exchanges token ids, not text.
 
     Args:
         model: folder with config.json and *.safetensors.
@@ -72,14 +72,14 @@ def _describe(writer: Any, config: dict[str, Any], weight_type: str) -> None:
     # OpenVINO cannot compile the tokenizer of a vocabulary without control tokens.
     kinds[config["eos_token_id"]] = int(gguf.TokenType.CONTROL)
     writer.add_token_types(kinds)
-    writer.add_token_merges(["t 1"])  # readers insist on the list
+    writer.add_token_merges(["t 1"])  # readers refuse a file without the list
     writer.add_eos_token_id(config["eos_token_id"])
 
 
 def _tensors(model: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and float32 values of every tensor of a folder, read from its safetensors files.
+    """Name and float32 values of every tensor in the safetensors files of a folder.
 
-    Read here because NumPy has no bfloat16, which is what the files often hold.
+    The files often hold bfloat16, which NumPy does not have, so they are decoded here.
     """
     for file in sorted(model.glob("*.safetensors")):
         with open(file, "rb") as stream:

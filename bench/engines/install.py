@@ -3,7 +3,7 @@
 python -m bench.engines.install [--list] [names ...]
 
 A peer keeps its own environment because the peers want different versions of the same packages.
-What is installed already is skipped, and a peer that fails does not stop the next one.
+Installed peers are skipped, and a peer that fails does not stop the next one.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from pathlib import Path
 __all__ = ["ENVIRONMENTS", "Environment", "install", "installed", "python_of"]
 
 ROOT = Path(__file__).resolve().parents[2]
-# The build of torch without CUDA: an unpinned torch brings several GB of libraries of no use here.
+# The build of torch without CUDA: the default one brings several GB of unused libraries.
 TORCH = "torch==2.13.0"
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What pip installs for a peer, in steps, and what it then takes out again.
+    """What pip installs for a peer, in steps, and what it uninstalls afterwards.
 
     Attributes:
-        steps: requirements of each call of pip, in order; the first of all names the engine.
-        remove: packages that came along, are not used and do not load beside a CPU build of torch.
-        gigabytes: free space it needs while it installs.
+        steps: requirements of each call of pip, in order; the first one names the engine.
+        remove: dependencies that are not used and fail to load beside a CPU build of torch.
+        gigabytes: free space needed during the installation.
     """
 
     steps: tuple[tuple[str, ...], ...]
@@ -37,16 +37,16 @@ class Environment:
 
     @property
     def packages(self) -> list[str]:
-        """Names of all that was asked for."""
+        """Names of all requirements."""
         return [each.partition("==")[0] for step in self.steps for each in step]
 
     @property
     def stamp(self) -> str:
-        """What an environment made from this writes down when it is complete."""
+        """The text that a complete environment keeps, to see later that nothing changed."""
         return repr((self.steps, self.remove))
 
 
-# gguf and NumPy are what gguf_file.py needs beside the engine.
+# gguf_file.py needs gguf and NumPy beside the engine.
 ENVIRONMENTS = {
     "openvino": Environment(
         steps=(("openvino-genai==2026.4.1.0", "numpy==2.3.5", "gguf==0.19.0"),), gigabytes=1.5
@@ -63,14 +63,14 @@ ENVIRONMENTS = {
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of a peer: its own where it has an environment, else the one running this."""
+    """The interpreter of a peer: that of its environment, else the current one."""
     if name not in ENVIRONMENTS:
         return Path(sys.executable)
     return ROOT / ".peers" / name / "bin" / "python"
 
 
 def installed(name: str) -> bool:
-    """Whether a peer's environment is complete and made from the requirements above."""
+    """Whether a peer's environment is complete and made from today's requirements."""
     stamp = _stamp(name)
     return stamp.is_file() and stamp.read_text() == ENVIRONMENTS[name].stamp
 
@@ -112,7 +112,7 @@ def _pip(name: str, log, *arguments: str) -> None:
 
 
 def _versions(name: str) -> str:
-    """Versions of what was asked for, as the environment itself reports them."""
+    """Versions of the requirements, as the environment itself reports them."""
     packages = list(dict.fromkeys(ENVIRONMENTS[name].packages))
     code = (
         "import importlib.metadata as m, sys; "
@@ -123,7 +123,7 @@ def _versions(name: str) -> str:
 
 
 def main() -> int:
-    """Returns how many peers could not be installed."""
+    """Run the command line; the number of peers that could not be installed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(ENVIRONMENTS)}; all without any")
     parser.add_argument("--list", action="store_true", help="only say what is installed")

@@ -24,13 +24,13 @@ NOTE = "one sequence a path, forked by seq_cp in a unified KV cache; sampling an
 class Sampler:
     """Samples a batch of rows of logits and scores them, reusing one buffer."""
 
-    def __init__(self, rows: int, vocab: int, schedule: Schedule) -> None:
-        self.vocab = vocab
-        self.blocks = -(-vocab // BLOCK)
+    def __init__(self, rows: int, vocab_size: int, schedule: Schedule) -> None:
+        self.vocab_size = vocab_size
+        self.blocks = -(-vocab_size // BLOCK)
         self.top_k, self.top_p = schedule.top_k, schedule.top_p
         self.temperature = schedule.temperature
         self.random = np.random.default_rng(0)
-        # The end of the last block stays at what no maximum and no sum notices.
+        # The padding of the last block changes no maximum and no sum.
         self.logits = np.full((rows, self.blocks * BLOCK), -np.inf, np.float32)
         self.weights = np.zeros_like(self.logits)
 
@@ -38,7 +38,7 @@ class Sampler:
         """Ids [rows], their logprobs [rows] and the best logprobs [rows, k], before temperature."""
         rows = np.arange(len(logits))[:, None]
         own, weights = self.logits[: len(logits)], self.weights[: len(logits)]
-        own[:, : self.vocab] = logits
+        own[:, : self.vocab_size] = logits
         best = self._best(own, rows)
         np.subtract(own, best[:, :1], out=own)
         lse = np.exp(own, out=weights).sum(1, keepdims=True)
@@ -59,7 +59,7 @@ class Sampler:
         ]
 
     def _cut(self, weights: np.ndarray, rows: np.ndarray) -> None:
-        """Zero what is outside the smallest set of tokens whose weight reaches top_p of all."""
+        """Zero the weights outside the smallest set of tokens that holds top_p of all weight."""
         order = np.argsort(-weights, axis=1)
         ordered = weights[rows, order]
         before = ordered.cumsum(1, dtype=np.float64) - ordered
@@ -67,14 +67,14 @@ class Sampler:
         weights[rows, order] = ordered
 
     def _draw(self, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """An index a row, with probability proportional to its weight: a block, then in it."""
+        """One index per row, drawn in proportion to the weights: a block, then an entry of it."""
         blocks = weights.reshape(len(weights), self.blocks, BLOCK)
         ends = blocks.sum(2).cumsum(1, dtype=np.float64)
         target = self.random.random((len(weights), 1)) * ends[:, -1:]
         block = (ends > target).argmax(1)[:, None]
         begin = np.where(block > 0, ends[rows, block - 1], 0)
         inside = begin + blocks[rows[:, 0], block[:, 0]].cumsum(1, dtype=np.float64)
-        # Rounding may leave the target past the last sum: then the heaviest token stands in.
+        # Rounding may leave the target past the last sum: then the heaviest token is taken.
         passed = inside > target
         chosen = np.where(
             passed.any(1), passed.argmax(1), blocks[rows[:, 0], block[:, 0]].argmax(1)
@@ -83,7 +83,7 @@ class Sampler:
 
 
 class Engine:
-    """A model, one context, and during a replay which sequence and logits belong to which node."""
+    """A model, one context, and during a replay the sequence and the logits of each node."""
 
     def __init__(self, options: Options) -> None:
         import llama_cpp
@@ -107,8 +107,10 @@ class Engine:
         if not self.context:
             raise RuntimeError("llama.cpp could not make a context; its reason is on stderr")
         self.memory = llama_cpp.llama_get_memory(self.context)
-        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        self.sample = Sampler(self.schedule.branches, self.vocab, self.schedule)
+        self.vocab_size = llama_cpp.llama_vocab_n_tokens(
+            llama_cpp.llama_model_get_vocab(self.model)
+        )
+        self.sample = Sampler(self.schedule.branches, self.vocab_size, self.schedule)
         self._make_batch(max(self.schedule.branches, len(self.schedule.prompt)))
 
     def _parameters(self, threads: int) -> Any:
@@ -165,13 +167,13 @@ class Engine:
         self.c.llama_memory_clear(self.memory, False)
         self.sequence = {0: 0}
         self.sequences = 1
-        self.taken: set[int] = set()  # nodes whose own sequence a child goes on in
+        self.taken: set[int] = set()  # nodes whose own sequence a child continues
         self.unread = {0: np.array(self.schedule.prompt)}
-        self.logits: dict[int, np.ndarray] = {}  # [vocab] after a node's last token
+        self.logits: dict[int, np.ndarray] = {}  # [vocab_size] after a node's last token
         self.records: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def _complete(self, nodes: list[int]) -> None:
-        """Decode what has not been of these nodes: the whole prompt, or a newest token."""
+        """Decode what these nodes still lack: the whole prompt, or the newest token."""
         if not nodes:
             return
         counts = [len(self.unread[node]) for node in nodes]
@@ -227,15 +229,17 @@ class Engine:
             self.records[node] = (ids[row, :count], logprobs[row, :count], best[row, :count])
 
     def _decode(self, tokens: int, outputs: int) -> np.ndarray:
-        """Logits [outputs, vocab], in llama.cpp's own memory until the next decode."""
+        """Logits [outputs, vocab_size], in llama.cpp's own memory until the next decode."""
         self.batch.n_tokens = tokens
         if code := self.c.llama_decode(self.context, self.batch):
             raise RuntimeError(f"llama_decode of {tokens} tokens returned {code}")
-        return np.ctypeslib.as_array(self.c.llama_get_logits(self.context), (outputs, self.vocab))
+        return np.ctypeslib.as_array(
+            self.c.llama_get_logits(self.context), (outputs, self.vocab_size)
+        )
 
 
 def sequences_of(schedule: Schedule) -> int:
-    """How many sequences a replay uses: one a leaf, or one where nothing is expanded."""
+    """How many sequences a replay uses: one per leaf, or one where nothing is expanded."""
     parents = {each.parent for one in schedule.rounds for each in one}
     nodes = {each.node for one in schedule.rounds for each in one}
     return max(1, len(nodes - parents))

@@ -2,7 +2,7 @@
 
 python -m bench.engines.models 80m|0.5b DIR
 
-Speed does not depend on what the weights say, so nothing has to be downloaded.
+Speed does not depend on the values of the weights, so nothing has to be downloaded.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def make_model(size: str, folder: Path, *, seed: int = 0) -> None:
-    """Write a float32 model with tied embeddings, 2 KV heads and a tokenizer of one word an id.
+    """Write a float32 model with tied embeddings, 2 KV heads and a tokenizer of one word per id.
 
     Args:
         size: a key of SIZES.
@@ -56,7 +56,7 @@ def make_model(size: str, folder: Path, *, seed: int = 0) -> None:
 
 
 def _tokenizer(words: int):
-    """Some engines do not start without a tokenizer, though all are given ids."""
+    """A tokenizer of numbered words: some engines need one, although all are given ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -18,7 +18,7 @@ PRECISIONS = {
     "bfloat16": ("bf16", "weights float16, KV bfloat16, arithmetic bfloat16"),
 }
 NOTE = (
-    "weights come through a GGUF file, where float32 is refused; one request a parent, its "
+    "weights come through a GGUF file, where float32 is refused; one request per parent, its "
     "children as return sequences; logprobs of the sampled tokens only; the prefix cache cannot be "
     "emptied, so each replay changes the first token of the prompt"
 )
@@ -113,7 +113,7 @@ def _config(tokens: int) -> Any:
 
 
 def _pages(schedule: Schedule) -> int:
-    """Pages for two whole trees, none shared by two nodes: a replay's are freed in the next."""
+    """Pages for two whole trees without sharing: one replay's pages are freed during the next."""
     nodes = [len(schedule.prompt)] + [each.tokens for one in schedule.rounds for each in one]
     return 2 * sum(-(-tokens // PAGE) + 2 for tokens in nodes)
 

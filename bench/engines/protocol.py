@@ -1,4 +1,4 @@
-"""What the driver and every peer agree on: the schedule as a peer reads it, and the conversation.
+"""What the driver and every peer agree on: the schedule, and the lines that they exchange.
 
 Standard library only, because each peer runs in an environment of its own. A peer is started as
 
@@ -31,7 +31,7 @@ if sys.path and str(Path(sys.path[0] or ".").resolve()) == _HERE:
 
 
 class Expansion(NamedTuple):
-    """A node to add below another, by sampling so many tokens."""
+    """A node to add below `parent` by sampling `tokens` tokens."""
 
     node: int
     parent: int
@@ -44,7 +44,7 @@ class Schedule:
 
     Attributes:
         prompt: token ids.
-        rounds: expansions that may be decoded together; each parent is of an earlier round.
+        rounds: expansions that may be decoded together; each parent belongs to an earlier round.
         temperature, top_p: how every token is sampled.
         top_k: how many of a position's best logprobs are wanted beside the token's own.
     """
@@ -60,7 +60,7 @@ class Schedule:
         """Read the JSON that bench.engines.schedule makes.
 
         Raises:
-            ValueError: a parent is not of an earlier round, or an expansion has no tokens.
+            ValueError: a parent belongs to no earlier round, or an expansion has no tokens.
         """
         fields = json.loads(Path(file).read_text())
         fields["rounds"] = [[Expansion(**each) for each in one] for one in fields["rounds"]]
@@ -78,7 +78,7 @@ class Schedule:
 
     @property
     def tokens(self) -> int:
-        """Tokens sampled in a replay."""
+        """Tokens sampled by one replay."""
         return sum(each.tokens for one in self.rounds for each in one)
 
     @property
@@ -95,7 +95,7 @@ class Schedule:
         return lengths
 
     def first(self, expansions: int) -> "Schedule":
-        """The same search, ended after so many expansions."""
+        """The same search, ended after `expansions` expansions."""
         rounds, left = [], expansions
         for one in self.rounds:
             if left > 0:
@@ -124,7 +124,7 @@ class Ready(NamedTuple):
     """What a peer says of itself once it has loaded.
 
     Attributes:
-        engine, version: of what does the work.
+        engine, version: name and version of the software.
         precision: of weights, KV and arithmetic, as really used.
         top_k: whether each token comes with the best logprobs of its position.
         argmax: most likely token after the prompt.
@@ -199,7 +199,7 @@ def _options(limit: int | None) -> Options:
     schedule = Schedule.load(arguments.schedule)
     if arguments.limit is not None:
         schedule = schedule.first(arguments.limit)
-    # Before any engine is imported: most read it once, when they load.
+    # Before any engine is imported: most engines read the variable once, when they load.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     return Options(arguments.model.resolve(), arguments.precision, arguments.threads, schedule)
 

@@ -1,7 +1,7 @@
 """Marco-o1's published way of decoding: the whole sequence through the model again for every token.
 
 One expansion at a time and no KV kept from one token to the next. A replay of the whole schedule
-would take out of proportion long, so only its first expansions are replayed.
+would take far too long, so only its first expansions are replayed.
 """
 
 import torch
@@ -42,7 +42,7 @@ class Engine:
         return Replay(self.schedule.expansions, len(confidence), float(confidence.mean()))
 
     def _expand(self, path: torch.Tensor, tokens: int) -> torch.Tensor:
-        """The path with so many tokens sampled after it, [1, tokens] int64."""
+        """The path and the sampled tokens after it, [1, tokens] int64."""
         for _ in range(tokens):
             logits = self.model(path).logits[0, -1].float()
             logprobs = logits.log_softmax(-1)

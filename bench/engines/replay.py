@@ -36,7 +36,7 @@ NANO = ROOT / "marco_fast" / "models" / "nano-marco"
 ENGINES = [
     "ours", "generate", "transformers", "vllm", "llama_cpp", "openvino", "published_loop",
 ]  # fmt: skip
-# name: model, precision, prompt tokens, branches, rounds, tokens an expansion
+# name: model, precision, prompt tokens, branches, rounds, tokens per expansion
 CASES = {
     "80m-float32-8": ("80m", "float32", 200, 8, 4, 32),
     "80m-bfloat16-8": ("80m", "bfloat16", 200, 8, 4, 32),
@@ -48,7 +48,7 @@ CASES = {
 TURNS, MORE_TURNS = 3, 9  # the more where each engine replays within SHORT seconds
 SHORT = 1.5
 BUSY = 0.1  # share of the machine that others may use when a turn begins
-LOADING = 300  # seconds an engine may take to load and warm up; a replay, half of it
+LOADING = 300  # seconds that an engine may take to load and warm up; a replay may take half of it
 
 
 class Engine:
@@ -68,7 +68,7 @@ class Engine:
         )
 
     def answer(self, limit: float) -> dict[str, Any]:
-        """The next line; an error after `limit` seconds, or where the process ended."""
+        """The next line that the process prints; an error after `limit` seconds, or if it ended."""
         timer = threading.Timer(limit, self.process.kill)
         timer.start()
         try:
@@ -89,7 +89,7 @@ class Engine:
 
 
 def busy(seconds: float = 0.5) -> float:
-    """Share of all processors that worked during so many seconds."""
+    """Share of all processors that worked during the next `seconds` seconds."""
 
     def read() -> tuple[int, int]:
         ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
@@ -102,7 +102,7 @@ def busy(seconds: float = 0.5) -> float:
 
 
 def wait_until_idle(limit: float = 30) -> float:
-    """Waits for an idle machine, `limit` seconds at most; the share in use at the end."""
+    """Wait for an idle machine, `limit` seconds at most; the share in use at the end."""
     end = time.monotonic() + limit
     while (share := busy()) > BUSY and time.monotonic() < end:
         pass
@@ -120,7 +120,7 @@ def model_folder(name: str) -> Path:
 
 
 def floor_seconds(folder: Path, precision: str, schedule: dict[str, Any], threads: int) -> float:
-    """The time of reading all weights and the tree's KV once a step, or of the products."""
+    """Seconds to read all weights and the tree's KV once per step, or to multiply, if longer."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -147,7 +147,7 @@ def floor_seconds(folder: Path, precision: str, schedule: dict[str, Any], thread
 
 @contextmanager
 def started(names: list[str], arguments: list[str]) -> Iterator[tuple[list[Engine], list[dict]]]:
-    """Engines that have loaded, one after the other, and what is said of the others."""
+    """Load the engines one after the other: those that run, and why the others do not."""
     engines, entries = [], []
     try:
         for name in names:
@@ -172,7 +172,7 @@ def started(names: list[str], arguments: list[str]) -> Iterator[tuple[list[Engin
 
 
 def take_turns(engines: list[Engine], entries: list[dict]) -> None:
-    """Fills the entries with what each replay took."""
+    """Replay in turns and fill the entries with the seconds of each replay."""
     running = [entry for entry in entries if "skipped" not in entry]
     for turn in range(MORE_TURNS):
         if turn >= TURNS and any(max(each.get("seconds", [0])) > SHORT for each in running):

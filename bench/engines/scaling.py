@@ -4,9 +4,9 @@ python -m bench.engines.scaling [--out bench/results/cpu/scaling.json] [--quick]
 
 Each point is one forest, decoded twice in turns: as a tree, and as if nothing was shared, where
 every branch has its whole path for itself in one segment. Keys, values and tokens are random: the
-time of a step does not depend on them. A step is Engine.sample with the plan at hand. The floor is
-of memory and of the weights' products, without attention's: weights that stay in a cache may be
-faster, and long paths are slower.
+time of a step does not depend on them. A step is Engine.sample with a finished plan. The floor
+counts reads from memory and the products with weights, not those of attention: weights that stay in
+a cache may be faster, and long paths are slower.
 """
 
 import argparse
@@ -36,15 +36,15 @@ MODELS = ("nano-marco", "qwen2-80m")
 PROMPT, OWN = 512, 64  # tokens of a question and of a branch where they do not vary
 PAGE = 16
 MINI_STEP = PAGE  # tokens of a node where depth varies
-CONTEXT = 8192  # positions that both models are given
+CONTEXT = 8192  # positions of both models
 QUICK, FULL = {"rounds": 5, "budget": 0.5}, {"rounds": 15, "budget": 8.0}
 
 
 class Sweep(NamedTuple):
     """One quantity that varies."""
 
-    axis: str  # what x is, with its unit
-    caption: str  # what stays
+    axis: str  # the quantity on the x axis, with its unit
+    caption: str  # what is constant
     trees: dict[int, Tree]  # a forest for each x
 
 
@@ -65,7 +65,7 @@ def comb(trunk: int, own: int, branches: int) -> Tree:
 
 
 def questions(trees: int, branches: int) -> Tree:
-    """As many prompts, and the branches dealt out evenly among them."""
+    """One prompt per tree, and the branches dealt out evenly among them."""
     parents = [-1] * trees + [branch % trees for branch in range(branches)]
     lens = [PROMPT] * trees + [OWN] * branches
     return Tree(parents, lens, list(range(trees, trees + branches)))
@@ -135,11 +135,11 @@ class Placed:
         self.tokens = np.random.default_rng(0).integers(3, 1000, len(tree.leaves)).tolist()
 
     def step(self) -> mf.SampledTokens:
-        """A token of each branch, [branches]."""
+        """Decode one token of each branch, [branches]."""
         return self.engine.sample(self.tokens, self.positions, self.batch, seeds=self.tokens)
 
     def path_slots(self, branch: int) -> torch.Tensor:
-        """Where the KV of a branch's path is, [tokens] int64."""
+        """The cache slots of a branch's path, [tokens] int64."""
         path = [self.nodes[node] for node in self.tree.path(self.tree.leaves[branch])]
         return torch.cat([self.engine.cache.slot_mapping(node) for node in path])
 
@@ -170,7 +170,7 @@ def placed(engine: mf.Engine, tree: Tree) -> Iterator[Placed]:
 
 
 def check(engine: mf.Engine, tree: Tree) -> float:
-    """How far logits of the tree are from those of its paths kept apart, over the largest logit.
+    """Largest difference of logits, tree against separate paths, over the largest logit.
 
     Raises:
         AssertionError: it is more than rounding.
@@ -193,7 +193,7 @@ def measure(
     """Both ways of one point, in turns.
 
     Args:
-        floor: seconds of a step that reads so many bytes of KV for so many branches.
+        floor: seconds of a step, from the bytes of KV that it reads and the number of branches.
         rounds, budget: as of `interleaved`.
     """
     with placed(engine, tree) as shared, placed(engine, alone(tree)) as apart:
@@ -220,8 +220,8 @@ def loaded(name: str) -> Iterator[tuple[mf.Engine, int]]:
     """An engine with random KV and room for the largest point, and its number of weights."""
     trees = [tree for sweep in SWEEPS.values() for tree in sweep.trees.values()]
     pages = max(sum(-(-n // PAGE) for n in (*each.lens, *alone(each).lens)) for each in trees)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
         count = _make(name, folder)
         with mf.Engine.from_pretrained(folder, device="cpu", kv_tokens=pages * PAGE) as engine:
             for layer in (*engine.cache.k, *engine.cache.v):

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["make_schedule"]
 
-CHILDREN = 4  # of a node picked as a parent
+CHILDREN = 4  # children of a node that was picked as a parent
 
 
 def make_schedule(
@@ -75,7 +75,7 @@ def make_schedule(
 
 
 def _parents(chance: random.Random, grown: list[list[int]], branches: int) -> list[int]:
-    """Parents of one round, those of one parent side by side; the root is no candidate any more."""
+    """Parents of one round's expansions, equal ones side by side; the root is not picked again."""
     candidates = [node for nodes in grown[-2:] for node in nodes if node != 0]
     picked = chance.sample(candidates, min(len(candidates), -(-branches // CHILDREN)))
     return sorted(picked[i % len(picked)] for i in range(branches))

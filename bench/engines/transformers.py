@@ -17,7 +17,7 @@ NOTE = (
 
 
 class Engine:
-    """A model and, during a replay, what each node of the tree has left behind."""
+    """A model and, during a replay, the path, KV and logits of each node."""
 
     def __init__(self, options: Options) -> None:
         from transformers import AutoModelForCausalLM
@@ -34,8 +34,8 @@ class Engine:
         self.unread: dict[int, torch.Tensor] = {0: torch.tensor(self.schedule.prompt)}
         self.kv: dict[int, torch.Tensor | None] = {
             0: None
-        }  # [layers, 2, kv_heads, tokens, head_dim]
-        self.logits: dict[int, torch.Tensor] = {}  # [vocab] after a node's last token
+        }  # [layers, 2, num_kv_heads, tokens, head_dim]
+        self.logits: dict[int, torch.Tensor] = {}  # [vocab_size] after a node's last token
         self.records: dict[int, tuple[torch.Tensor, ...]] = {}
 
     @torch.inference_mode()
@@ -58,7 +58,7 @@ class Engine:
         return Replay(len(self.records), len(logprobs), float(confidence.mean()))
 
     def _complete(self, nodes: list[int]) -> None:
-        """Run what no forward has read of these nodes yet: a whole prompt, or a newest token."""
+        """Run the tokens of these nodes that no forward has read: prompt or newest token."""
         if not nodes:
             return
         cache, mask = self._gather([self.paths[node] for node in nodes])
@@ -71,7 +71,7 @@ class Engine:
             self.logits[node] = logits[row]
 
     def _expand(self, expansions: list[Expansion]) -> None:
-        """Sample as many tokens below each parent; the last of them is left unread."""
+        """Sample equally many tokens below each parent; the last of them is left unread."""
         cache, mask = self._gather([self.paths[each.parent] for each in expansions])
         start = mask.shape[1]
         logits = torch.stack([self.logits[each.parent] for each in expansions])
@@ -106,7 +106,7 @@ class Engine:
         return cache, mask.long()
 
     def _forward(self, ids: torch.Tensor, cache: Any, mask: torch.Tensor) -> torch.Tensor:
-        """Logits after the last of ids [rows, tokens]; mask as of before or after adding them."""
+        """Logits after the last of ids [rows, tokens]; the mask may include them already."""
         missing = cache.get_seq_length() + ids.shape[1] - mask.shape[1]
         mask = torch.cat([mask, mask.new_ones(len(mask), missing)], 1)
         positions = mask.cumsum(1)[:, -ids.shape[1] :] - 1
@@ -133,7 +133,7 @@ class Engine:
 
 
 def _layers(cache: Any, row: int) -> torch.Tensor:
-    """One row of a cache as a copy, [layers, 2, kv_heads, tokens, head_dim]."""
+    """One row of a cache as a copy, [layers, 2, num_kv_heads, tokens, head_dim]."""
     return torch.stack([torch.stack([each.keys[row], each.values[row]]) for each in cache.layers])
 
 

@@ -1,19 +1,19 @@
-"""vLLM on a CPU: one generate call a round, the paths found again through its prefix cache."""
+"""vLLM on a CPU: one generate call per round, the paths found again through its prefix cache."""
 
 import os
 from typing import Any
 
 from protocol import Options, Peer, Ready, Replay, serve
 
-PAGE = 32  # tokens; only whole pages are found again, and the default of 128 finds few
+PAGE = 32  # tokens; only whole pages are reused
 NOTE = (
-    "one generate call a round over a prefix cache of 32-token pages, emptied before each replay; "
-    "one request a parent, its children as n"
+    "one generate call per round over a prefix cache of 32-token pages, emptied before each "
+    "replay; one request per parent, its children as n"
 )
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    # The engine in this process: two more on the same cores would wait for each other busily.
+    # Run the engine in this process: a second process on the same cores would wait by spinning.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 

@@ -1,11 +1,12 @@
-"""Compiles every kernel that the launchers may choose, for GPUs that need not be here.
+"""Compile every kernel that the launchers may choose, for GPUs that need not be here.
 
 python -m bench.gpu.aot [--arch sm_90 ...] [--match TEXT] [--out FILE.json]
 
-What is compiled is what the launchers launch (bench/gpu/launches.py): they are called with every
-dtype, head size and form of their arguments. Prints a row per kernel: registers and shared memory
-of a block, bytes of stack and local memory of a thread (spills), and the compiler's time. Ends with
-1 where a kernel does not compile, or spills on an architecture that it must not spill on.
+The launchers are called with every dtype, head size and form of their arguments, and what they
+launch is recorded (bench/gpu/launches.py) and compiled. Prints one row per kernel: registers and
+shared memory per block, bytes of stack and local memory per thread (spills), and the compiler's
+time. The exit code is 1 where a kernel does not compile, or spills on an architecture where it must
+not.
 """
 
 import argparse
@@ -15,13 +16,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 import marco_fast as mf
 from bench.common.trees import PAGE, prompt_and_branches, tables
 from bench.gpu.launches import ARCHITECTURES, Specialization, recording, resources
-from marco_fast.ops.attention.work_items import tree_items
+from marco_fast.ops.attention.attend import AttentionInputs, AttentionOptions, AttentionResult
+from marco_fast.ops.attention.work_items import work_items
 from marco_fast.ops.dtypes import FLOATS
 
 NO_SPILLS_ON = ("sm_80", "sm_90")
@@ -30,7 +33,7 @@ BACKEND = "triton"
 
 
 def launch_everything() -> None:
-    """Calls every operation such that its launcher takes each of its ways once."""
+    """Call every operation so that its launcher takes each of its branches once."""
     for dtype in FLOATS:
         for top_k in (5, 32):
             launch_confidence(dtype, top_k)
@@ -41,17 +44,17 @@ def launch_everything() -> None:
 
 
 def launch_confidence(dtype: torch.dtype, top_k: int) -> None:
-    """Rows that begin at a multiple of 16 bytes and rows that do not, ids of both types."""
+    """Rows that begin at a multiple of 16 bytes and others, ids of both types."""
     keys = torch.zeros(2, dtype=torch.int64)
-    for vocab in (8192, 8191):
-        logits = torch.empty(2, vocab, dtype=dtype)
+    for vocab_size in (8192, 8191):
+        logits = torch.empty(2, vocab_size, dtype=dtype)
         mf.sample_confidence(logits, seeds=keys, positions=keys, top_k=top_k, backend=BACKEND)
         for ids in (keys, keys.int()):
             mf.topk_confidence(logits, ids, top_k=top_k, backend=BACKEND)
 
 
 def launch_lm_head(dtype: torch.dtype, top_k: int) -> None:
-    """Weights that the copy engine of sm_90 takes and such that it does not; a shard's records."""
+    """Weights that the copy engine of sm_90 accepts and others; the records of a shard."""
     keys = torch.zeros(2, dtype=torch.int64)
     for size in (128, 127):
         hidden, weight = torch.empty(2, size, dtype=dtype), torch.empty(8192, size, dtype=dtype)
@@ -61,7 +64,7 @@ def launch_lm_head(dtype: torch.dtype, top_k: int) -> None:
 
 
 def launch_attention(dtype: torch.dtype, head_dim: int) -> None:
-    """append_kv, and both stages for items of 16 and of 32 rows."""
+    """append_kv, and both stages for work items of 16 and of 32 query heads."""
     from marco_fast.kernels import tree_attention as kernels
 
     tree = prompt_and_branches(600, 8, 20)
@@ -74,13 +77,15 @@ def launch_attention(dtype: torch.dtype, head_dim: int) -> None:
         head_dim=head_dim, page_size=PAGE,
     )  # fmt: skip
     q = torch.empty(8, 14, head_dim, dtype=dtype)
-    space = torch.empty(0)
-    for rows in (16, 32):
-        items = tree_items(
-            plan.native, group=7, num_kv_heads=2, head_dim=head_dim, device=q.device, tile_rows=rows
-        )
-        held = SimpleNamespace(items=lambda device, items=items: items)
-        kernels.tree_attention(q, k_cache, v_cache, held, 1.0, torch.empty_like(q), None, space)
+    options, result = (
+        AttentionOptions(1.0, torch.empty(0)),
+        AttentionResult(torch.empty_like(q), None),
+    )
+    heads = (14, 2, head_dim, PAGE)
+    for tile in (16, 32):
+        items = work_items(plan.arrays, heads=heads, device=q.device, tile_query_heads=tile)
+        held: Any = SimpleNamespace(items=lambda device, items=items: items)
+        kernels.tree_attention(AttentionInputs(q, k_cache, v_cache, held), options, result)
 
 
 def launch_advance() -> None:
@@ -92,7 +97,7 @@ def launch_advance() -> None:
 
 
 def all_specializations(arch: str, match: str = "") -> list[Specialization]:
-    """Everything that was launched, and whose label holds `match`."""
+    """The specialisations that were launched, of those whose label holds `match`."""
     with recording(arch) as seen:
         launch_everything()
     return [each for each in seen.specializations.values() if match in each.label]

@@ -1,4 +1,4 @@
-"""Compiles what the run will launch, before anything is timed.
+"""Compile what the run will launch, before anything is timed.
 
 The cases of all parts are walked once without a GPU (bench/gpu/launches.py sees the launches), then
 a pool of processes compiles each specialisation, and the stub that launches it, into Triton's
@@ -22,8 +22,8 @@ from bench.gpu.process import die_with_parent, in_child
 
 __all__ = ["build_launcher", "cases", "compile_all", "launches_of_run"]
 
-# Parts that launch nothing of ours, or what others launch too: a whole model takes minutes on a
-# CPU.
+# Parts that launch none of our kernels, or the same as other parts; walking a whole model would
+# take minutes on a CPU.
 NOT_WALKED = (
     "environment", "ceilings", "compile", "engine", "search", "counters", "sanitizer",
 )  # fmt: skip
@@ -51,14 +51,14 @@ def build_launcher(compiled: object) -> None:
 
 
 class Compiled(NamedTuple):
-    """What became of a specialisation: an error or "", whether it was in the cache, seconds."""
+    """Result of one compilation: an error or "", whether the cache had it, seconds."""
 
     error: str
     found: bool
     seconds: float
 
 
-_work: list[Specialization] = []  # of the pool's processes, which are forks
+_work: list[Specialization] = []  # in the processes of the pool, which are forks
 
 
 def _compile(i: int) -> Compiled:
@@ -71,7 +71,7 @@ def _compile(i: int) -> Compiled:
         compiled = compile_for(_work[i])
         if _work[i].arch.startswith("sm_"):
             build_launcher(compiled)
-    except Exception as wrong:  # told in the row; the kernel's own case will fail
+    except Exception as wrong:  # the row tells it; the kernel's own case will fail
         error = f"{_work[i].label}: {type(wrong).__name__}: {wrong}"
     return Compiled(error, any(hits), time.process_time() - begin)
 
@@ -79,8 +79,8 @@ def _compile(i: int) -> Compiled:
 def compile_all(
     found: Sequence[Specialization], started: Callable[[], None] = die_with_parent
 ) -> dict[str, object]:
-    """Compiles in as many processes as there are cores: errors, how many specialisations were in
-    the cache, and the seconds of all processes together."""
+    """Compile in one process per core: (errors, how many specialisations were in the cache, the
+    seconds of all processes together)."""
     _work[:] = found
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(os.cpu_count(), context, started) as pool:
@@ -98,7 +98,7 @@ def cases(machine: Machine) -> Iterator[Case]:
 
 
 def compile_run() -> dict:
-    """For the GPU of this machine; a process that has not touched it yet."""
+    """Compile for the GPU of this machine, in a process that has not touched the GPU."""
     arch = in_child(capability)
     begin = time.monotonic()
     seen = launches_of_run(arch)
@@ -121,7 +121,7 @@ def capability() -> str:
 
 
 def count_elsewhere() -> dict:
-    """A process that interprets cannot record: another one walks the run."""
+    """Count launches in another process: one that interprets kernels cannot record them."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu.compilation", "sm_90"],

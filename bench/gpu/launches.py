@@ -1,4 +1,4 @@
-"""What the launchers launch on a GPU that is not here: recorded, and compiled.
+"""Record what the launchers would launch on a GPU that is not here, and compile it.
 
 Inside `recording("sm_90")` the Triton launchers take CPU tensors, choose as they would on that GPU,
 and launch nothing: each launch leaves its specialisation, which is what Triton compiles (types of
@@ -94,18 +94,18 @@ def leaves(signature: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], str, st
 
 @dataclass
 class Recording:
-    """What was launched: how often in all, and each specialisation once, by its key."""
+    """The number of launches, and each specialisation once, by its key."""
 
     launches: int = 0
     specializations: dict[tuple, Specialization] = field(default_factory=dict)
 
 
 def import_kernels() -> None:
-    """Imports everything in kernels/, while Triton decorates for a GPU.
+    """Import everything in kernels/ while Triton decorates for a GPU.
 
     Triton (3.6) keys a kernel in its cache by its source and that of the functions it calls, and
-    the key depends on which of them had a key already: kernels that another process compiled are
-    only found where all get their keys in the same order, which is here.
+    the key depends on which of them had a key already. A process finds the kernels that another
+    one compiled only if both compute the keys in the same order, which is fixed here.
     """
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         raise RuntimeError("expected TRITON_INTERPRET unset, got a process that interprets")
@@ -119,9 +119,9 @@ def import_kernels() -> None:
 
 @contextlib.contextmanager
 def recording(arch: str) -> Iterator[Recording]:
-    """Until it is left, launches over CPU tensors are recorded, and do nothing."""
+    """Inside this context launches over CPU tensors are recorded and do nothing."""
     import_kernels()
-    # Not above: the parent of a GPU run imports this module before the C++ extension is there.
+    # Not at the top: the parent of a GPU run imports this module before the extension is built.
     from marco_fast.kernels import lm_head_confidence
     from marco_fast.ops import backends
     from marco_fast.ops.confidence.options import Head
@@ -131,7 +131,7 @@ def recording(arch: str) -> Iterator[Recording]:
 
     backend, number, warp, processors = ARCHITECTURES[arch]
     fake = SimpleNamespace(
-        get_current_device=lambda: arch,  # kernels keep what they compiled by device
+        get_current_device=lambda: arch,  # kernels keep their compiled forms by device
         get_current_stream=lambda device: 0,
         get_current_target=lambda: GPUTarget(backend, number, warp),
     )
@@ -148,9 +148,9 @@ def recording(arch: str) -> Iterator[Recording]:
         stack.enter_context(mock.patch.object(launch, "launching", contextlib.nullcontext))
         stack.enter_context(mock.patch.object(driver, "_active", fake))
         stack.enter_context(mock.patch.object(JITFunction, "_do_compile", record))
-        # Above 64 rows the logits are a library's product: memory will do.
+        # Above 64 rows a library computes the logits: unwritten memory stands for them.
         stack.enter_context(mock.patch.object(lm_head_confidence, "product", no_product))
-        # So that the operations take CPU tensors; Triton itself looked when it was imported.
+        # Makes the operations accept CPU tensors; Triton itself read the variable at its import.
         stack.enter_context(mock.patch.dict(os.environ, TRITON_INTERPRET="1"))
         backends.load_backend.cache_clear()
         stack.callback(backends.load_backend.cache_clear)
@@ -158,19 +158,19 @@ def recording(arch: str) -> Iterator[Recording]:
 
 
 def compile_for(found: Specialization) -> Any:
-    """The compiled kernel; Triton keeps it in its cache, where a launch finds it."""
+    """The compiled kernel, which is also put into Triton's cache, where a launch finds it."""
     source = ASTSource(found.kernel, found.signature, found.constants, found.attributes)
     target = GPUTarget(*ARCHITECTURES[found.arch][:3])
     return triton.compile(source, target=target, options=dict(found.options))
 
 
 def resources(found: Specialization) -> dict[str, object]:
-    """What a compiled kernel takes: registers and bytes of stack and local memory of a thread,
-    shared memory and warps of a block; {"error": text} where it does not compile."""
+    """What a compiled kernel uses: registers and bytes of stack and local memory per thread,
+    shared memory and warps per block; {"error": text} where it does not compile."""
     begin = time.perf_counter()
     try:
         compiled = compile_for(found)
-    except Exception as error:  # whatever the compiler raises belongs in the table
+    except Exception as error:  # any error of the compiler belongs in the table
         return {"error": f"{type(error).__name__}: {error}".strip()}
     if "amdgcn" in compiled.asm:
         usage = _hip_usage(compiled.asm["amdgcn"])
@@ -182,7 +182,7 @@ def resources(found: Specialization) -> dict[str, object]:
 
 
 def _cuda_usage(cubin: bytes) -> dict[str, object]:
-    """From the binary itself."""
+    """Resource usage as the binary tells it."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -199,7 +199,7 @@ def _cuda_usage(cubin: bytes) -> dict[str, object]:
 
 
 def _hip_usage(assembly: str) -> dict[str, object]:
-    """From the metadata of the assembly; scalar registers spill to vector registers."""
+    """Resource usage from the assembly's metadata; scalar registers spill to vector registers."""
 
     def number(name: str) -> int:
         return sum(int(each) for each in re.findall(rf"\.{name}:\s*(\d+)", assembly))

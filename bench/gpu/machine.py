@@ -1,8 +1,8 @@
-"""One GPU as the parts of the run see it: what it is, how fast it reads, how long calls take on it.
+"""The GPU as the parts of the run see it: what it is, how fast it reads, how long calls take.
 
 The same code serves three modes. "gpu" measures. "dry" rehearses on a CPU, in Triton's interpreter
-and on tiny shapes: nothing it times means anything, but every line has run once. "record" takes the
-shapes of a GPU and memory that nobody touches, for bench/gpu/launches.py to see the launches.
+and on tiny shapes: its times mean nothing, but every line runs once. "record" takes the shapes of a
+GPU and memory that is never touched, so that bench/gpu/launches.py sees the launches.
 """
 
 import importlib.util
@@ -21,13 +21,13 @@ __all__ = ["CaptureFailed", "Case", "Machine", "Timing"]
 
 Call = Callable[[], object]
 
-TURN = 1e-3  # seconds of a graph, at least
-WARM = 0.02  # seconds of replays before those that count
-LAUNCH_CYCLES = 100_000  # of the GPU: longer than it takes to launch a graph
+TURN = 1e-3  # least seconds of a graph
+WARM = 0.02  # seconds of replays before the timed ones
+LAUNCH_CYCLES = 100_000  # clock cycles of the GPU: longer than the launch of a graph
 
 
 class Case(NamedTuple):
-    """One row of a part: its name, and what gives the other fields (or fails)."""
+    """One row of a part: its name, and the function that returns the other fields (or fails)."""
 
     name: str
     run: Callable[[], dict]
@@ -102,14 +102,14 @@ class Machine:
         return torch.randn(shape, dtype=dtype, device=self.device).mul_(scale)
 
     def sets(self, nbytes: float, most: int = 1000) -> int:
-        """So many inputs of a call that none is still in the L2 cache when its turn comes."""
+        """How many inputs a call needs so that none is still in the L2 cache at its turn."""
         if self.mode != "gpu":
             return 1
         cache = 4 * torch.cuda.get_device_properties(0).L2_cache_size
         return min(most, max(1, -(-cache // max(int(nbytes), 1))))
 
     def rotating(self, make: Callable[[], object], nbytes: float) -> list:
-        """As many inputs as `sets` says."""
+        """A list of `sets(nbytes)` inputs."""
         return [make() for _ in range(self.sets(nbytes))]
 
     def time(self, *candidates: Sequence[Call], rounds: int = 15) -> list[Timing]:
@@ -153,7 +153,7 @@ class Machine:
         return lambda: self._event_seconds([graph.replay]) / len(sequence), True
 
     def _waits(self, call: Call) -> bool:
-        """Whether a call makes the host wait for the device, which no graph can hold."""
+        """Whether a call makes the host wait for the device, which a graph cannot capture."""
         torch.cuda.set_sync_debug_mode("error")
         try:
             call()
@@ -169,7 +169,7 @@ class Machine:
         """A CUDA graph of the calls, in order, replayed once.
 
         Raises:
-            CaptureFailed: see there; the process is of no further use.
+            CaptureFailed: the process cannot be used any further.
         """
         graph = torch.cuda.CUDAGraph()
         try:
@@ -190,7 +190,7 @@ class Machine:
 
     def _event_seconds(self, calls: Sequence[Call]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # The GPU is busy while the first launch is under way: it would count as the call's.
+        # Keep the GPU busy during the first launch, which would otherwise count as the call's time.
         torch.cuda._sleep(LAUNCH_CYCLES)
         start.record()
         for call in calls:
@@ -200,8 +200,10 @@ class Machine:
         return start.elapsed_time(end) * 1e-3 / len(calls)
 
     def floor_us(self, nbytes: float, flop: float = 0.0) -> float | None:
-        """Microseconds that no call can beat which moves so many bytes and multiplies so much;
-        None where the ceilings were not measured."""
+        """The least microseconds of a call that moves `nbytes` and does `flop` operations.
+
+        None where the ceilings were not measured.
+        """
         if not self.ceilings:
             return None
         seconds = max(nbytes / self.ceilings["bytes_s"], flop / self.ceilings["bf16_flop_s"])
@@ -209,7 +211,7 @@ class Machine:
 
 
 def environment(machine: Machine) -> Iterator[Case]:
-    """The GPU, its driver, the software and what of it is missing."""
+    """The GPU, its driver, the software, and which of the optional packages are missing."""
     yield Case("environment", lambda: describe_all(machine))
 
 
@@ -252,6 +254,6 @@ def measure_ceilings(machine: Machine) -> dict:
         "copy_bytes_s": 2 * buffer.nbytes / min(copy.seconds),
         "bf16_flop_s": 2 * size**3 / min(product.seconds),
     }
-    # Reading is not slower than half of a copy, whatever the sum's own kernel reaches.
+    # Reads are at least as fast as a copy, even if the kernel of the sum is slower.
     row["bytes_s"] = max(row["read_bytes_s"], row["copy_bytes_s"])
     return row

@@ -1,10 +1,10 @@
-"""What is carried to a GPU machine so that nothing is compiled there: kernels and the extension.
+"""Kernels and the extension, compiled here to be carried to a GPU machine.
 
 python -m bench.gpu.pack [--out DIR] [--arch sm_90]
 
-Run by the Python and the Triton that the GPU machine has (`make gpu-pack`): Triton's cache finds a
-kernel by the contents of its wheel, an extension loads in one version of Python. DIR gets the
-kernels' cache, the extension, and manifest.json, which says what they were made for.
+It must run with the versions of Python and Triton of the GPU machine (`make gpu-pack`): Triton's
+cache keys a kernel by the contents of Triton's wheel, and an extension loads in one version of
+Python. DIR gets the kernels' cache, the extension, and manifest.json with those versions.
 """
 
 import argparse
@@ -30,7 +30,7 @@ __all__ = ["main", "use"]
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 60e6
-BUILD_SECONDS = 400  # some 100 of one core
+BUILD_SECONDS = 400  # builds take about 100 seconds of one core
 
 
 def extension_name() -> str:
@@ -38,10 +38,10 @@ def extension_name() -> str:
 
 
 def use(folder: Path) -> Iterator[str]:
-    """Makes this process, and those it forks, find what the folder holds; says what it found.
+    """Make this process and its forks use what the folder holds; yields lines that say so.
 
-    Where there is no extension in the checkout or the pack, but a compiler, one is built beside
-    the run: parts that begin when it is done have it.
+    Without an extension in the checkout or the pack, one is built during the run if there is a
+    compiler: the parts that begin after that use it.
     """
     if "TRITON_CACHE_DIR" not in os.environ and folder.exists():
         try:
@@ -60,10 +60,10 @@ def _use_cache(folder: Path) -> str:
 
 
 def _temporary() -> Path:
-    """A folder that is gone when this process ends."""
-    place = Path(tempfile.mkdtemp(prefix="marco_fast-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    return place
+    """A folder that is removed when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="marco_fast-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _python() -> list[str]:
@@ -71,16 +71,16 @@ def _python() -> list[str]:
 
 
 def told(manifest: dict) -> str:
-    """What is in a pack, and for which versions."""
+    """One line about a pack: its contents and their versions."""
     return (
         f"{manifest['kernels']} kernels for {manifest['arch']}, Triton {manifest['triton']}, "
         f"Python {'.'.join(manifest['python'])}; {manifest['extension']}"
     )
 
 
-def place_cache(packed: Path, place: Path) -> None:
-    """A copy of a cache that Triton uses from now on; it notes where a kernel's files lie."""
-    cache = place / "triton"
+def place_cache(packed: Path, folder: Path) -> None:
+    """Copy a cache into a folder that Triton uses from now on: its entries hold absolute paths."""
+    cache = folder / "triton"
     shutil.copytree(packed, cache)
     for group in cache.glob("*/__grp__*.json"):
         names = json.loads(group.read_text(encoding="utf-8"))["child_paths"]
@@ -100,16 +100,16 @@ def _use_extension(folder: Path) -> Iterator[str]:
         yield f"pack: {packed.name}"
         return
     if shutil.which(os.environ.get("CXX", "g++")) and importlib.util.find_spec("pybind11"):
-        place = _temporary()
-        marco_fast.__path__.append(str(place))
-        process = build(place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        scratch = _temporary()
+        marco_fast.__path__.append(str(scratch))
+        process = build(scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         atexit.register(process.kill)
         yield "no C++ extension: one is being built"
     else:
         yield "no C++ extension and no compiler: the slower Python code plans"
 
 
-# In a process of its own: argument 1 is a file of the extension.
+# Runs in a process of its own; argument 1 is the file of an extension.
 LOAD = """
 import sys
 from importlib import util
@@ -118,32 +118,32 @@ module = util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.isa()
 """
-# Argument 1 is a folder, which gets the extension when it is whole; 2 how long that may take.
+# Argument 1 is the folder that gets the complete extension, argument 2 the seconds allowed.
 BUILD = """
 import os, pathlib, subprocess, sys
-place = pathlib.Path(sys.argv[1])
-subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--build-lib", place / "lib",
-                "--build-temp", place / "temp"], check=True, timeout=float(sys.argv[2]))
-made = next((place / "lib").rglob("_C*.so"))
-os.replace(made, place / made.name)
+folder = pathlib.Path(sys.argv[1])
+subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--build-lib", folder / "lib",
+                "--build-temp", folder / "temp"], check=True, timeout=float(sys.argv[2]))
+made = next((folder / "lib").rglob("_C*.so"))
+os.replace(made, folder / made.name)
 """
 
 
 def _loads(extension: Path) -> bool:
-    """Whether this Python can load it."""
+    """Whether this Python can load an extension."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(extension)], capture_output=True)
     return done.returncode == 0
 
 
-def build(place: Path, **options: Any) -> subprocess.Popen:
-    """Starts to build the extension into a folder."""
+def build(folder: Path, **options: Any) -> subprocess.Popen:
+    """Start to build the extension into a folder."""
     return subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(place), str(BUILD_SECONDS)], cwd=ROOT, **options
+        [sys.executable, "-c", BUILD, str(folder), str(BUILD_SECONDS)], cwd=ROOT, **options
     )
 
 
 def make(folder: Path, arch: str) -> dict:
-    """Fills a folder; gives its manifest and its bytes.
+    """Fill a folder; returns its manifest and its size in bytes.
 
     Raises:
         RuntimeError: something does not compile, or all of it is too large to be carried.
@@ -161,7 +161,7 @@ def make(folder: Path, arch: str) -> dict:
 
 
 def make_cache(folder: Path, found: list) -> dict:
-    """Compiles specialisations of one architecture, and what launches them, into a folder.
+    """Compile specialisations of one architecture, and the stubs that launch them, into a folder.
 
     Raises:
         RuntimeError: something does not compile.
@@ -172,7 +172,9 @@ def make_cache(folder: Path, found: list) -> dict:
     from bench.gpu.compilation import compile_all
 
     os.environ["TRITON_CACHE_DIR"] = str((folder / "triton").resolve())
-    os.environ["TRITON_STORE_BINARY_ONLY"] = "1"  # the steps on the way to a binary are not needed
+    os.environ["TRITON_STORE_BINARY_ONLY"] = (
+        "1"  # the intermediate forms of a binary are not needed
+    )
     with without_libcuda():
         _build_utilities()
         row = compile_all(found, started=_no_loading)
@@ -188,10 +190,10 @@ def make_cache(folder: Path, found: list) -> dict:
 
 
 def build_extension(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        process = build(Path(place), stderr=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        process = build(Path(scratch), stderr=subprocess.PIPE, text=True)
         told = process.communicate()[1]
-        made = Path(place) / extension_name()
+        made = Path(scratch) / extension_name()
         if not made.exists():
             raise RuntimeError(f"expected the extension to be built, got: {told[-2000:]}")
         shutil.copy(made, folder)
@@ -199,32 +201,32 @@ def build_extension(folder: Path) -> None:
 
 @contextlib.contextmanager
 def without_libcuda() -> Iterator[None]:
-    """Triton's stubs are linked to the driver's library: here to an empty one of its name, which
-    the linker must not leave out for that."""
+    """Link Triton's stubs to an empty library with the name of the driver's, which this machine
+    lacks; the linker must keep the dependency although nothing is used from it."""
     compiler = os.environ.get("CC", "gcc")
-    with tempfile.TemporaryDirectory() as place:
-        wrapper = Path(place) / "cc"
+    with tempfile.TemporaryDirectory() as scratch:
+        wrapper = Path(scratch) / "cc"
         wrapper.write_text(f'#!/bin/sh\nexec {compiler} -Wl,--no-as-needed "$@"\n')
         wrapper.chmod(0o755)
-        library = Path(place) / "libcuda.so.1"
+        library = Path(scratch) / "libcuda.so.1"
         subprocess.run(
             [wrapper, "-shared", "-x", "c", "/dev/null", f"-Wl,-soname,{library.name}", "-o",
              library],
             check=True,
         )  # fmt: skip
-        with mock.patch.dict(os.environ, TRITON_LIBCUDA_PATH=place, CC=str(wrapper)):
+        with mock.patch.dict(os.environ, TRITON_LIBCUDA_PATH=scratch, CC=str(wrapper)):
             yield
 
 
 def _no_loading() -> None:
-    """In a process that builds stubs: they are not loaded, there is no driver to load them with."""
+    """Build stubs without loading them: there is no driver to load them with."""
     from triton.runtime import build
 
     build._load_module_from_path = lambda name, path: mock.MagicMock()
 
 
 def _build_utilities() -> None:
-    """The module by which Triton talks to the driver."""
+    """Build the module through which Triton talks to the driver."""
     from triton.backends.nvidia import driver
     from triton.runtime import build
 

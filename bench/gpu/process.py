@@ -1,4 +1,4 @@
-"""A part of the run in a child process: whatever happens there costs the case that was under way.
+"""A part of the run in a child process, where a failure costs no more than the current case.
 
 The child is a fork, so that a part starts without importing torch again; the parent never touches
 the GPU. Rows come through a pipe as they are measured. After a crash, a broken context or a graph
@@ -26,8 +26,8 @@ __all__ = ["PartEnd", "die_with_parent", "in_child", "run_part"]
 Cases = Callable[[Machine], Iterator[Case]]
 Emit = Callable[[dict], None]
 
-GRACE = 4.0  # seconds after its deadline in which a child may finish its case
-START = 3.0  # seconds left below which no child is started again
+GRACE = 4.0  # seconds that a child has after its deadline to finish its case
+START = 3.0  # seconds that must be left to start another child
 
 
 @dataclass
@@ -46,11 +46,11 @@ class PartEnd:
 
 
 def run_part(cases: Cases, machine: Machine, seconds: float, log: Path, emit: Emit) -> PartEnd:
-    """Runs a part's cases in child processes, and hands every row to `emit` as it comes.
+    """Run a part's cases in child processes, and hand every row to `emit` as it comes.
 
     Args:
         cases: a generator of the part's cases.
-        machine: as the child gets it; its deadline is set here.
+        machine: what the child gets; its deadline is set here.
         seconds: the part's budget.
         log: a file that gets what the child prints.
         emit: called with {"case": name, ...}; a case that failed has "error".
@@ -65,7 +65,7 @@ def run_part(cases: Cases, machine: Machine, seconds: float, log: Path, emit: Em
         if told.get("ended") in ("ok", "out of time"):
             return PartEnd(told["ended"], spent, told.get("left", []))
         went_wrong = told["wrong"]
-        # Not in a case: another try would end the same way.
+        # The child failed outside of a case: another try would end the same way.
         if at is None or told.get("listing"):
             return PartEnd(went_wrong, spent)
         skip, name = at[0] + 1, at[1]
@@ -78,7 +78,7 @@ def run_part(cases: Cases, machine: Machine, seconds: float, log: Path, emit: Em
 def _run_child(
     cases: Cases, machine: Machine, skip: int, limit: float, log: Path, emit: Emit
 ) -> tuple[tuple[int, str] | None, dict[str, Any]]:
-    """(the case that was begun last, how the child ended)."""
+    """(the last case that was begun, how the child ended)."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(cases, machine, skip, theirs, log))
@@ -110,7 +110,7 @@ def _run_child(
 
 
 def in_child(function: Callable[[], Any]) -> Any:
-    """What a function gives in a forked process, which may touch the GPU.
+    """The result of a function in a forked process, which may touch the GPU.
 
     Raises:
         RuntimeError: it raised, or the process crashed.
@@ -140,14 +140,14 @@ def in_child(function: Callable[[], Any]) -> Any:
 
 
 def _kill(pid: int | None) -> None:
-    """The child and whatever it started."""
+    """Kill the child and every process that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid is not None:
             os.killpg(pid, signal.SIGKILL)
 
 
 def die_with_parent() -> None:
-    """Linux ends this process when the one that started it is gone, however that came."""
+    """Ask Linux to end this process when its parent ends, even by SIGKILL."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -186,7 +186,7 @@ def _run_cases(cases: Cases, machine: Machine, skip: int, pipe: Connection) -> N
         try:
             row |= case.run()
             machine.wait()
-        except Exception as error:  # one case must not cost the others
+        except Exception as error:  # a failing case must not stop the others
             wrong = error
             row["error"] = f"{type(error).__name__}: {error}"
             row["traceback"] = traceback.format_exc()
@@ -224,7 +224,7 @@ def _free(machine: Machine) -> None:
 
 
 class CompilationListener:
-    """Which kernels had to be compiled during a case: those that nobody compiled before."""
+    """Notes the kernels that were compiled during a case, because the cache did not hold them."""
 
     def __init__(self, machine: Machine) -> None:
         self.names: list[str] = []

@@ -2,11 +2,11 @@
 
 python -m bench.gpu [--out DIR] [--minutes 9.5] [--parts PART ...] [--commit C] [--dry-run]
 
-The order is that of worth: whether every kernel runs and is right, how far it is from its floor,
-which tile is best; then a whole decoding step, the peers, and last the long checks. Every row is
-written to DIR/gpu.jsonl as soon as it is measured, DIR/table.txt is made again after every part.
-Needs nothing but the repository, torch and triton; a C++ extension, a compiler, git and the peers
-are used where they are. Without a GPU, --dry-run rehearses all of it on tiny shapes.
+The most important parts come first: whether every kernel runs and is right, how far it is from
+its floor, which tile is best; then a whole decoding step, the peers, and last the long checks.
+Every row is written to DIR/gpu.jsonl as soon as it is measured; DIR/table.txt is made again after
+every part. The run needs the repository, torch and triton; it uses a C++ extension, a compiler, git
+and the peers if they are there. Without a GPU, --dry-run rehearses all of it on tiny shapes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Part:
 
     Attributes:
         name: as --parts takes it.
-        seconds: no case begins later; what a part does not use, the next ones have.
+        seconds: no case begins later; the time that a part does not use is left to the next ones.
         module, function: the generator of its cases, in bench/gpu/; imported in the child.
     """
 
@@ -82,7 +82,7 @@ PARTS = (
     Part("counters", 90, "parts.tools", "counters"),
     Part("sanitizer", 240, "parts.tools", "sanitizer"),
 )
-# Everything is divided by what these find.
+# Every run has these parts: the others divide by what they find.
 FIRST = ("environment", "ceilings")
 
 
@@ -99,7 +99,7 @@ class Run:
             gpu.1.jsonl, and so on.
         mode: "gpu" or "dry".
         deadline: time.monotonic() of the end.
-        commit: what is run, where git cannot tell.
+        commit: the commit that is run, where git cannot tell.
     """
 
     folder: Path
@@ -119,7 +119,7 @@ class Run:
         self.file = path.open("w", encoding="utf-8")
 
     def write(self, record: dict) -> None:
-        """A line of the file, on the disk before anything else is begun."""
+        """Write one line of the file, before anything else begins."""
         self.file.write(json.dumps(record, default=str) + "\n")
         self.file.flush()
         self.results.add(record)

@@ -1,6 +1,6 @@
-"""From the rows of a run to what a reader sees: python -m bench.gpu.table gpu.jsonl [--docs FILE]
+"""Tables of the rows of a run: python -m bench.gpu.table gpu.jsonl [--docs FILE]
 
-Reads what there is, also of a run that was killed in the middle of a line. --docs fills the columns
+The file may be that of a run that was killed in the middle of a line. --docs fills the columns
 "measured" and "of the floor" of the tables in a Markdown file, whose first column names the cases.
 """
 
@@ -45,7 +45,7 @@ class Results:
         return {key: value for key, value in row.items() if key.endswith("_s")}
 
     def failures(self) -> list[str]:
-        """The cases that failed, and the parts that ended badly before a case was told."""
+        """The cases that failed, and the parts that ended badly without a failed case."""
         failed = [f"{row['part']}: {row['case']}" for row in self.every_row() if "error" in row]
         for part, end in self.ends.items():
             good = end["ended"] in ("ok", "out of time", "no time left")
@@ -55,7 +55,7 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """A run's file. Raises ValueError where a line but the last is not JSON."""
+    """Read a run's file. Raises ValueError if a line other than the last is not a record."""
     results = Results()
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, text in enumerate(lines, 1):

@@ -11,7 +11,7 @@ import pytest
 import marco_fast as mf
 from bench.common.roofline import interleaved
 from marco_fast import _C
-from marco_fast.ops.reference.plan import PlainTreePlan
+from marco_fast.ops.reference.plan import ReferencePlan
 
 TARGET = 50e-6  # seconds at 1,000 nodes, the C++ part
 SHAPE = {"num_heads": 28, "num_kv_heads": 4, "head_dim": 128, "page_size": 16}
@@ -35,9 +35,9 @@ def test_plan(benchmark, nodes, kind):
     def whole() -> mf.TreeAttentionPlan:
         return mf.plan_tree_attention(parents, lens, table, leaves, **SHAPE)
 
-    plan, plain = whole(), PlainTreePlan(*arguments)
+    plan, reference = whole(), ReferencePlan(*arguments)
     for name in ("query_order", "segment_ids", "query_begin", "query_end", "page_ids"):
-        assert np.array_equal(getattr(plan, name), getattr(plain, name))
+        assert np.array_equal(getattr(plan, name), getattr(reference, name))
     times = interleaved(whole, lambda: _C.make_tree_plan(*arguments), rounds=300)
     call, native = (statistics.median(each) for each in times)
     benchmark.pedantic(whole, rounds=20, warmup_rounds=2)

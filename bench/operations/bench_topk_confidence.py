@@ -1,4 +1,4 @@
-"""topk_confidence on a CPU, beside plain PyTorch and beside the time to read the logits.
+"""topk_confidence on a CPU, beside PyTorch by hand and beside the time to read the logits.
 
 make bench, or: pytest bench/operations/bench_topk_confidence.py --benchmark-only -s
 """

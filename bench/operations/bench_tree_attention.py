@@ -2,8 +2,8 @@
 
 make bench, or: pytest bench/operations/bench_tree_attention.py --benchmark-only -s
 
-The peer gets every branch's KV already gathered into one contiguous tensor, which costs it nothing
-here, and the group folded into the query rows, its fastest form.
+The peer gets every branch's KV already gathered into one contiguous tensor, which is not timed, and
+the query heads of a group as rows of one KV head, its fastest form.
 """
 
 import os

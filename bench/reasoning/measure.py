@@ -2,7 +2,7 @@
 
     python -m bench.reasoning.measure --questions 200
 
-Two tiers of difficulty a test are chosen on validation questions (bench/reasoning/tiers.py); then
+Two tiers of difficulty per test are chosen on validation questions (bench/reasoning/tiers.py); then
 every method answers the same held-out questions, one in four of them Chinese, and each answer goes
 into a journal under --work: killed at any time, the same command goes on. At the end the journal is
 summed up in --out (JSON), with tables and a reliability diagram beside it.
@@ -35,7 +35,7 @@ from marco_fast.search.answer import canonical, choose_answer
 
 OUT = Path(__file__).parents[1] / "results" / "cpu" / "reasoning.json"
 PATHS = 32  # samples, or expansions of a search: as many attempts as Test@32 needs
-CHUNK = 25  # questions of one forest
+BATCH = 25  # questions that are searched together
 
 
 class Method(NamedTuple):
@@ -81,7 +81,7 @@ METHODS = {
 
 
 def row(question: Question, result: SearchResult) -> dict[str, Any]:
-    """What a result says, as the journal holds it; paths in the order in which they ended."""
+    """A result as an entry of the journal; paths in the order in which they ended."""
     tree, paths = result.tree, []
     for node, text in sorted(result.answers.items()):
         paths.append(
@@ -111,7 +111,7 @@ def row(question: Question, result: SearchResult) -> dict[str, Any]:
 
 
 class Job(NamedTuple):
-    """Some questions of a tier's test, asked by one method."""
+    """Some questions of one test and tier, for one method."""
 
     tier: str
     test: str
@@ -128,9 +128,9 @@ class Job(NamedTuple):
 
 
 def jobs(args: argparse.Namespace, tiers: dict[str, dict[str, int]]) -> Iterator[Job]:
-    """All of the work, in its order: every method early."""
-    for begin in range(0, args.questions, CHUNK):
-        end = min(begin + CHUNK, args.questions)
+    """All jobs in their order: the first questions of every method come first."""
+    for begin in range(0, args.questions, BATCH):
+        end = min(begin + BATCH, args.questions)
         for method in args.methods:
             for tier, levels in tiers.items():
                 for test in TESTS:
@@ -153,13 +153,13 @@ def answer(job: Job) -> tuple[Job, list[dict[str, Any]]]:
 
 
 def start_worker() -> None:
-    """In each process: one thread of its own. Ctrl-C is the parent's, which ends the workers."""
+    """Give a worker one thread, and leave Ctrl-C to the parent, which ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 def check_work(args: argparse.Namespace) -> None:
-    """Refuses a journal of other weights or other questions."""
+    """Refuse a journal of other weights or other questions."""
     models = Path(marco_fast.__file__).parent / "models"
     key = {"seed": args.seed, "validation": args.validation} | {
         name: hashlib.sha256((models / name / "model.safetensors").read_bytes()).hexdigest()
@@ -175,7 +175,7 @@ def check_work(args: argparse.Namespace) -> None:
 
 
 def read_journal(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """{unit: rows}; what a kill cut off, or was asked with other options, is done again."""
+    """{unit: rows}; lines that a kill cut off or that had other options are left out."""
     done: dict[str, list[dict[str, Any]]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -190,7 +190,7 @@ def read_journal(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def run(args: argparse.Namespace, tiers: dict[str, dict[str, int]], each: Map) -> dict[str, Any]:
-    """Answers whatever the journal lacks; returns all of it."""
+    """Answer the jobs that the journal lacks; returns the rows of all jobs."""
     path = args.work / "journal.jsonl"
     done = read_journal(path)
     wanted = list(jobs(args, tiers))
@@ -212,8 +212,8 @@ def run(args: argparse.Namespace, tiers: dict[str, dict[str, int]], each: Map) -
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.reasoning.measure")
-    parser.add_argument("--questions", type=int, default=200, help="a test and tier")
-    parser.add_argument("--validation", type=int, default=100, help="a level, to choose tiers")
+    parser.add_argument("--questions", type=int, default=200, help="per test and tier")
+    parser.add_argument("--validation", type=int, default=100, help="per level, to choose tiers")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--work", type=Path, default=Path(".bench/reasoning"), help="the journal")
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "methods": {name: each._asdict() for name, each in METHODS.items()},
         },
         **chosen,
-        "results": summarise(done, chosen["tiers"], list(METHODS), args.questions, CHUNK),
+        "results": summarise(done, chosen["tiers"], list(METHODS), args.questions, BATCH),
         "reflection": reflections(done),
     }
     write_whole(args.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""What the answers of a run come to: shares, attempts, majorities, calibration."""
+"""Figures of a run: shares of right answers, attempts, majorities, calibration."""
 
 import random
 from collections import Counter
@@ -16,7 +16,7 @@ def summarise(
     tiers: dict[str, dict[str, int]],
     methods: Sequence[str],
     count: int,
-    chunk: int,
+    batch: int,
 ) -> dict[str, Any]:
     """{tier: {test or "all": {method: figures}}} of all rows; a method without rows is left out."""
     made: dict[str, Any] = {}
@@ -25,7 +25,7 @@ def summarise(
             test: {
                 method: [
                     row
-                    for begin in range(0, count, chunk)
+                    for begin in range(0, count, batch)
                     for row in done.get(f"{tier}/{test}/{method}/{begin}", [])
                 ]
                 for method in methods
@@ -67,7 +67,7 @@ def figures(rows: Rows, by_value: bool) -> dict[str, Any]:
 def attempts(rows: Rows, k: int, by_value: bool) -> dict[str, float]:
     """Test@k: how often one of k attempts is right.
 
-    Of a search the k paths of the highest value, of samples any k of them.
+    Of a search the k paths of the highest value count, of samples any k.
     """
     flags = []
     for row in rows:
@@ -78,15 +78,15 @@ def attempts(rows: Rows, k: int, by_value: bool) -> dict[str, float]:
 
 
 def shuffled(paths: Rows) -> Rows:
-    """Samples decoded together end in the order of their lengths: k of them must not be the
-    shortest."""
+    """The paths in random order: samples that are decoded together end shortest first, and any k
+    of them must not be the k shortest."""
     return random.Random(len(paths)).sample(paths, len(paths))
 
 
 def majorities(by: dict[str, Rows], methods: Sequence[str]) -> dict[str, Any]:
-    """Self-consistency: the most frequent answer of samples, at each search's tokens a question.
+    """Self-consistency: the most frequent answer of samples, within the tokens of each search.
 
-    "gain": what the search's answer of the highest value has over it on the same questions.
+    "gain" is how much more often the search's answer of the highest value is right on them.
     """
     samples = by.get("samples", [])
     made = {}
@@ -132,7 +132,7 @@ def share(flags: Sequence[bool]) -> dict[str, float]:
 
 
 def reflections(done: dict[str, Rows]) -> dict[str, Any]:
-    """How many wrong answers of a method come out right with reflection, and the other way."""
+    """Per method the share of wrong answers that reflection mends, and of right ones it spoils."""
     flags: dict[tuple[str, str], tuple[list[bool], list[bool]]] = {}
     for unit, rows in done.items():
         tier, test, method, begin = unit.split("/")

@@ -31,7 +31,7 @@ def write_tables(report: dict[str, Any], out: Path) -> None:
         "# Six tests, two tiers, and what a search adds\n",
         "Written by `python -m bench.reasoning.measure`; percent right with 95% Wilson intervals, "
         "differences in points with those of Bonett and Price for pairs. "
-        f"{report['settings']['questions']} held-out questions a test and tier, one in four "
+        f"{report['settings']['questions']} held-out questions per test and tier, one in four "
         "Chinese.\n\nTest@k: one of k attempts is right; of a search the k paths of the highest "
         "value, of samples any k.\n",
     ]
@@ -63,7 +63,7 @@ def summary_table(report: dict[str, Any]) -> str:
     for method, row in hard.items():
         key = "value" if "value" in row else "majority"
         if key == "majority" and "tokens" not in row:
-            continue  # beside its search
+            continue  # shown in the row of its search
         over = hard.get(f"majority at the tokens of {method}", {}).get("gain")
         told = row.get("answer_auroc")
         cells = [
@@ -116,7 +116,7 @@ def _tests_table(tests: dict[str, Any], levels: dict[str, int]) -> str:
     ]
     for method, row in tests["all"].items():
         if "gain" in row:
-            continue  # a majority at the tokens of a search, which hardly differ: in the JSON
+            continue  # majorities at the tokens of a search hardly differ: only the JSON has them
         key = "value" if "value" in row else "majority"
         cells = [percent(tests[test].get(method, {}).get(key)) for test in names]
         lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -145,9 +145,9 @@ def _reflection(report: dict[str, Any]) -> str:
 
 
 def _diagram(report: dict[str, Any], path: Path) -> None:
-    """Confidence of finished paths beside how many of them are right, a line a tier and method.
+    """Confidence of finished paths against the share that is right, one line per tier and method.
 
-    Nearly all are above 0.99: the axis tells how much is missing to 1.
+    Nearly all confidences are above 0.99, so the axis shows 1 minus the confidence.
     """
     import matplotlib
 

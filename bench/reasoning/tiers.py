@@ -1,12 +1,13 @@
-"""Two tiers of difficulty a test, chosen on validation questions alone.
+"""Two tiers of difficulty per test, chosen on validation questions alone.
 
     python -m bench.reasoning.tiers nano-marco        greedy accuracy by level
 
 - easy: the highest level of at least 97.5% greedy accuracy with every lower level at 95% or more;
 - hard: of the levels with 50% to 85% greedy accuracy (three are tried, the nearest to 70% first)
-  the first where some of 16 samples is right in at least 92% of the questions; where none is, the
-  one where it is most often. Where no level is in that band, those below 95% are tried likewise;
-  a test without one has no hard tier: the model does all of it, or none.
+  the first one where at least one of 16 samples is right in 92% of the questions or more; if there
+  is none, the level where this happens most often. If no level is in that band, the levels below
+  95% are tried in the same way. A test without such a level has no hard tier: the model solves all
+  of it, or nothing.
 """
 
 import argparse
@@ -21,12 +22,14 @@ from marco_fast.comparison.compare import CHINESE
 from marco_fast.files import write_whole
 from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions
 
-Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]  # map(), or that of a pool
+Map = Callable[
+    [Callable[..., Any], Iterable[Any]], Iterable[Any]
+]  # map(), or the map of a pool of processes
 
-GOAL = 0.70  # greedy accuracy of the hard tier,
-BAND = (0.50, 0.85)  # and where it should be
-HIGHEST = 0.95  # and where it may be if no level is there
-REACH = 0.92  # of the hard tier: some sample is right
+GOAL = 0.70  # greedy accuracy that the hard tier should have
+BAND = (0.50, 0.85)  # of greedy accuracy for the hard tier
+HIGHEST = 0.95  # greedy accuracy of the hard tier at most, if no level is in the band
+REACH = 0.92  # share of questions with a right sample that the hard tier should have
 SAMPLES = 16
 
 
@@ -76,13 +79,13 @@ def hard_order(greedy: dict[int, float]) -> list[int]:
 
 
 def hard_level(reached: dict[int, float]) -> int:
-    """The first level that reaches far enough, else the one that reaches furthest."""
+    """The first level whose share with a right sample is REACH or more, else the best level."""
     enough = [level for level in reached if reached[level] >= REACH]
     return enough[0] if enough else max(reached, key=lambda level: reached[level])
 
 
 def try_levels(test: str, count: int, seed: int) -> tuple[str, dict[int, float], dict[int, float]]:
-    """(test, greedy accuracy by level, share with a right sample of those that may be hard)."""
+    """(test, greedy accuracy by level, share with a right sample by level that was tried)."""
     with Engine.from_pretrained("nano-marco") as engine:
         asked = {level: tier_questions(test, level, "validation", count, seed) for level in LEVELS}
         greedy = {level: shares(engine, asked[level], 1)[0] for level in LEVELS}
@@ -95,9 +98,9 @@ def try_levels(test: str, count: int, seed: int) -> tuple[str, dict[int, float],
 
 
 def choose_tiers(args: argparse.Namespace, each: Map) -> dict[str, Any]:
-    """{"tiers": {tier: {test: level}}, "validation": what they were chosen on}.
+    """{"tiers": {tier: {test: level}}, "validation": the accuracies that decided}.
 
-    Kept in args.work, so that a run that goes on has the same tiers.
+    The choice is kept in args.work, so that a run that goes on has the same tiers.
     """
     path = args.work / "tiers.json"
     if path.exists():

@@ -13,7 +13,7 @@ from PIL import Image
 __all__ = ["LARGEST", "plot_scaling", "plot_search"]
 
 LARGEST = 60_000  # bytes of a PNG
-# Okabe and Ito's colours, which the colour-blind tell apart too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
 MARKERS = "osD^vPX*"
 SHARED, UNSHARED, FLOOR = COLOURS[0], COLOURS[1], COLOURS[6]
@@ -67,7 +67,7 @@ def _case(case: dict) -> str:
 
 
 def plot_scaling(scaling: dict) -> dict[str, bytes]:
-    """scaling_<sweep>.png: ms per step, one panel per model; scaling_memory.png: MB by branches.
+    """scaling_<sweep>.png: ms per step, one panel per model; scaling_memory.png: MB of KV.
 
     Args:
         scaling: scaling.json of bench.engines.scaling.

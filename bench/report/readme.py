@@ -80,7 +80,7 @@ def table_rows() -> Iterator[tuple[str, str]]:
             yield f"test_tree_attention[{tree}-torch.{dtype}]", row
     aim = " us | aim: below {target_us:.0f} us | |"
     yield "test_plan[1000-random]", "| `plan_tree_attention`, 1,000 nodes | {us:.0f}" + aim
-    driver = "| search driver with a null model, an expansion | {us_per_expansion:.0f}"
+    driver = "| search driver with a null model, per expansion | {us_per_expansion:.0f}"
     yield "test_driver[1000]", driver + aim
     for n in (1, 4, 16, 64):
         yield (

@@ -1,4 +1,4 @@
-"""From what benchmarks measured to what a reader sees: results, tables, plots, a terminal.
+"""Results, README tables and plots, made from what benchmarks measured.
 
 python -m bench.report.tables [RAW.json] [--condense OUT.json]
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def report(root: Path, raw: Path | None) -> None:
-    """Write everything below `root`, then print the tables. Raises ReportError, nothing written."""
+    """Write everything below `root`, then print the tables. A ReportError writes nothing."""
     from bench.report.plots import plot_scaling, plot_search
 
     folder = root / RESULTS

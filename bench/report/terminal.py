@@ -9,7 +9,7 @@ __all__ = ["show"]
 # The subject of each table, and how the names of its benchmarks begin.
 SUBJECTS = {
     "confidence": ("test_topk_confidence[",),
-    "LM head": ("test_lm_head_confidence[",),
+    "LM head": ("test_lm_head_confidence[", "test_lm_head_records["),
     "sampling": ("test_sample_confidence[", "test_decode_step_of_a_small_model["),
     "attention": ("test_tree_attention[", "test_append_kv["),
     "planner and driver": ("test_plan[", "test_driver["),

@@ -148,7 +148,7 @@ class NativeRunner:
             slot_mapping=slots.data_ptr(),
             cos=_view(self.cos),
             sin=self.sin.data_ptr(),
-            plan=plan.native,
+            plan=plan.arrays,
             hidden=out.data_ptr() if hidden else 0,
             threads=torch.get_num_threads(),
         )

@@ -7,7 +7,13 @@ microseconds, so nothing here makes a view or a copy of a tensor.
 import torch
 
 from marco_fast import _C
-from marco_fast.ops.attention.plan import TreeAttentionPlan
+from marco_fast.ops.attention.attend import (
+    AttentionInputs,
+    AttentionOptions,
+    AttentionResult,
+    Caches,
+    NewTokens,
+)
 from marco_fast.ops.confidence.options import Head, Sampling, Scoring
 from marco_fast.ops.dtypes import DTYPE_CODES
 from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
@@ -30,13 +36,8 @@ def view(tensor: torch.Tensor) -> tuple[int, ...]:
     return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
 
 
-def append_kv(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
+def append_kv(inputs: NewTokens, caches: Caches) -> None:
+    (k, v, slot_mapping), (k_cache, v_cache) = inputs, caches
     _C.append_kv(
         view(k), view(v), view(k_cache), view(v_cache), slot_mapping.data_ptr(), k.itemsize,
         _threads(),
@@ -44,17 +45,13 @@ def append_kv(
 
 
 def tree_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    plan: TreeAttentionPlan,
-    scale: float,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    workspace: torch.Tensor,
+    inputs: AttentionInputs, options: AttentionOptions, result: AttentionResult
 ) -> None:
+    q, k_cache, v_cache, plan = inputs
+    (scale, workspace), (out, lse) = options, result
+    assert lse is not None
     _C.tree_attention(
-        view(q), view(k_cache), view(v_cache), plan.native, scale, view(out), view(lse),
+        view(q), view(k_cache), view(v_cache), plan.arrays, scale, view(out), view(lse),
         view(workspace), plan.num_queries, DTYPE_CODES[q.dtype], _threads(),
     )  # fmt: skip
 

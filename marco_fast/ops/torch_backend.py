@@ -5,8 +5,14 @@ from typing import Any
 import torch
 
 from marco_fast.ops import reference
+from marco_fast.ops.attention.attend import (
+    AttentionInputs,
+    AttentionOptions,
+    AttentionResult,
+    Caches,
+    NewTokens,
+)
 from marco_fast.ops.confidence.options import Head, Sampling, Scoring
-from marco_fast.ops.reference import append_kv, tree_attention
 from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
@@ -17,6 +23,20 @@ __all__ = [
     "topk_confidence",
     "tree_attention",
 ]
+
+
+def append_kv(inputs: NewTokens, caches: Caches) -> None:
+    reference.append_kv(inputs.k, inputs.v, *caches, inputs.slot_mapping)
+
+
+def tree_attention(
+    inputs: AttentionInputs, options: AttentionOptions, result: AttentionResult
+) -> None:
+    """Rows of the result after the plan's queries are left as they are."""
+    queries = slice(inputs.plan.num_queries)
+    for got, filled in zip(reference.tree_attention(*inputs, options.scale), result, strict=True):
+        if filled is not None:
+            filled[queries].copy_(got[queries])
 
 
 def topk_confidence(

@@ -17,6 +17,12 @@ from bench.gpu.run import PARTS
 from bench.gpu.table import Results, read, table
 
 ROOT = Path(__file__).parents[2]
+EVERY_PART = [part.name for part in PARTS]
+# The parts that plan, or load modules that no other part loads: without the extension they differ.
+PLANNING = [
+    "environment", "ceilings", "smoke", "attention", "sweep-attention", "step", "peers-attention",
+    "search", "check-attention", "counters",
+]  # fmt: skip
 # A run of parts that misbehave, as a program: a part is a fork, which a process of pytest is too
 # full of threads for.
 PROGRAM = """
@@ -96,10 +102,10 @@ def dry_run(out: Path, *arguments: str, **environment: str) -> subprocess.Comple
     )  # fmt: skip
 
 
-def assert_whole(out: Path) -> Results:
+def assert_whole(out: Path, parts: list[str]) -> Results:
     """Every part ended with rows and without an error."""
     results = read(out / "gpu.jsonl")
-    assert [*results.rows] == [part.name for part in PARTS]
+    assert [*results.rows] == parts
     for part, rows in results.rows.items():
         assert results.ends[part]["ended"] == "ok", results.ends[part]
         assert rows, part
@@ -111,7 +117,7 @@ def assert_whole(out: Path) -> Results:
 def test_a_dry_run_walks_every_part(tmp_path):
     done = dry_run(tmp_path, "--minutes", "30", "--commit", "0123abc")
     assert done.returncode == 0, done.stdout + done.stderr
-    results = assert_whole(tmp_path)
+    results = assert_whole(tmp_path, EVERY_PART)
     assert results.run["mode"] == "dry"
     assert results.environment()["commit"] == "0123abc"
     assert results.environment()["extension"] is True
@@ -129,7 +135,10 @@ def test_a_dry_run_walks_every_part(tmp_path):
     assert done.stdout.endswith(table(results) + "\n")
 
 
-def test_a_dry_run_without_the_extension_and_a_compiler(tmp_path):
+@pytest.mark.parametrize(
+    "parts", [PLANNING, pytest.param(EVERY_PART, marks=pytest.mark.slow)], ids=["planning", "all"]
+)
+def test_a_dry_run_without_the_extension_and_a_compiler(parts, tmp_path):
     """As on a machine that has the repository and its Python packages, and nothing else."""
     checkout = tmp_path / "checkout"
     checkout.mkdir()
@@ -145,13 +154,14 @@ def test_a_dry_run_without_the_extension_and_a_compiler(tmp_path):
     )
     packages, out = Path(torch.__file__).parents[1], tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-S", "-c", program, str(packages), "--dry-run", "--out", str(out)],
+        [sys.executable, "-S", "-c", program, str(packages), "--dry-run", "--out", str(out),
+         "--parts", *parts],
         env={"OMP_NUM_THREADS": "1", "PATH": "/nonexistent"},
         capture_output=True, text=True, cwd=checkout,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no C++ extension and no compiler" in done.stdout
-    results = assert_whole(out)
+    results = assert_whole(out, parts)
     assert results.environment()["extension"] is False
     assert results.environment()["instruction_set"] is None
     assert results.environment()["commit"] is None
@@ -215,7 +225,7 @@ def test_chosen_parts_alone_and_earlier_rows_are_kept(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_kill_at_any_moment_leaves_rows_and_a_table(tmp_path, number):
     rng = random.Random(number)
-    for attempt in range(4):
+    for attempt in range(2):
         out = tmp_path / str(attempt)
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "good,slow,last", "--out", str(out)],

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from marco_fast.ops.attention.attend import AttentionInputs, AttentionOptions, AttentionResult
 from tests.support.attention_properties import check_close, equal
 from tests.support.interpreted_attention import attend, small_forest
 from tests.support.tolerance import assert_close, assert_lse_close
@@ -30,7 +31,7 @@ def test_every_shape(heads, kv_heads, head_dim, dtype):
         number, nodes=4, queries=3, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype,
         page_size=PAGE_SIZES[number % 4],
     )  # fmt: skip
-    check_close(attend(forest, tile_rows=[16, 32][number % 2]), forest)
+    check_close(attend(forest, tile_query_heads=[16, 32][number % 2]), forest)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -134,7 +135,9 @@ def test_nothing_but_the_result_is_written(chosen, chunks):
     out = torch.full((8, 9, 48), 5.0)
     view = out[1:7, 1:8, 8:40]
     kernels.tree_attention(
-        forest.q, *caches, plan, plan.scale, view, None, workspace[: plan.workspace_numel]
+        AttentionInputs(forest.q, *caches, plan),
+        AttentionOptions(plan.scale, workspace[: plan.workspace_numel]),
+        AttentionResult(view, None),
     )
     assert torch.equal(view, attend(forest)[0])
     view.fill_(5.0)

@@ -1,12 +1,10 @@
 """What changes no bit of the Triton tree_attention: schedule, neighbours, pages, advancing."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from marco_fast.ops.attention.work_items import tree_items
+from marco_fast.ops.attention.work_items import work_items
 from tests.support.attention_properties import (
     check_a_fresh_plan,
     check_alone,
@@ -33,17 +31,16 @@ def test_the_schedule_changes_no_bit(seed, chunks):
     forest = small_forest(
         seed, heads=7, nodes=9, queries=7, dtype=DTYPES[seed % 3], head_dim=[16, 64][seed % 2]
     )
-    want = attend(forest, tile_rows=16, enough_items=1)
-    for options in ({"tile_rows": 32, "enough_items": 1}, {"tile_rows": 16, "enough_items": 10**6}):
-        assert equal(attend(forest, **options), want)
+    want = attend(forest, tile_query_heads=16, enough_items=1)
+    for tile, enough in ((32, 1), (16, 10**6)):
+        assert equal(attend(forest, tile_query_heads=tile, enough_items=enough), want)
     plan = forest.plan()
-    items = tree_items(
-        plan.native, group=7, num_kv_heads=1, head_dim=plan.head_dim, device=CPU, tile_rows=16
-    )
-    table = items.items.view(-1, 6)
-    shuffled = table[torch.randperm(len(table))].flatten()
-    merges = items.merges[torch.randperm(len(items.merges))]
-    plan._items[CPU] = replace(items, items=shuffled, merges=merges)
+    heads = (7, 1, plan.head_dim, plan.page_size)
+    items = work_items(plan.arrays, heads=heads, device=CPU, tile_query_heads=16)
+    table, merges = items.sections.items.view(-1, 6), items.sections.merges
+    table.copy_(table[torch.randperm(len(table))])
+    merges.copy_(merges[torch.randperm(len(merges))])
+    plan._items[CPU] = items
     assert equal(forest.run(plan, backend="triton"), want)
 
 

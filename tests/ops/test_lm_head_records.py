@@ -13,56 +13,9 @@ from marco_fast import ops
 from tests.support.confidence import as_product, assert_same_bits, random_product
 from tests.support.draws import OPTIONS, check_draws, keyed, options_of
 from tests.support.hostile import logits_of
+from tests.support.shards import DRAWS, SHARDS, Cut, assert_same_result
 
-SHARDS = {2: (300, 400), 3: (1, 500, 199), 8: (90, 3, 150, 64, 128, 17, 200, 48)}
 BACKENDS = ["cpu", "torch"]
-DRAWS = ("temperature", "top_p", "min_p", "sample_top_k")
-
-
-class Cut:
-    """A weight in shards, and which logits were asked for."""
-
-    def __init__(self, hidden, weight, sizes, bias=None, round_logits=None) -> None:
-        self.hidden, self.rounded = hidden, round_logits
-        self.weights = weight.split(sizes)
-        self.biases = [None] * len(sizes) if bias is None else bias.split(sizes)
-        self.asked: list[tuple[int, list[int]]] = []
-
-    def records(self, backend="cpu", **options) -> list[mf.LMHeadRecords]:
-        begin, records = 0, []
-        vocab = sum(len(each) for each in self.weights)
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            records.append(
-                ops.lm_head_records(
-                    self.hidden, weight, begin, vocab, bias=bias, round_logits=self.rounded,
-                    backend=backend, **options,
-                )
-            )  # fmt: skip
-            begin += len(weight)
-        return records
-
-    def logits_of(self, shard: int, rows: torch.Tensor) -> torch.Tensor:
-        self.asked.append((shard, rows.tolist()))
-        logits = self.hidden[rows].float() @ self.weights[shard].float().T
-        if self.biases[shard] is not None:
-            logits += self.biases[shard]
-        return logits.to(self.rounded or torch.float32).float()
-
-    def merged(self, keys, backend="cpu", **options) -> mf.SampledTokens:
-        shared = {name: options[name] for name in (*DRAWS, "top_k", "score") if name in options}
-        records = self.records(backend, **shared)
-        return ops.merge_records(records, self.logits_of, **keys, **options)
-
-
-def assert_same_result(got, want, most_other_tokens=0) -> None:
-    """Ids exactly, scores within rounding, where the token is the same."""
-    same = got.token_ids == want.token_ids
-    assert (~same).sum() <= most_other_tokens
-    assert torch.equal(got.topk_ids, want.topk_ids)
-    assert torch.equal(got.status, want.status)
-    for field in ("confidence", "token_logprobs", "lse", "topk_logprobs", "entropy"):
-        mine, theirs = (getattr(each, field)[same] for each in (got, want))
-        torch.testing.assert_close(mine, theirs, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -197,28 +150,6 @@ def test_paths_count_each_row_once():
     added = torch.where(active, (got.confidence.double() * 2.0**40).round().long(), 0)
     assert torch.equal(paths["path_sums"], sums + added)
     assert torch.equal(paths["path_counts"], counts + active.int())
-
-
-@pytest.mark.parametrize("name", ["plain", "cool", "top_p", "top_k 100", "greedy"])
-@pytest.mark.usefixtures("in_interpreter")
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_triton(name):
-    hidden, weight = random_product(3, 40, 200, torch.bfloat16)
-    sizes, keys = (70, 1, 129), keyed(3)
-    got = Cut(hidden, weight, sizes).merged(keys, "triton", **options_of(name))
-    want = ops.lm_head_confidence(hidden, weight, **options_of(name), **keys)
-    assert_same_result(got, want)
-
-
-@pytest.mark.parametrize("kind", ["nan", "inf", "ties"])
-@pytest.mark.usefixtures("in_interpreter")
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_triton_with_anything(kind):
-    for row, logits in enumerate(logits_of(kind, 3, 200).split(1)):
-        hidden, weight = as_product(logits)
-        got = Cut(hidden, weight, (70, 1, 129)).merged(keyed(1, row), "triton", top_p=0.9)
-        want = ops.lm_head_confidence(hidden, weight, top_p=0.9, **keyed(1, row))
-        assert_same_result(got, want)
 
 
 def serve_rank(rank: int, folder: str, name: str) -> None:

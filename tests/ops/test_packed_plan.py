@@ -1,4 +1,4 @@
-"""A plan as arrays and back: the same plan, or an error; never a read outside what is there."""
+"""A plan as one tensor and back: the same plan, or an error; never a read outside what is there."""
 
 import re
 
@@ -8,83 +8,81 @@ import torch
 
 import marco_fast as mf
 from marco_fast.errors import BackendError
-from marco_fast.ops.attention.packed_plan import (
-    ITEM_ARRAYS,
-    item_arguments,
-    plan_arguments,
-    restore_plan,
-)
-from marco_fast.ops.reference.packed_plan import PLAN_ARRAYS, PlainPlanArrays
-from tests.support.tolerance import assert_close, assert_lse_close
-from tests.support.trees import Forest, random_forest
+from marco_fast.ops.attention.packed_plan import launch_sizes, packed_plan, restore_plan
+from marco_fast.ops.attention.work_items import WorkItems
+from marco_fast.ops.reference.plan import PLAN_ARRAYS, plan_of_arrays
+from marco_fast.ops.reference.work_items import COUNTS, MAGIC, Sizes
+from tests.support.packed_plans import arrays_of, begin_of, forest_of
+from tests.support.trees import Forest
 
-DERIVED = ("segment_ids", "path_lens")
-SIZES = [4, 2, 16, 4]
+CPU = torch.device("cpu")
 INT32_MAX = 2**31 - 1
+FIELDS = ("magic", "version", *Sizes._fields, *(f"room for {name}" for name in COUNTS))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def forest_of(seed: int, **kwargs) -> Forest:
-    shape = {"nodes": 8, "queries": 6, "heads": 4, "kv_heads": 2, "head_dim": 16, "page_size": 4}
-    return random_forest(seed, max_len=11, **(shape | kwargs))
-
-
-def small_plan() -> mf.TreeAttentionPlan:
+def small_plan(**changes) -> mf.TreeAttentionPlan:
     """Segments of 5, 3, 2 and 9 tokens; 0 is the parent of 1 and 2, 1 of 3."""
     table = np.arange(12, dtype=np.int32).reshape(4, 3)
+    options = {"leaf_lens": [4, 2, 3, 9]} | changes
     return mf.plan_tree_attention(
-        [-1, 0, 0, 1], [5, 3, 2, 9], table, [3, 2, 1, 3], leaf_lens=[4, 2, 3, 9],
-        num_heads=4, num_kv_heads=2, head_dim=16, page_size=4,
+        [-1, 0, 0, 1], [5, 3, 2, 9], table, [3, 2, 1, 3],
+        num_heads=4, num_kv_heads=2, head_dim=16, page_size=4, **options,
     )  # fmt: skip
 
 
-def changed(name: str, index: int, value: int) -> list[torch.Tensor]:
-    arrays = [array.clone() for array in plan_arguments(small_plan())[0]]
-    arrays[PLAN_ARRAYS.index(name)][index] = value
-    return arrays
+def changed(plan: mf.TreeAttentionPlan, word: int, value: int) -> torch.Tensor:
+    packed = packed_plan(plan).clone()
+    packed[word] = value
+    return packed
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_restored_plan_is_the_same(seed):
-    plan = forest_of(seed, nodes=1 + seed, queries=seed % 9, partial=seed % 2 == 0).plan()
-    arrays, sizes = plan_arguments(plan)
-    plain = PlainPlanArrays([array.numpy() for array in arrays], sizes[3])
-    restored = restore_plan(arrays, sizes)
-    assert [array.dtype for array in arrays] == [torch.int32] * 10
+    plan = forest_of(seed, nodes=1 + seed, queries=seed % 9, partial=seed % 2 == 0).plan(
+        room=1.0 + seed % 3
+    )
+    packed = packed_plan(plan)
+    reference, restored = plan_of_arrays(arrays_of(packed), 4), restore_plan(packed)
+    assert (packed.dtype, packed.dim(), packed.device) == (torch.int32, 1, CPU)
+    assert launch_sizes(plan) == []
     for name in (*PLAN_ARRAYS, "path_lens"):
         want = getattr(plan, name).tolist()
         assert getattr(restored, name).tolist() == want, name
-        assert getattr(plain, name).tolist() == want, name
-    assert restored.segment_ids.tolist() == plain.segment_ids.tolist()
-    assert restored.native.num_pages_needed == plain.num_pages_needed
-    assert restored.native.num_pages_needed == plan.native.num_pages_needed
+        assert getattr(reference, name).tolist() == want, name
+    assert restored.segment_ids.tolist() == reference.segment_ids.tolist()
+    assert restored.arrays.num_pages_needed == reference.num_pages_needed
+    assert restored.arrays.num_pages_needed == plan.arrays.num_pages_needed
     for name in ("num_heads", "num_kv_heads", "head_dim", "page_size", "num_queries", "scale"):
         assert getattr(restored, name) == getattr(plan, name)
-    assert restored.workspace_numel == plan.workspace_numel
+    if plan.room == 1:
+        assert restored.workspace_numel == plan.workspace_numel
 
 
-def test_arrays_follow_the_plan_and_a_restored_plan_does_not():
+def test_the_tensor_follows_the_plan_and_a_restored_plan_does_not():
     table = np.arange(4, dtype=np.int32).reshape(2, 2)
     heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "page_size": 4}
-    plan = mf.plan_tree_attention([-1, 0], [3, 2], table, [1], max_new_tokens=2, **heads)
-    arguments = plan_arguments(plan)
-    before = restore_plan(*arguments)
+    plan = mf.plan_tree_attention([-1, 0], [3, 2], table, [1], max_new_tokens=2, room=2.0, **heads)
+    packed = packed_plan(plan)
+    before = restore_plan(packed)
     plan.advance()
-    assert restore_plan(*arguments).path_lens.tolist() == [6]
+    assert packed_plan(plan) is packed
+    assert restore_plan(packed).path_lens.tolist() == [6]
     assert before.path_lens.tolist() == [5]
     assert before.segment_lens.tolist() == [3, 2]
+    plan.update([-1], [1], table[:1], [0])
+    assert restore_plan(packed).path_lens.tolist() == [1]
     plan = None
-    assert restore_plan(*arguments).path_lens.tolist() == [6]
+    assert restore_plan(packed).path_lens.tolist() == [1]
     with pytest.raises(ValueError, match="at most max_new_tokens = 0"):
         before.advance()
 
 
-def test_arrays_may_have_strides():
-    arrays, sizes = plan_arguments(small_plan())
-    strided = [torch.stack([array, array - 99], 1)[:, 0] for array in arrays]
-    restored = restore_plan(strided, sizes)
-    for name, array in zip(PLAN_ARRAYS, arrays, strict=True):
+def test_the_tensor_may_have_strides():
+    packed = packed_plan(small_plan())
+    restored = restore_plan(torch.stack([packed, packed - 99], 1)[:, 0])
+    for name, array in zip(PLAN_ARRAYS, arrays_of(packed), strict=True):
         assert getattr(restored, name).tolist() == array.tolist()
 
 
@@ -124,120 +122,112 @@ def test_arrays_may_have_strides():
     ],
 )
 def test_what_is_no_plan_is_refused(name, index, value, error, text):
-    arrays = changed(name, index, value)
+    plan = small_plan()
+    packed = changed(plan, begin_of(packed_plan(plan), name) + index, value)
     with pytest.raises(error, match=re.escape(text)):
-        restore_plan(arrays, SIZES)
+        restore_plan(packed)
     with pytest.raises(error, match=re.escape(text)):
-        PlainPlanArrays([array.numpy() for array in arrays], 4)
+        plan_of_arrays(arrays_of(packed), 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("magic", 0, f"expected a packed plan, which begins with {MAGIC}, 1, got [0, 1]"),
+        ("version", 2, f"expected a packed plan, which begins with {MAGIC}, 1, got [{MAGIC}, 2]"),
+        ("num_heads", 5, "num_heads to be a positive multiple"),
+        ("num_kv_heads", 0, "the sizes of a packed plan in 0..2^31 - 1"),
+        ("num_kv_heads", -2, "the sizes of a packed plan in 0..2^31 - 1"),
+        ("head_dim", 24, "head_dim to be a multiple of 16"),
+        ("head_dim", 272, "head_dim to be a multiple of 16"),
+        ("page_size", 0, "the sizes of a packed plan in 0..2^31 - 1"),
+        ("page_size", 2, "expected pages for 5 tokens"),
+        ("chunk_tokens", 128, "expected a packed plan of"),
+        ("tile_query_heads", 24, "expected a packed plan of"),
+        ("num_pages_needed", 3, "expected num_pages_needed = 12 in the packed plan, got 3"),
+        ("num_partials", -1, "the sizes of a packed plan in 0..2^31 - 1"),
+        *((name, -1, "the sizes of a packed plan in 0..2^31 - 1") for name in COUNTS),
+        *((name, 99, "expected a packed plan of") for name in COUNTS),
+        *((f"room for {name}", 99, "expected a packed plan of") for name in COUNTS),
+        *((f"room for {name}", -1, "expected a packed plan of") for name in COUNTS),
+        *((f"room for {name}", INT32_MAX, "expected a packed plan of") for name in COUNTS),
+    ],
+)
+def test_a_header_that_does_not_add_up_is_refused(field, value, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        restore_plan(changed(small_plan(), FIELDS.index(field), value))
+
+
+@pytest.mark.parametrize("count", ["queries", "segments"])
+def test_fewer_of_something_are_no_plan(count):
+    packed = packed_plan(small_plan())
+    less = changed(small_plan(), FIELDS.index(count), 3)
+    with pytest.raises((ValueError, IndexError)):
+        restore_plan(less)
+    assert restore_plan(packed).num_queries == 4
 
 
 def test_a_path_longer_than_int32_is_refused():
     columns = [0, 1], [1, 1], [0, 1], [-1, 0], [2**30, 2**30], [0, 0], [0, 2], [2, 2], [0, 1, 2]
-    arrays = [torch.tensor(column, dtype=torch.int32) for column in (*columns, [0, 1])]
+    arrays = [np.array(column, np.int32) for column in (*columns, [0, 1])]
+    counts = [2, 2, 2, 0, 0, 0]
+    header = [MAGIC, 1, 4, 2, 16, 2**30, 256, 16, 2, 0, *counts, *counts, 0, 0]
+    padded = [np.pad(array, (0, -len(array) % 4)) for array in arrays]
+    packed = np.concatenate([header, *padded, [0] * 4]).astype(np.int32)
     with pytest.raises(ValueError, match=r"at most 2\^31 - 1 tokens, got 2147483648"):
-        restore_plan(arrays, [4, 2, 16, 2**30])
+        restore_plan(torch.from_numpy(packed))
     with pytest.raises(ValueError, match=r"at most 2\^31 - 1 tokens, got 2147483648"):
-        PlainPlanArrays([array.numpy() for array in arrays], 2**30)
+        plan_of_arrays(arrays, 2**30)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda arrays, sizes: (arrays[:9], sizes), "expected a plan's 10 arrays and 4 sizes"),
-        (
-            lambda arrays, sizes: ([*arrays, arrays[0]], sizes),
-            "expected a plan's 10 arrays and 4 sizes",
-        ),
-        (lambda arrays, sizes: (arrays, sizes[:3]), "expected a plan's 10 arrays and 4 sizes"),
-        (lambda arrays, sizes: ([x.long() for x in arrays], sizes), "1-D int32 tensors"),
-        (lambda arrays, sizes: ([x[None] for x in arrays], sizes), "1-D int32 tensors"),
-        (
-            lambda arrays, sizes: ([*arrays[:9], arrays[9].to("meta")], sizes),
-            "1-D int32 tensors on cpu, got",
-        ),
-        (lambda arrays, sizes: (arrays, [5, 2, 16, 4]), "num_heads to be a positive multiple"),
-        (lambda arrays, sizes: (arrays, [4, 2, 24, 4]), "head_dim to be a multiple of 16"),
-        (lambda arrays, sizes: (arrays, [4, 2, 272, 4]), "head_dim to be a multiple of 16"),
-        (lambda arrays, sizes: (arrays, [4, 0, 16, 4]), "the sizes of a plan in 1..2^31 - 1"),
-        (lambda arrays, sizes: (arrays, [4, 2, 16, 2**31]), "the sizes of a plan in 1..2^31 - 1"),
+        (lambda x: x.long(), "a packed plan as a 1-D int32 tensor, got torch.int64"),
+        (lambda x: x[None], "a packed plan as a 1-D int32 tensor"),
+        (lambda x: x[:-1], "expected a packed plan of"),
+        (lambda x: torch.cat([x, x[:4]]), "expected a packed plan of"),
+        (lambda x: x[:23], "expected a packed plan, which begins with"),
+        (lambda x: x[:0], "expected a packed plan, which begins with"),
+        (lambda x: x[1:], "expected a packed plan, which begins with"),
+        (lambda x: x.to("meta"), "on a CPU without launch sizes"),
     ],
 )
-def test_lists_of_another_form_are_refused(change, text):
+def test_tensors_of_another_form_are_refused(change, text):
     with pytest.raises(ValueError, match=re.escape(text)):
-        restore_plan(*change(*plan_arguments(small_plan())))
+        restore_plan(change(packed_plan(small_plan())))
 
 
-@pytest.mark.parametrize("place", range(9))
-def test_an_array_of_another_length_is_refused(place):
-    arrays, _ = plan_arguments(small_plan())
-    for other in (arrays[place][:-1], torch.cat([arrays[place], arrays[place][-1:]])):
-        wrong = [*arrays[:place], other, *arrays[place + 1 :]]
+@pytest.mark.parametrize("kind", ["reference", "extension"])
+@pytest.mark.parametrize("number", range(9))
+def test_an_array_of_another_length_is_refused(number, kind):
+    check = plan_of_arrays
+    if kind == "extension":
+        check = pytest.importorskip("marco_fast._C").tree_plan_of_arrays
+    arrays = arrays_of(packed_plan(small_plan()))
+    for other in (arrays[number][:-1], np.append(arrays[number], arrays[number][-1:])):
+        wrong = [*arrays[:number], other, *arrays[number + 1 :]]
         with pytest.raises(ValueError, match=r"expected a plan's arrays: three \[Q\], five \[A\]"):
-            restore_plan(wrong, SIZES)
-        with pytest.raises(ValueError, match=r"expected a plan's arrays: three \[Q\], five \[A\]"):
-            PlainPlanArrays([array.numpy() for array in wrong], 4)
+            check(wrong, 4)
 
 
-def corrupt(rng: np.random.Generator, arrays: list[np.ndarray]) -> None:
-    """Changes an entry of an array, or exchanges two."""
-    array = arrays[rng.integers(len(arrays))]
-    if not array.size:
-        return
-    one, other = rng.integers(array.size, size=2)
-    kind = rng.integers(4)
-    if kind == 0:
-        array[[one, other]] = array[[other, one]]
-    elif kind == 1:
-        array[one] = np.clip(int(array[one]) + rng.choice([-1, 1]), -INT32_MAX, INT32_MAX)
-    elif kind == 2:
-        array[one] = rng.integers(-1, 12)
-    else:
-        array[one] = rng.choice([-(2**31), -2, 2**30, INT32_MAX])
+# To say whether these are those of the tensor would wait for the device.
+UNCHECKED = ("num_heads", "page_size", "num_pages_needed", "num_partials")
 
 
-def outcome(function, *args):
-    """What it returns, or the kind and the text of its error."""
-    try:
-        return function(*args), None
-    except (ValueError, IndexError) as error:
-        return None, (type(error), str(error))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_corrupted_arrays_are_refused_or_are_a_plan(seed):
-    """Both checks say the same; what they let pass attends as its arrays say, path by path."""
-    rng = np.random.default_rng(seed)
-    refused, ran = 0, 0
-    for case in range(120):
-        forest = forest_of(case, nodes=2 + case % 9, partial=case % 2 == 0)
-        good, sizes = plan_arguments(forest.plan())
-        arrays = [array.numpy().copy() for array in good]
-        for _ in range(rng.integers(1, 3)):
-            corrupt(rng, arrays)
-        plan, error = outcome(restore_plan, [*map(torch.from_numpy, arrays)], sizes)
-        assert error == outcome(PlainPlanArrays, arrays, sizes[3])[1]
-        refused += plan is None
-        caches = [torch.randn_like(cache[:, :2]) for cache in forest.caches()]
-        if plan is None or plan.native.num_pages_needed > len(caches[0]):
-            continue
-        ran += 1
-        out, lse = mf.tree_attention(forest.q, *caches, plan, return_lse=True)
-        want = mf.reference.tree_attention(forest.q, *caches, plan, dtype=torch.float64)
-        assert_close(out, want[0], atol=1e-5)  # a token too many or too few changes the first digit
-        assert_lse_close(lse, want[1])
-    assert refused >= 60
-    assert ran >= 5
+def device_form(**options) -> tuple[Forest, mf.TreeAttentionPlan, WorkItems]:
+    forest = forest_of(**({"seed": 1} | options))
+    plan = forest.plan()
+    return forest, plan, plan.items(CPU)
 
 
 @pytest.mark.usefixtures("in_interpreter")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_form_for_a_device_in_the_interpreter(seed):
-    forest = forest_of(seed, nodes=4, queries=3, partial=seed == 1)
-    plan = forest.plan()
-    arrays, sizes = item_arguments(plan, torch.device("cpu"))
+    forest, plan, items = device_form(seed=seed, nodes=4, queries=3, partial=seed == 1)
     caches = forest.caches()
     want = mf.tree_attention(forest.q, *caches, plan, return_lse=True, backend="triton")
-    restored = restore_plan(arrays, sizes)
+    restored = restore_plan(items.packed, [*items.sizes])
     got = mf.tree_attention(forest.q, *caches, restored, return_lse=True, backend="triton")
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
@@ -249,23 +239,32 @@ def test_the_form_for_a_device_in_the_interpreter(seed):
 
 
 @pytest.mark.usefixtures("in_interpreter")
-@pytest.mark.parametrize(
-    "name", ["counts", "items", "partial_begin", "merges", "query_order", "query_lens", "own_end"]
-)
-def test_arrays_for_a_device_that_are_too_short_are_refused(name):
-    arrays, sizes = item_arguments(forest_of(1).plan(), torch.device("cpu"))
-    place = ITEM_ARRAYS.index(name)
-    arrays[place] = arrays[place][:-1]
-    with pytest.raises(ValueError, match="expected the arrays of a plan on a device, got"):
-        restore_plan(arrays, sizes)
+def test_a_tensor_for_a_device_of_another_length_is_refused():
+    _, _, items = device_form()
+    for packed in (items.packed[:-4], torch.cat([items.packed, items.packed[:4]])):
+        with pytest.raises(ValueError, match="expected a packed plan of"):
+            restore_plan(packed, [*items.sizes])
+    with pytest.raises(ValueError, match="expected a contiguous packed plan"):
+        restore_plan(items.packed.repeat_interleave(2)[::2], [*items.sizes])
+    with pytest.raises(ValueError, match="and 14 launch sizes, got"):
+        restore_plan(items.packed, items.sizes[:-1])
 
 
 @pytest.mark.usefixtures("in_interpreter")
-@pytest.mark.parametrize(
-    ("place", "value"), [(5, -1), (5, 10**6), (6, -1), (6, 10**6), (7, -1), (8, 24), (9, 64)]
-)
-def test_sizes_of_a_launch_beyond_its_arrays_are_refused(place, value):
-    arrays, sizes = item_arguments(forest_of(1).plan(), torch.device("cpu"))
-    sizes[place] = value
-    with pytest.raises(ValueError, match="expected the arrays of a plan on a device, got"):
-        restore_plan(arrays, sizes)
+@pytest.mark.parametrize("name", Sizes._fields)
+@pytest.mark.parametrize("value", [-1, 10**6, 2**31])
+def test_launch_sizes_that_do_not_fit_are_refused(name, value):
+    _, _, items = device_form()
+    sizes = items.sizes._replace(**{name: value})
+    if value == 10**6 and name in UNCHECKED:
+        assert restore_plan(items.packed, [*sizes]).workspace_numel > 0  # any such plan may be
+        return
+    with pytest.raises(ValueError, match=r"expected (a packed plan|the sizes|head_dim|num_heads)"):
+        restore_plan(items.packed, [*sizes])
+
+
+def test_launch_sizes_are_not_for_a_cpu(monkeypatch):
+    _, _, items = device_form()
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="on a CPU without launch sizes"):
+        restore_plan(items.packed, [*items.sizes])

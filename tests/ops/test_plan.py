@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import marco_fast as mf
-from marco_fast.ops.reference.plan import PlainTreePlan
+from marco_fast.ops.reference.plan import ReferencePlan
 from tests.support.trees import random_forest
 
 ARRAYS = [
@@ -99,16 +99,16 @@ def test_equals_its_specification(seed):
         forest.parents, forest.lens, table, leaves, leaf_lens=leaf_lens, num_heads=1,
         num_kv_heads=1, head_dim=16, page_size=16, max_new_tokens=reserve,
     )  # fmt: skip
-    plain = PlainTreePlan(forest.parents, forest.lens, table, leaves, leaf_lens, 16, reserve)
+    reference = ReferencePlan(forest.parents, forest.lens, table, leaves, leaf_lens, 16, reserve)
     for step in range(4 if reserve else 1):
         for name in ARRAYS:
-            assert getattr(plan, name).tolist() == getattr(plain, name).tolist(), name
+            assert getattr(plan, name).tolist() == getattr(reference, name).tolist(), name
             assert getattr(plan, name).dtype == np.int32
-        assert plan.native.num_pages_needed == plain.num_pages_needed
+        assert plan.arrays.num_pages_needed == reference.num_pages_needed
         if reserve:
             active = rng.random(len(leaves)) < 0.5 if step else None
             plan.advance(active)
-            plain.advance(active)
+            reference.advance(active)
 
 
 @pytest.mark.parametrize("kind", [list, np.int64, np.int32, torch.int64, torch.int32])

@@ -8,9 +8,11 @@ import torch
 
 import marco_fast as mf
 from marco_fast.ops.attention import work_items as items_module
-from marco_fast.ops.attention.packed_plan import plan_arguments
+from marco_fast.ops.attention.attend import AttentionInputs, AttentionOptions, AttentionResult
+from marco_fast.ops.attention.packed_plan import packed_plan
 from marco_fast.ops.backends import interpreting
-from marco_fast.ops.reference.packed_plan import PLAN_ARRAYS
+from marco_fast.ops.reference.plan import PLAN_ARRAYS
+from marco_fast.ops.reference.work_items import Sizes
 from tests.support.trees import Forest, padded, random_forest
 
 CPU = torch.device("cpu")
@@ -45,11 +47,11 @@ def same(left, right) -> bool:
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_a_new_plan(seed, backend, monkeypatch):
     monkeypatch.setattr(items_module, "chunk_tokens", lambda head_dim: 8)
-    monkeypatch.setattr(items_module, "GROUP_TOKENS", 24)
+    monkeypatch.setattr(items_module, "TOKEN_GROUP", 24)
     plan = forest_of(seed, queries=4).plan(room=3.0)
     assert plan.max_queries == 12
     before = plan.items(CPU)
-    address = before.counts.data_ptr()
+    address = before.packed.data_ptr()
     for other in (seed + 100, seed + 200):
         forest = forest_of(other, queries=[9, 2][other > seed + 100], nodes=11)
         put(plan, forest)
@@ -60,7 +62,7 @@ def test_equals_a_new_plan(seed, backend, monkeypatch):
         assert (got[0][len(forest.q) :] == 0).all()
         assert (got[1][len(forest.q) :] == -np.inf).all()
         assert plan.items(CPU) is before
-        assert before.counts.data_ptr() == address
+        assert before.packed.data_ptr() == address
 
 
 @pytest.mark.skipif(not interpreting(), reason="a GPU is here: bench.gpu replays a captured graph")
@@ -81,7 +83,11 @@ def test_a_launch_that_was_prepared_before_follows():
         def items(self, device):
             return items
 
-    kernels.tree_attention(q, *forest.caches(), Captured(), plan.scale, out, lse, workspace)
+    kernels.tree_attention(
+        AttentionInputs(q, *forest.caches(), Captured()),
+        AttentionOptions(plan.scale, workspace),
+        AttentionResult(out, lse),
+    )
     assert same((out[:11], lse[:11]), forest.run(forest.plan(), backend="triton"))
     assert (out[11:] == 7).all()
     assert (lse[11:] == 7).all()
@@ -120,20 +126,20 @@ def test_a_plan_made_in_inference_mode():
     plan.advance()
     put(plan, forest)
     plan.advance()
-    assert items.query_lens[:1].tolist() == plan.query_lens.tolist()
+    assert items.sections.query_lens[:1].tolist() == plan.query_lens.tolist()
 
 
 def test_what_does_not_fit_leaves_the_plan_as_it_was():
     forest = forest_of(3)
     plan = forest.plan(room=1.5)
     forest.run(plan)
-    whole = plan.items(CPU).whole.clone()
+    whole = plan.items(CPU).packed.clone()
     arrays = [getattr(plan, name).tolist() for name in PLAN_ARRAYS]
     deep = forest_of(5, nodes=60, queries=5, max_len=20, roots=0.0, partial=False)
     deep = replace(deep, spare_pages=0)
     cases = {
         "expected at most 8 leaves, the plan's room, got 9": forest_of(6, queries=9),
-        "words of .*, its room, got": deep,
+        "expected at most 6 segments, the plan's room, got": deep,
         "expected parents before children": replace(forest, parents=forest.parents[::-1].copy()),
     }
     for message, other in cases.items():
@@ -142,7 +148,7 @@ def test_what_does_not_fit_leaves_the_plan_as_it_was():
     with pytest.raises(IndexError, match="the pages of the cache, got"):
         put(plan, replace(forest, spare_pages=5000))
     assert arrays == [getattr(plan, name).tolist() for name in PLAN_ARRAYS]
-    assert torch.equal(plan.items(CPU).whole, whole)
+    assert torch.equal(plan.items(CPU).packed, whole)
     assert same(forest.run(plan), forest.run(forest.plan()))
 
 
@@ -170,24 +176,27 @@ def test_more_partials_than_there_is_room_for(monkeypatch):
     plan = flat(6, 32, shared=False).plan(room=1.5)
     plan.items(CPU)
     put(plan, flat(6, 48, shared=True))
-    with pytest.raises(ValueError, match="at most 36 partials, its room, got 42"):
+    with pytest.raises(ValueError, match="at most 36 partials, the plan's room, got 42"):
         put(plan, flat(6, 56, shared=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tiles_stay_as_first_planned(backend):
     plan = flat(1, 30, shared=True).plan(room=32.0)
-    assert plan.items(CPU).tile_rows == 16
+    assert plan.items(CPU).sizes.tile_query_heads == 16
     forest = flat(32, 30, shared=True)
-    assert forest.plan().items(CPU).tile_rows == 32
+    assert forest.plan().items(CPU).sizes.tile_query_heads == 32
     put(plan, forest)
     assert same(forest.run(plan, backend=backend), forest.run(forest.plan(), backend=backend))
 
 
-def test_room_counts_whole_items_and_chunks():
-    assert items_module.with_room([6, 2, 4, 1, 3, 3, 5, 5, 6, 7], 1.5) == [
-        12, 4, 6, 5, 5, 5, 8, 8, 9, 11,
-    ]  # fmt: skip
+def test_room_counts_everything_that_may_grow():
+    heads = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "page_size": 8}
+    fixed = heads | {"chunk_tokens": 256, "tile_query_heads": 16, "num_pages_needed": 9}
+    counts = {"queries": 3, "segments": 5, "pages": 7, "items": 1, "chunks": 1}
+    more = {"queries": 5, "segments": 8, "pages": 11, "items": 2, "chunks": 2, "merges": 5}
+    sizes = Sizes(**fixed, **counts, num_partials=0, merges=1)
+    assert items_module.with_room(sizes, 1.5) == Sizes(**fixed, **more, num_partials=15)
 
 
 @pytest.mark.parametrize("room", [0.5, float("nan"), 1e9])
@@ -207,6 +216,6 @@ def test_rows_of_q_between_the_queries_and_the_room(rows):
 def test_the_operator_takes_the_room(monkeypatch):
     pytest.importorskip("marco_fast.torch_library")
     forest = forest_of(2)
-    arrays, sizes = plan_arguments(forest.plan(room=2.0))
-    out, _ = torch.ops.marco_fast.tree_attention(forest.q, *forest.caches(), arrays, sizes)
+    packed = packed_plan(forest.plan(room=2.0))
+    out, _ = torch.ops.marco_fast.tree_attention(forest.q, *forest.caches(), packed)
     assert torch.equal(out, forest.run()[0])

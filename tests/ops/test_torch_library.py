@@ -12,8 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 
 import marco_fast as mf
-from marco_fast.ops.attention.packed_plan import item_arguments
-from marco_fast.torch_library import plan_arguments
+from marco_fast.torch_library import packed_plan
 from tests.support.operator_cases import (
     APPEND_CASES,
     ATTENTION_CASES,
@@ -75,8 +74,9 @@ def test_opcheck_tree_attention_wants_grad():
 def test_opcheck_tree_attention_for_a_device_in_the_interpreter():
     forest = forest_of(6, 2, nodes=3, heads=2, kv_heads=1)
     q, k_cache, v_cache, *_ = attended(forest)
-    plan = item_arguments(forest.plan(), torch.device("cpu"))
-    opcheck(OPS.tree_attention.default, (q, k_cache, v_cache, *plan), {"backend": "triton"})
+    items = forest.plan().items(torch.device("cpu"))
+    options = {"launch": [*items.sizes], "backend": "triton"}
+    opcheck(OPS.tree_attention.default, (q, k_cache, v_cache, items.packed), options)
 
 
 @pytest.mark.parametrize("case", TOPK_CASES)
@@ -119,7 +119,7 @@ def test_tree_attention_is_the_operation(seed):
     plan = forest.plan()
     caches = forest.caches()
     for scale in (None, 0.5):
-        got = OPS.tree_attention(forest.q, *caches, *plan_arguments(plan), scale=scale)
+        got = OPS.tree_attention(forest.q, *caches, packed_plan(plan), scale=scale)
         assert type(got) is tuple
         want = mf.tree_attention(forest.q, *caches, plan, scale=scale, return_lse=True)
         same(got, want)
@@ -133,7 +133,7 @@ def test_schema_is_the_signature(name):
     for dropped in ("return_lse", "out", "workspace"):
         public.pop(dropped, None)
     mine = {each.name: each for each in schema.arguments}
-    assert [each for each in mine if each != "sizes"] == [*public]
+    assert [each for each in mine if each != "launch"] == [*public]
     for each, argument in public.items():
         assert mine[each].kwarg_only == (argument.kind is inspect.Parameter.KEYWORD_ONLY)
         assert mine[each].has_default_value() == (argument.default is not inspect.Parameter.empty)
@@ -225,7 +225,7 @@ def test_tree_attention_not_as_planned_raises_the_same(change):
     with pytest.raises((ValueError, IndexError)) as public:
         mf.tree_attention(*tensors, plan)
     with pytest.raises(type(public.value), match=f"^{re.escape(str(public.value))}$"):
-        OPS.tree_attention(*tensors, *plan_arguments(plan))
+        OPS.tree_attention(*tensors, packed_plan(plan))
 
 
 @pytest.mark.parametrize("kind", ["fake", "meta"])

@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import marco_fast as mf
-from marco_fast.torch_library import plan_arguments
+from marco_fast.torch_library import packed_plan
 from tests.support.operator_cases import NAMES, OPS, attended, draws, forest_of, logits_of, same
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler", "one_thread")
@@ -37,7 +37,7 @@ class Decoder:
             [-1] + [0] * queries, self.lens, self.table.int(), range(1, queries + 1),
             num_heads=4, num_kv_heads=2, head_dim=16, page_size=8, max_new_tokens=4,
         )  # fmt: skip
-        self.arguments = plan_arguments(self.plan)
+        self.packed = packed_plan(self.plan)
         caches = torch.randn(2, 2 * queries + 4, 2, 8, 16)
         self.caches = caches.unbind() if pool else [cache.clone() for cache in caches]
         self.weight = torch.randn(64, 40)
@@ -58,15 +58,15 @@ class Decoder:
         self.steps += 1
         row = draws(self.queries)
         inputs = q, k, v, *self.caches, slots, self.weight, row["seeds"], at, *self.paths
-        return function(*inputs, *self.arguments)
+        return function(*inputs, self.packed)
 
     def written(self):
         return *self.caches, *self.paths
 
 
-def decode(q, k, v, k_cache, v_cache, slots, weight, seeds, at, sums, counts, arrays, sizes):
+def decode(q, k, v, k_cache, v_cache, slots, weight, seeds, at, sums, counts, packed):
     OPS.append_kv(k, v, k_cache, v_cache, slots)
-    out, lse = OPS.tree_attention(q, k_cache, v_cache, arrays, sizes)
+    out, lse = OPS.tree_attention(q, k_cache, v_cache, packed)
     logits = out.flatten(1) @ weight
     drawn = OPS.sample_confidence(
         logits, seeds=seeds, positions=at, path_sums=sums, path_counts=counts
@@ -76,10 +76,10 @@ def decode(q, k, v, k_cache, v_cache, slots, weight, seeds, at, sums, counts, ar
     return out, lse, *drawn, *scores, *headed
 
 
-def decode_plainly(plan):
+def decode_publicly(plan):
     """decode by the public operations."""
 
-    def step(q, k, v, k_cache, v_cache, slots, weight, seeds, at, sums, counts, arrays, sizes):
+    def step(q, k, v, k_cache, v_cache, slots, weight, seeds, at, sums, counts, packed):
         mf.append_kv(k, v, k_cache, v_cache, slots)
         out, lse = mf.tree_attention(q, k_cache, v_cache, plan, return_lse=True)
         logits = out.flatten(1) @ weight
@@ -101,7 +101,7 @@ def compare_steps(compiled, queries: int, steps: int = 4, pool: bool = False) ->
     for _ in range(steps):
         got = one.step(compiled)
         same(got, eager.step(decode))
-        same(got, public.step(decode_plainly(public.plan)))
+        same(got, public.step(decode_publicly(public.plan)))
         same(one.written(), eager.written())
         same(one.written(), public.written())
     assert one.paths[1].tolist() == [steps] * queries
@@ -164,12 +164,12 @@ def test_fakes_keep_symbols_and_add_no_guards():
     mode = FakeTensorMode(shape_env=shapes)
     lg = symbolic(mode, logits_of(6, dtype=torch.bfloat16, padded=3), 0)
     ids = symbolic(mode, torch.arange(6), 0)
-    q, k_cache, v_cache, arrays, sizes = attended(forest_of(1, 6))
+    q, k_cache, v_cache, packed = attended(forest_of(1, 6))
     fakes = symbolic(mode, q, 0), symbolic(mode, k_cache, 0), symbolic(mode, v_cache, 0)
     with mode:
         scores = OPS.topk_confidence(lg, ids, top_k=7)
         drawn = OPS.sample_confidence(lg, seeds=ids, positions=ids, top_k=7)
-        out, lse = OPS.tree_attention(*fakes, [symbolic(mode, x, 0) for x in arrays], sizes)
+        out, lse = OPS.tree_attention(*fakes, symbolic(mode, packed, 0))
     rows, queries = str(lg.shape[0]), str(fakes[0].shape[0])
     assert rows.startswith("s")
     want = [f"{rows} float32"] * 3 + [f"{rows} 7 float32", f"{rows} 7 int32", f"{rows} int32"]

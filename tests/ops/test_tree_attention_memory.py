@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import marco_fast as mf
+from marco_fast.ops.attention.attend import AttentionInputs, AttentionOptions, AttentionResult
 from marco_fast.ops.backends import load_backend
 from tests.support.attention_properties import check_close
 from tests.support.hostile import against_guard, sparse_rows
@@ -32,13 +33,17 @@ def run_guarded(backend: str, seeds: range, **sizes: int) -> None:
         )
         plan = forest.plan()
         # The last page of the cache is the last one that the plan reads.
-        caches = [cache[: plan.native.num_pages_needed] for cache in forest.caches()]
+        caches = [cache[: plan.arrays.num_pages_needed] for cache in forest.caches()]
         k_cache, v_cache = (against_guard(cache.contiguous()) for cache in caches)
         q, out = against_guard(forest.q), against_guard(torch.zeros_like(forest.q))
         lse = against_guard(torch.zeros(forest.q.shape[:2]))
         words = guard_items(plan) if backend == "triton" else plan.workspace_numel
         workspace = against_guard(torch.full((words,), torch.nan))
-        attend(q, k_cache, v_cache, plan, plan.scale, out, lse, workspace)
+        attend(
+            AttentionInputs(q, k_cache, v_cache, plan),
+            AttentionOptions(plan.scale, workspace),
+            AttentionResult(out, lse),
+        )
         check_close((out, lse), forest)
         tokens = against_guard(torch.randn(2, 2, 1, forest.q.shape[2]).to(forest.q.dtype))
         slots = against_guard(torch.tensor([0, k_cache.shape[0] * forest.page_size - 1]))
@@ -49,9 +54,8 @@ def run_guarded(backend: str, seeds: range, **sizes: int) -> None:
 def guard_items(plan: mf.TreeAttentionPlan) -> int:
     """Puts the arrays that a Triton kernel reads before guards; the words of its workspace."""
     items = plan.items(CPU)
-    for name in ("items", "chunks", "partial_begin", "merges", "query_order", "page_ids"):
-        object.__setattr__(items, name, against_guard(getattr(items, name)))
-    return items.num_partials * plan.num_heads * (plan.head_dim + 2)
+    items.sections = type(items.sections)(*map(against_guard, items.sections))
+    return items.sizes.num_partials * plan.num_heads * (plan.head_dim + 2)
 
 
 def run_in_a_process(code: str) -> None:
@@ -124,7 +128,7 @@ def test_addresses_beyond_int32_in_the_interpreter(chunks):
 def test_pages_outside_the_cache_are_refused():
     forest = random_forest(0)
     plan, (k_cache, v_cache) = forest.plan(), forest.caches()
-    fewer = plan.native.num_pages_needed - 1
+    fewer = plan.arrays.num_pages_needed - 1
     with pytest.raises(IndexError, match=f"below {fewer}, .* got {fewer}"):
         mf.tree_attention(forest.q, k_cache[:fewer], v_cache[:fewer], plan)
     # A check that passed once does not vouch for another cache.

@@ -16,14 +16,12 @@ from marco_fast.ops import reference, torch_backend
 from marco_fast.ops.backends import BACKENDS, OPERATIONS
 
 ROOT = Path(__file__).parents[2]
-# Public operations that no backend runs by itself: a plan, and a merge in float64.
+# Public operations that no backend runs by itself: made from what the others give.
 ABOVE = ("merge_records", "plan_tree_attention")
-# A shard's part of lm_head_confidence. It is timed with that; its tests run every backend in one
-# file of tests/ops; its result holds numbers of the host, so no torch operator returns it.
-PART = "lm_head_records"
+# Operations without an operator, and why.
+NO_OPERATOR = {"lm_head_records": "merge_records, which takes its result, waits for the device"}
 
 each_operation = pytest.mark.parametrize("op", OPERATIONS)
-each_whole_operation = pytest.mark.parametrize("op", [op for op in OPERATIONS if op != PART])
 
 
 def functions_in(path: str) -> set[str]:
@@ -75,7 +73,7 @@ def test_triton_runs_it(op):
     assert op in functions_in(path), f"write the launcher {op} in {path}"
 
 
-@each_whole_operation
+@pytest.mark.parametrize("op", [op for op in OPERATIONS if op not in NO_OPERATOR])
 def test_it_is_a_torch_operator(op):
     import marco_fast.torch_library  # noqa: F401  (registers the operators)
 
@@ -87,13 +85,13 @@ def test_it_is_a_torch_operator(op):
     )
 
 
-@each_whole_operation
+@each_operation
 def test_it_is_tested(op):
     for pattern in (f"tests/ops/test_{op}*.py", f"tests/kernels/test_{op}_triton*.py"):
         assert list(ROOT.glob(pattern)), f"write {pattern.replace('*', '')}"
 
 
-@each_whole_operation
+@each_operation
 def test_it_is_timed(op):
     path = f"bench/operations/bench_{op}.py"
     assert f"test_{op}" in functions_in(path), (

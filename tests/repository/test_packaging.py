@@ -1,5 +1,6 @@
 """What wheels and source archives hold; that an installed package and a bare checkout work."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -33,6 +34,13 @@ result = marco_fast.topk_confidence(torch.tensor([[0.0, 1.0]]), torch.tensor([1]
 print(round(result.confidence.item(), 6))
 from marco_fast.ops.backends import default_backend
 print(default_backend(torch.device("cpu"), "topk_confidence"))
+"""
+
+# A compiler whose objects are empty, and whose shared library is a finished one.
+LINK = """
+import pathlib, shutil, sys
+out = pathlib.Path(sys.argv[sys.argv.index("-o") + 1])
+shutil.copy({built!r}, out) if "-shared" in sys.argv else out.write_bytes(b"")
 """
 
 
@@ -88,9 +96,21 @@ def source(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
-@pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pip_wheel(source, tmp_path_factory.mktemp("wheel"))
+@pytest.fixture(scope="module", params=["linked", pytest.param("compiled", marks=pytest.mark.slow)])
+def wheel(
+    request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Compiled from the source archive in a minute, or linked from the extension that is here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    if request.param == "compiled":
+        return pip_wheel(source, folder)
+    built = importlib.util.find_spec("marco_fast._C")
+    if built is None or built.origin is None:
+        pytest.skip("the extension is not built")
+    compiler = folder / "compiler"
+    compiler.write_text(f"#!{sys.executable}\n{LINK.format(built=built.origin)}")
+    compiler.chmod(0o755)
+    return pip_wheel(source, folder, CC=str(compiler), CXX=str(compiler))
 
 
 def names(wheel: Path) -> set[str]:

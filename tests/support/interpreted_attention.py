@@ -2,7 +2,7 @@
 
 import torch
 
-from marco_fast.ops.attention.work_items import tree_items
+from marco_fast.ops.attention.work_items import work_items
 from tests.support.trees import Forest, random_forest
 
 __all__ = ["CPU", "attend", "small_forest"]
@@ -16,12 +16,9 @@ def small_forest(seed: int, **changes) -> Forest:
 
 
 def attend(forest: Forest, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse), with items made under `options` (tile_rows, enough_items)."""
+    """(out, lse), with work items made under `options` (tile_query_heads, enough_items)."""
     plan = forest.plan()
     if options:
-        heads, kv_heads = forest.q_heads()
-        plan._items[CPU] = tree_items(
-            plan.native, group=heads // kv_heads, num_kv_heads=kv_heads,
-            head_dim=plan.head_dim, device=CPU, **options,
-        )  # fmt: skip
+        heads = (*forest.q_heads(), plan.head_dim, plan.page_size)
+        plan._items[CPU] = work_items(plan.arrays, heads=heads, device=CPU, **options)
     return forest.run(plan, backend="triton")

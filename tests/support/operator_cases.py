@@ -2,7 +2,7 @@
 
 import torch
 
-from marco_fast.torch_library import plan_arguments
+from marco_fast.torch_library import packed_plan
 from tests.support.trees import Forest, random_forest
 
 __all__ = [
@@ -74,7 +74,7 @@ def forest_of(seed: int, queries: int = 5, **shape) -> Forest:
 def attended(forest: Forest, **plan) -> tuple:
     """The arguments of tree_attention; what no segment owns is 0, since NaN equals nothing."""
     caches = [cache.nan_to_num() for cache in forest.caches()]
-    return forest.q, *caches, *plan_arguments(forest.plan(**plan))
+    return forest.q, *caches, packed_plan(forest.plan(**plan))
 
 
 def same(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> None:

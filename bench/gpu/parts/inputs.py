@@ -1,4 +1,4 @@
-"""What the parts' cases work on: logits, LM heads, forests and their caches."""
+"""Inputs of the cases: logits, LM heads, forests and their caches."""
 
 from typing import NamedTuple
 
@@ -45,17 +45,19 @@ class AttentionInputs(NamedTuple):
 
 
 def random_logits(
-    machine: Machine, rows: int, vocab: int, dtype: torch.dtype = torch.bfloat16
+    machine: Machine, rows: int, vocab_size: int, dtype: torch.dtype = torch.bfloat16
 ) -> torch.Tensor:
     """Logits with a standard deviation of 3."""
-    return machine.normal(rows, vocab, dtype=dtype, scale=3.0)
+    return machine.normal(rows, vocab_size, dtype=dtype, scale=3.0)
 
 
-def hostile(machine: Machine, kind: str, rows: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
+def hostile(
+    machine: Machine, kind: str, rows: int, vocab_size: int, dtype: torch.dtype
+) -> torch.Tensor:
     """Logits of a kind that breaks kernels, on the device."""
     if machine.recording:
-        return torch.empty(rows, vocab, dtype=dtype)
-    return logits_of(kind, rows, vocab, dtype).to(machine.device)
+        return torch.empty(rows, vocab_size, dtype=dtype)
+    return logits_of(kind, rows, vocab_size, dtype).to(machine.device)
 
 
 def keys_on(machine: Machine, rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -64,11 +66,11 @@ def keys_on(machine: Machine, rows: int, seed: int = 0) -> dict[str, torch.Tenso
 
 
 def lm_head_inputs(
-    machine: Machine, rows: int, vocab: int, size: int, dtype: torch.dtype = torch.bfloat16
+    machine: Machine, rows: int, vocab_size: int, size: int, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """hidden and weight whose logits have a standard deviation of 3."""
     hidden = machine.normal(rows, size, dtype=dtype)
-    return hidden, machine.normal(vocab, size, dtype=dtype, scale=3 / size**0.5)
+    return hidden, machine.normal(vocab_size, size, dtype=dtype, scale=3 / size**0.5)
 
 
 def attention_inputs(
@@ -81,10 +83,10 @@ def attention_inputs(
     page_size: int = PAGE,
     plan: mf.TreeAttentionPlan | None = None,
 ) -> AttentionInputs:
-    """Caches hold NaN in every slot that no segment owns; `plan` is one of an earlier call."""
-    heads, kv_heads, dim = HEADS[model]
+    """Caches hold NaN in every slot that no segment owns; `plan` may come from an earlier call."""
+    heads, num_kv_heads, dim = HEADS[model]
     table, pages = tables(tree, page_size)
-    shape = (2, pages + 1, kv_heads, page_size, dim)
+    shape = (2, pages + 1, num_kv_heads, page_size, dim)
     if machine.recording:
         caches = torch.empty(shape, dtype=dtype)
     else:
@@ -95,9 +97,9 @@ def attention_inputs(
         page = torch.from_numpy(table)[segment, token // page_size].long().to(machine.device)
         offset = (token % page_size).to(machine.device)
         for cache in caches:
-            cache[page, :, offset] = machine.normal(len(segment), kv_heads, dim, dtype=dtype)
+            cache[page, :, offset] = machine.normal(len(segment), num_kv_heads, dim, dtype=dtype)
     plan = plan or mf.plan_tree_attention(
-        tree.parents, tree.lens, table, tree.leaves, num_heads=heads, num_kv_heads=kv_heads,
+        tree.parents, tree.lens, table, tree.leaves, num_heads=heads, num_kv_heads=num_kv_heads,
         head_dim=dim, page_size=page_size, device=machine.device, room=room,
     )  # fmt: skip
     q = machine.normal(len(tree.leaves), heads, dim, dtype=dtype)

@@ -1,8 +1,8 @@
-"""Our kernels beside the best plain alternatives, in turns; a row per peer and shape.
+"""Our kernels beside the best alternatives, in turns; one row per peer and shape.
 
-A peer that is not installed has no row: "environment" tells what is there. The parts of peers run
-in processes of their own, since some cannot be captured into a CUDA graph and break PyTorch's
-generator when one tries.
+A peer that is not installed has no row: the part "environment" lists what is installed. Each part
+has a process of its own, since some peers cannot be captured into a CUDA graph, and the attempt
+breaks PyTorch's generator.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ from bench.gpu.parts.times import (
 from bench.operations import by_hand
 
 Calls = Sequence[Callable[[], object]]
-MOST_BYTES = 24e9  # of private copies of paths
+MOST_BYTES = 24e9  # bytes of private copies of paths
 
 
 def beside(machine: Machine, ours: Calls, theirs: Callable[[], Calls], floor: float | None) -> dict:
@@ -64,20 +64,20 @@ def confidence(machine: Machine) -> Iterator[Case]:
     """topk_confidence, against PyTorch by hand and compiled."""
     peers = {"by hand": by_hand.scores, "top-k first": by_hand.scores_topk_first}
     batches = (2,) if machine.dry else (8, 64, 256)
-    vocab = 4112 if machine.dry else VOCAB
+    vocab_size = 4112 if machine.dry else VOCAB
     if machine.mode == "gpu":
         peers["compiled"] = None
     for name, batch in itertools.product(peers, batches):
-        case = f"topk_confidence {batch} x {vocab} bfloat16 / {name}"
-        yield Case(case, partial(peer_confidence, machine, batch, vocab, peers[name]))
+        case = f"topk_confidence {batch} x {vocab_size} bfloat16 / {name}"
+        yield Case(case, partial(peer_confidence, machine, batch, vocab_size, peers[name]))
 
 
-def peer_confidence(machine: Machine, batch: int, vocab: int, peer: Callable | None) -> dict:
-    nbytes = 2 * batch * vocab
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
+def peer_confidence(machine: Machine, batch: int, vocab_size: int, peer: Callable | None) -> dict:
+    nbytes = 2 * batch * vocab_size
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab_size), nbytes)
     ids = torch.zeros(batch, dtype=torch.int64, device=machine.device)
     if peer is None:
-        # Beyond 8 shapes of one function dynamo would run it uncompiled, and say nothing.
+        # After 8 shapes of one function dynamo silently runs it uncompiled.
         torch._dynamo.reset()
         peer = torch.compile(by_hand.scores_topk_first, dynamic=False)
     return beside(
@@ -116,16 +116,18 @@ def samplers() -> dict[str, Callable]:
 def sampling(machine: Machine) -> Iterator[Case]:
     """sample_confidence, against PyTorch by hand and FlashInfer."""
     batches = (2,) if machine.dry else (8, 64, 256)
-    vocab = 4112 if machine.dry else VOCAB
+    vocab_size = 4112 if machine.dry else VOCAB
     for (name, peer), batch in itertools.product(samplers().items(), batches):
         for options in (FILTERS, {"temperature": 1.0}):
-            case = f"sample_confidence {batch} x {vocab} bfloat16 {told(options)} / {name}"
-            yield Case(case, partial(peer_sampling, machine, batch, vocab, options, peer))
+            case = f"sample_confidence {batch} x {vocab_size} bfloat16 {told(options)} / {name}"
+            yield Case(case, partial(peer_sampling, machine, batch, vocab_size, options, peer))
 
 
-def peer_sampling(machine: Machine, batch: int, vocab: int, options: dict, peer: Callable) -> dict:
-    nbytes = 2 * batch * vocab
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
+def peer_sampling(
+    machine: Machine, batch: int, vocab_size: int, options: dict, peer: Callable
+) -> dict:
+    nbytes = 2 * batch * vocab_size
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab_size), nbytes)
     drawn = draw_options(machine, batch, options)
     return beside(
         machine,
@@ -136,7 +138,7 @@ def peer_sampling(machine: Machine, batch: int, vocab: int, options: dict, peer:
 
 
 def lm_head(machine: Machine) -> Iterator[Case]:
-    """lm_head_confidence, against a library's product followed by the best samplers there are."""
+    """lm_head_confidence, against a library's product followed by each sampler."""
     peers: dict[str, Callable] = {"product, sample_confidence": product_then_ours}
     peers |= {f"product, {name}": product_then(each) for name, each in samplers().items()}
     if there("cut_cross_entropy"):
@@ -144,20 +146,20 @@ def lm_head(machine: Machine) -> Iterator[Case]:
     if there("liger_kernel"):
         peers["liger, one logprob"] = liger
     shapes = [s for s in lm_head_shapes(machine) if machine.dry or s[1:] == HEAD]
-    for (name, peer), (batch, size, vocab) in itertools.product(peers.items(), shapes):
-        case = f"lm_head_confidence {batch} x {size} x {vocab} bfloat16 / {name}"
-        yield Case(case, partial(peer_lm_head, machine, batch, size, vocab, peer))
+    for (name, peer), (batch, size, vocab_size) in itertools.product(peers.items(), shapes):
+        case = f"lm_head_confidence {batch} x {size} x {vocab_size} bfloat16 / {name}"
+        yield Case(case, partial(peer_lm_head, machine, batch, size, vocab_size, peer))
 
 
-def peer_lm_head(machine: Machine, batch: int, size: int, vocab: int, peer: Callable) -> dict:
-    nbytes = 2 * vocab * size
-    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab, size), nbytes)
+def peer_lm_head(machine: Machine, batch: int, size: int, vocab_size: int, peer: Callable) -> dict:
+    nbytes = 2 * vocab_size * size
+    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab_size, size), nbytes)
     drawn = draw_options(machine, batch, FILTERS)
     return beside(
         machine,
         [partial(mf.lm_head_confidence, *each, **drawn) for each in inputs],
         lambda: [partial(peer, *each, drawn) for each in inputs],
-        machine.floor_us(nbytes, 2.0 * batch * size * vocab),
+        machine.floor_us(nbytes, 2.0 * batch * size * vocab_size),
     )
 
 
@@ -187,8 +189,7 @@ def liger(hidden: torch.Tensor, weight: torch.Tensor, drawn: dict) -> torch.Tens
 
 
 def attention(machine: Machine) -> Iterator[Case]:
-    """tree_attention, against SDPA and FlashInfer on private KV that was gathered for them; the
-    copying is not timed."""
+    """tree_attention, against SDPA and FlashInfer on private KV; gathering it is not timed."""
     peers = {"SDPA on private KV": private_attention}
     if there("flashinfer"):
         peers["FlashInfer on private KV"] = flashinfer_decode
@@ -199,9 +200,9 @@ def attention(machine: Machine) -> Iterator[Case]:
 
 
 def peer_attention(machine: Machine, model: str, tree: Tree, peer: Callable) -> dict:
-    _, kv_heads, dim = HEADS[model]
+    _, num_kv_heads, dim = HEADS[model]
     seen = sum(tree.lens[n] for leaf in tree.leaves for n in tree.path(leaf))
-    private_bytes = 4.0 * seen * kv_heads * dim
+    private_bytes = 4.0 * seen * num_kv_heads * dim
     if private_bytes > MOST_BYTES:
         return {"skipped": f"private copies of the paths would take {private_bytes / 1e9:.0f} GB"}
     most = max(1, int(MOST_BYTES // private_bytes))
@@ -214,7 +215,7 @@ def peer_attention(machine: Machine, model: str, tree: Tree, peer: Callable) -> 
         lambda: [peer(each.q, *private_copies(each, tree)) for each in sets],
         machine.floor_us(nbytes, flop),
     )
-    # SDPA takes a call for each length of a path.
+    # SDPA takes one call per length of a path.
     return row | {"rho": rho, "path_lengths": len({*plan.path_lens.tolist()})}
 
 

@@ -1,6 +1,6 @@
 """A product of few rows in Triton, to be compared with the library's: would kernels of ours pay?
 
-x [M, K] times weight [N, K] transposed. A program owns 64 rows and 128 columns and a run of K; it
+x [M, K] times weight [N, K] transposed. A program owns 64 rows, 128 columns and a part of K; it
 reads both by the copy engine, keeps the sums in registers, and stores float32 partial sums where K
 is split (a norm that follows would fold them), bfloat16 where it is not. Not part of the package.
 """
@@ -52,7 +52,7 @@ def skinny_product(
     Args:
         x, weight: bfloat16, rows a multiple of 16 bytes apart.
         splits: parts of K, each summed by programs of its own.
-        out: filled where given.
+        out: filled if given.
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 

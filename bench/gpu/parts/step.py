@@ -1,8 +1,8 @@
 """A whole decoding step of a 7B model: its products, its launches in one CUDA graph, the engine.
 
 The weights are random, so nothing has to be downloaded: a step takes as long as with trained ones.
-`Layers` is a decoder of as few launches as plain PyTorch allows around our kernels; what it lacks
-are kernels for the norms, the rotation and the gate. tests/bench/test_bench_gpu.py holds it to
+`Layers` is a decoder with as few launches as PyTorch allows around our kernels; it lacks kernels
+for the norms, the rotation and the gate. tests/bench/test_gpu_parts.py compares it with
 transformers.
 """
 
@@ -33,9 +33,9 @@ class Shape(NamedTuple):
     hidden: int
     intermediate: int
     heads: int
-    kv_heads: int
+    num_kv_heads: int
     dim: int
-    vocab: int
+    vocab_size: int
 
 
 SHAPES = {
@@ -46,10 +46,10 @@ TINY = Shape(2, 64, 128, 4, 2, 16, 304)
 
 
 def products(machine: Machine) -> Iterator[Case]:
-    """The four products of a 7B layer in bfloat16: by the library, and by skinny.py, where K is cut
-    into parts whose sums something else would have to fold."""
+    """The four products of a 7B layer in bfloat16, by the library and by skinny.py, which cuts K
+    into parts and leaves the sum of the parts to a later kernel."""
     shape = TINY if machine.dry else SHAPES["7b"]
-    joined = (shape.heads + 2 * shape.kv_heads) * shape.dim
+    joined = (shape.heads + 2 * shape.num_kv_heads) * shape.dim
     sizes = {
         "qkv": (shape.hidden, joined),
         "o": (shape.heads * shape.dim, shape.hidden),
@@ -67,7 +67,7 @@ def time_product(machine: Machine, rows: int, inner: int, outer: int) -> dict:
     x = machine.normal(rows, inner, dtype=torch.bfloat16)
     weights = machine.rotating(lambda: machine.normal(outer, inner, dtype=torch.bfloat16), nbytes)
     choices = {"library": [partial(linear, x, weight) for weight in weights]}
-    if machine.recording:  # what a library launches is not ours
+    if machine.recording:  # a library's launches are not recorded
         del choices["library"]
     for splits in (1, 2) if machine.dry else (1, 2, 4, 8):
         out = skinny_product(x, weights[0], splits)
@@ -124,13 +124,13 @@ class Layers:
         workspace: torch.Tensor,
     ) -> torch.Tensor:
         """Hidden states [T, hidden] after the last norm; caches [2, pages, ...] per layer."""
-        heads, kv_heads = self.shape.heads, self.shape.kv_heads
+        heads, num_kv_heads = self.shape.heads, self.shape.num_kv_heads
         x = self.embed[token]
         cos, sin = self.cos[position], self.sin[position]
         for w, (k_cache, v_cache) in zip(self.weights, caches, strict=True):
             h = rms_norm(x, w["norm1"], self.eps)
             qkv = linear(h, w["qkv"], w["bias"]).unflatten(1, (-1, self.shape.dim))
-            q, k, v = qkv.split([heads, kv_heads, kv_heads], 1)
+            q, k, v = qkv.split([heads, num_kv_heads, num_kv_heads], 1)
             mf.append_kv(rotate(k, cos, sin), v, k_cache, v_cache, slots, backend=self.backend)
             out = mf.tree_attention(
                 rotate(q, cos, sin), k_cache, v_cache, plan, workspace=workspace,
@@ -148,7 +148,7 @@ def random_layers(machine: Machine, shape: Shape) -> Layers:
     def matrix(outer: int, inner: int) -> torch.Tensor:
         return machine.normal(outer, inner, dtype=torch.bfloat16, scale=inner**-0.5)
 
-    joined = (shape.heads + 2 * shape.kv_heads) * shape.dim
+    joined = (shape.heads + 2 * shape.num_kv_heads) * shape.dim
     ones = torch.ones(shape.hidden, dtype=torch.bfloat16, device=machine.device)
     weights = [
         {
@@ -164,7 +164,7 @@ def random_layers(machine: Machine, shape: Shape) -> Layers:
     ]
     angles = machine.normal(4096, shape.dim)
     return Layers(
-        shape, weights, matrix(shape.vocab, shape.hidden), ones, angles.cos().bfloat16(),
+        shape, weights, matrix(shape.vocab_size, shape.hidden), ones, angles.cos().bfloat16(),
         angles.sin().bfloat16(),
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ def captured(machine: Machine) -> Iterator[Case]:
     for name, shape in models.items():
         made: list[Layers] = []
         if machine.recording:  # the launches of a layer, without its products
-            shape = shape._replace(layers=1, hidden=64, intermediate=64, vocab=4096)
+            shape = shape._replace(layers=1, hidden=64, intermediate=64, vocab_size=4096)
         for rows in (3,) if machine.dry else (64, 256, 512):
             yield Case(f"step {name} {rows}", partial(time_step, machine, shape, rows, made))
 
@@ -194,12 +194,12 @@ def time_step(machine: Machine, shape: Shape, rows: int, made: list[Layers]) -> 
     tree = step_tree(machine, rows)
     table, pages = tables(tree)
     caches = [
-        machine.normal(2, pages, shape.kv_heads, PAGE, shape.dim, dtype=torch.bfloat16)
+        machine.normal(2, pages, shape.num_kv_heads, PAGE, shape.dim, dtype=torch.bfloat16)
         for _ in range(shape.layers)
     ]
     plan = mf.plan_tree_attention(
         tree.parents, tree.lens, table, tree.leaves, num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads, head_dim=shape.dim, page_size=PAGE, device=machine.device,
+        num_kv_heads=shape.num_kv_heads, head_dim=shape.dim, page_size=PAGE, device=machine.device,
     )  # fmt: skip
     last = torch.tensor(
         [table[n, (tree.lens[n] - 1) // PAGE] * PAGE + (tree.lens[n] - 1) % PAGE
@@ -218,7 +218,7 @@ def time_step(machine: Machine, shape: Shape, rows: int, made: list[Layers]) -> 
     (timing,) = machine.time([run])
     read = int(plan.segment_lens.sum())
     parameters = sum(each.numel() for w in layers.weights for each in w.values()) + head.numel()
-    nbytes = 2 * parameters + 4 * read * shape.layers * shape.kv_heads * shape.dim
+    nbytes = 2 * parameters + 4 * read * shape.layers * shape.num_kv_heads * shape.dim
     tokens = rows / timing.median
     return {
         **timing.summary(), "floor_us": machine.floor_us(nbytes, 2.0 * parameters * rows),
@@ -234,8 +234,8 @@ def engine(machine: Machine) -> Iterator[Case]:
 
 
 def time_engine(machine: Machine, branches: int, made: list) -> dict:
-    """As many children as branches: every step has a row for each branch. `made` keeps the model
-    from row to row."""
+    """A search with one child per branch, so that every step has one row per branch. `made` keeps
+    the model from row to row."""
     import transformers
 
     shape = TINY if machine.dry else SHAPES["7b"]
@@ -245,8 +245,8 @@ def time_engine(machine: Machine, branches: int, made: list) -> dict:
         config = transformers.Qwen2Config(
             hidden_size=shape.hidden, intermediate_size=shape.intermediate,
             num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads, vocab_size=max(shape.vocab, len(tokenizer)),
-            max_position_embeddings=4096,
+            num_key_value_heads=shape.num_kv_heads, max_position_embeddings=4096,
+            vocab_size=max(shape.vocab_size, len(tokenizer)),
         )  # fmt: skip
         with machine.device:
             dtype = torch.float32 if machine.dry else torch.bfloat16

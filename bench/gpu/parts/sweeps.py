@@ -2,15 +2,16 @@
 
 The choices are small pure functions (kernels/confidence_launch: shares_of; kernels/lm_head_launch:
 tiles_of, splits; kernels/lm_head_confidence: where a library's product takes over;
-kernels/tree_attention: tile; ops/tree_items: rows of an item, how many items are enough). No result
-depends on most of them, so this is about time alone. A row has the microseconds of every choice
-that it compares.
+kernels/tree_attention: tile; ops/attention/work_items: query heads of an item, how many items are
+enough). No result depends on most of them, so this is about time alone. A row has the microseconds
+of every choice that it compares.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -36,6 +37,7 @@ from marco_fast.kernels import (
 from marco_fast.kernels import tree_attention as attention_kernels
 from marco_fast.kernels.confidence_scan import Shares
 from marco_fast.kernels.lm_head_launch import tiles_of
+from marco_fast.ops.attention import attend as attend_ops
 from marco_fast.ops.attention import work_items as items
 from marco_fast.ops.confidence.options import Head, Sampling, Scoring
 from marco_fast.ops.confidence.sample import TopKConfidence, empty_samples
@@ -44,7 +46,7 @@ Calls = Sequence[Callable[[], object]]
 
 
 def compare(machine: Machine, choices: dict[str, Calls], own: str, floor: float | None) -> dict:
-    """Every choice's time, in turns, and how far the launcher's own is from the best."""
+    """Time every choice in turns; the row also names the launcher's own choice and the best one."""
     timings = machine.time(*choices.values(), rounds=7)
     times = {name: each.median * 1e6 for name, each in zip(choices, timings, strict=True)}
     best = min(times, key=times.__getitem__)
@@ -55,7 +57,7 @@ def compare(machine: Machine, choices: dict[str, Calls], own: str, floor: float 
 
 
 def patched(module: object, name: str, value: object, call: Callable[[], object]) -> Callable:
-    """`call` where a launcher finds another constant or function."""
+    """`call` with one constant or function of a launcher replaced."""
 
     def run() -> object:
         with mock.patch.object(module, name, value):
@@ -73,9 +75,9 @@ def confidence(machine: Machine) -> Iterator[Case]:
 
 
 def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
-    vocab = 4112 if machine.dry else VOCAB
-    nbytes = 2 * batch * vocab
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
+    vocab_size = 4112 if machine.dry else VOCAB
+    nbytes = 2 * batch * vocab_size
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab_size), nbytes)
     results = empty_samples(batch, 5, machine.device)
     keys = keys_on(machine, batch)
     sampling = Sampling(0.7, 0.95, 0.0, 0, *keys.values(), None, None, None, False, False)
@@ -89,7 +91,7 @@ def sweep_confidence(machine: Machine, batch: int, sample: bool) -> dict:
             topk_confidence.topk_confidence(x, keys["seeds"], scoring, scores, shares=shares)
 
     processors = launch.target_of(machine.device).processors
-    own = confidence_launch.shares_of(batch, vocab, processors)
+    own = confidence_launch.shares_of(batch, vocab_size, processors)
     choices: dict[str, Calls] = {}
     for each in (1, 2, 3, 5, 10, 19, 38):
         shares = Shares(own.blocks, -(-own.blocks // each), each)
@@ -110,9 +112,9 @@ def lm_head(machine: Machine) -> Iterator[Case]:
 
 
 def sweep_lm_head(machine: Machine, batch: int) -> dict:
-    size, vocab = (64, 304) if machine.dry else HEAD
-    nbytes = 2 * vocab * size
-    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab, size), nbytes)
+    size, vocab_size = (64, 304) if machine.dry else HEAD
+    nbytes = 2 * vocab_size * size
+    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab_size, size), nbytes)
     keys = keys_on(machine, batch)
     sampling = Sampling(
         *FILTERS.values(), 0.0, 0, *keys.values(), None, None, None, False, False
@@ -137,7 +139,9 @@ def sweep_lm_head(machine: Machine, batch: int) -> dict:
             choices[f"{entries} entries, {stages} stages, {each} per processor"] = calls(
                 tiles=(tile, logits), splits=splits
             )
-    return compare(machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab))
+    return compare(
+        machine, choices, "own", machine.floor_us(nbytes, 2.0 * batch * size * vocab_size)
+    )
 
 
 def attention(machine: Machine) -> Iterator[Case]:
@@ -161,7 +165,7 @@ def sweep_attention(machine: Machine, tree: Tree) -> dict:
     choices: dict[str, Calls] = {own: attend(inputs, model)}
     for rows, enough in () if machine.dry else itertools.product((16, 32), (256, 512, 1024)):
         choices[f"{rows} rows, {enough} items"] = attend(
-            inputs, model, tile_rows=rows, enough_items=enough
+            inputs, model, tile_query_heads=rows, enough_items=enough
         )
     for stages in () if machine.dry else (3, 4):
         choices[f"{stages} stages"] = [
@@ -182,20 +186,19 @@ def with_stages(stages: int) -> Callable:
 
 
 def attend(layers: list[AttentionInputs], model: str, **choice: int) -> Calls:
-    """A launch per layer, over items that were made with these options of tree_items."""
+    """A launch per layer, over items that were made with these options of work_items."""
     heads, kv_heads, dim = HEADS[model]
     q, _, _, plan = layers[0]
-    made = items.tree_items(
-        plan.native, group=heads // kv_heads, num_kv_heads=kv_heads, head_dim=dim,
-        device=q.device, **choice,
-    )  # fmt: skip
-    space = torch.empty(max(1, made.num_partials * heads * (dim + 2)), device=q.device)
-    held = SimpleNamespace(items=lambda device: made)
-    out = torch.empty_like(q)
+    sizes = (heads, kv_heads, dim, plan.page_size)
+    made = items.work_items(plan.arrays, heads=sizes, device=q.device, **choice)
+    space = torch.empty(max(1, made.sizes.num_partials * heads * (dim + 2)), device=q.device)
+    held: Any = SimpleNamespace(items=lambda device: made)
+    options = attend_ops.AttentionOptions(dim**-0.5, space)
+    result = attend_ops.AttentionResult(torch.empty_like(q), None)
     return [
         partial(
-            attention_kernels.tree_attention, each.q, each.k_cache, each.v_cache, held, dim**-0.5,
-            out, None, space,
+            attention_kernels.tree_attention,
+            attend_ops.AttentionInputs(each.q, each.k_cache, each.v_cache, held), options, result,
         )
         for each in layers
     ]  # fmt: skip

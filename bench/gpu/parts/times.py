@@ -2,7 +2,7 @@
 
 Every measurement rotates through inputs that do not fit into the L2 cache together and replays a
 CUDA graph, so that neither launches nor a warm cache flatter a kernel. A row has the microseconds
-and those of the floor: the bytes that must be read over the ceiling of this run.
+of the call and of its floor: the bytes that must be read over the ceiling of this run.
 """
 
 import itertools
@@ -30,15 +30,15 @@ FILTERS = {"temperature": 0.7, "top_p": 0.95}
 
 
 def row(machine: Machine, timing: Timing, nbytes: float, flop: float = 0.0) -> dict:
-    """The time of a call that reads so many bytes and multiplies so much."""
+    """The row of a call: its times, and its floor from the bytes and products that it needs."""
     return {**timing.summary(), "floor_us": machine.floor_us(nbytes, flop)}
 
 
 def confidence(machine: Machine) -> Iterator[Case]:
     """topk_confidence."""
-    for batch, vocab, dtype in confidence_shapes(machine):
-        name = f"topk_confidence {batch} x {vocab} {str(dtype)[6:]}"
-        yield Case(name, partial(time_confidence, machine, batch, vocab, dtype))
+    for batch, vocab_size, dtype in confidence_shapes(machine):
+        name = f"topk_confidence {batch} x {vocab_size} {str(dtype)[6:]}"
+        yield Case(name, partial(time_confidence, machine, batch, vocab_size, dtype))
 
 
 def confidence_shapes(machine: Machine) -> list[tuple[int, int, torch.dtype]]:
@@ -48,10 +48,10 @@ def confidence_shapes(machine: Machine) -> list[tuple[int, int, torch.dtype]]:
     return [*shapes, (256, VOCAB, torch.float32)]
 
 
-def time_confidence(machine: Machine, batch: int, vocab: int, dtype: torch.dtype) -> dict:
-    nbytes = batch * vocab * dtype.itemsize
+def time_confidence(machine: Machine, batch: int, vocab_size: int, dtype: torch.dtype) -> dict:
+    nbytes = batch * vocab_size * dtype.itemsize
     ids = torch.zeros(batch, dtype=torch.int64, device=machine.device)
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab, dtype), nbytes)
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab_size, dtype), nbytes)
     calls = [partial(mf.topk_confidence, x, ids, backend=BACKEND) for x in inputs]
     return row(machine, *machine.time(calls), nbytes)
 
@@ -59,10 +59,10 @@ def time_confidence(machine: Machine, batch: int, vocab: int, dtype: torch.dtype
 def sampling(machine: Machine) -> Iterator[Case]:
     """sample_confidence, unfiltered and with top-p, with the path sums updated."""
     batches = (2,) if machine.dry else (8, 64, 256, 1)
-    vocab = 4112 if machine.dry else VOCAB
+    vocab_size = 4112 if machine.dry else VOCAB
     for batch, options in itertools.product(batches, (FILTERS, {"temperature": 1.0})):
-        name = f"sample_confidence {batch} x {vocab} bfloat16 {told(options)}"
-        yield Case(name, partial(time_sampling, machine, batch, vocab, options))
+        name = f"sample_confidence {batch} x {vocab_size} bfloat16 {told(options)}"
+        yield Case(name, partial(time_sampling, machine, batch, vocab_size, options))
 
 
 def told(options: dict[str, float]) -> str:
@@ -80,19 +80,19 @@ def draw_options(machine: Machine, batch: int, options: dict) -> dict:
     }
 
 
-def time_sampling(machine: Machine, batch: int, vocab: int, options: dict) -> dict:
-    nbytes = 2 * batch * vocab
+def time_sampling(machine: Machine, batch: int, vocab_size: int, options: dict) -> dict:
+    nbytes = 2 * batch * vocab_size
     drawn = draw_options(machine, batch, options)
-    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab), nbytes)
+    inputs = machine.rotating(lambda: random_logits(machine, batch, vocab_size), nbytes)
     calls = [partial(mf.sample_confidence, x, **drawn) for x in inputs]
     return row(machine, *machine.time(calls), nbytes)
 
 
 def lm_head(machine: Machine) -> Iterator[Case]:
     """lm_head_confidence."""
-    for batch, size, vocab in lm_head_shapes(machine):
-        name = f"lm_head_confidence {batch} x {size} x {vocab} bfloat16"
-        yield Case(name, partial(time_lm_head, machine, batch, size, vocab))
+    for batch, size, vocab_size in lm_head_shapes(machine):
+        name = f"lm_head_confidence {batch} x {size} x {vocab_size} bfloat16"
+        yield Case(name, partial(time_lm_head, machine, batch, size, vocab_size))
 
 
 def lm_head_shapes(machine: Machine) -> list[tuple[int, int, int]]:
@@ -101,17 +101,17 @@ def lm_head_shapes(machine: Machine) -> list[tuple[int, int, int]]:
     return [*((batch, *HEAD) for batch in (16, 64, 1, 128, 256)), (64, 2048, 128256)]
 
 
-def time_lm_head(machine: Machine, batch: int, size: int, vocab: int) -> dict:
-    nbytes = 2 * vocab * size
+def time_lm_head(machine: Machine, batch: int, size: int, vocab_size: int) -> dict:
+    nbytes = 2 * vocab_size * size
     drawn = draw_options(machine, batch, FILTERS)
-    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab, size), nbytes)
+    inputs = machine.rotating(lambda: lm_head_inputs(machine, batch, vocab_size, size), nbytes)
     calls = [partial(mf.lm_head_confidence, *each, **drawn) for each in inputs]
-    return row(machine, *machine.time(calls), nbytes, 2.0 * batch * size * vocab)
+    return row(machine, *machine.time(calls), nbytes, 2.0 * batch * size * vocab_size)
 
 
 def attention(machine: Machine) -> Iterator[Case]:
-    """tree_attention with the heads of a 7B Qwen2, as planned and with room for four times as much;
-    the other heads on two forests."""
+    """tree_attention with the heads of a 7B Qwen2, without and with room for a plan four times as
+    large; the heads of other models on two forests."""
     for name, tree in forests(machine).items():
         model = "nano-marco" if machine.dry else "qwen2-7b"
         for room in (1.0, 4.0):
@@ -127,17 +127,18 @@ def attention(machine: Machine) -> Iterator[Case]:
 
 
 def attention_work(model: str, plan: mf.TreeAttentionPlan) -> tuple[float, float, float]:
-    """(bytes that must be moved in bfloat16, FLOP, how often a token that is read is seen)."""
-    heads, kv_heads, dim = HEADS[model]
+    """(bytes that must be moved in bfloat16, FLOP, queries per token that is read)."""
+    heads, num_kv_heads, dim = HEADS[model]
     read, seen = int(plan.segment_lens.sum()), int(plan.path_lens.sum())
-    nbytes = 4 * read * kv_heads * dim + 4 * plan.num_queries * heads * dim
+    nbytes = 4 * read * num_kv_heads * dim + 4 * plan.num_queries * heads * dim
     return nbytes, 4.0 * seen * heads * dim, seen / read
 
 
 def attention_calls(
     machine: Machine, model: str, tree: Tree, *, room: float = 1.0, most: int = 1000
 ) -> tuple[list[AttentionInputs], list[Callable[[], torch.Tensor]]]:
-    """As many inputs with one plan as the cache cannot hold, `most` at most, and a call on each."""
+    """Inputs that share one plan, more than the cache can hold but at most `most`, and one call
+    per input."""
     first = attention_inputs(machine, model, tree, room=room)
     plan = first.plan
     others = range(machine.sets(attention_work(model, plan)[0], most) - 1)

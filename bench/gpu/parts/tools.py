@@ -1,4 +1,4 @@
-"""What NVIDIA's tools say of our kernels, where they are there: hardware counters, bad accesses.
+"""What NVIDIA's tools, if installed, find in our kernels: hardware counters, bad accesses.
 
 The tools start a process of their own: `python -m bench.gpu.parts.tools CASE` runs one small thing
 without the machinery of a run.
@@ -17,7 +17,7 @@ from bench.gpu.machine import Case, Machine, Timing
 
 __all__ = ["counters", "sanitizer"]
 
-# The case of a run that is looked at, and the kernel in it.
+# Each name: the case of the run that is profiled, and the kernel in it.
 COUNTED = {
     "attention": ("tree_attention qwen2-7b search 32 x 16 depth 12", "attend_kernel"),
     "attention, nothing shared": (
@@ -42,7 +42,7 @@ def count(machine: Machine, name: str) -> dict:
     if machine.mode != "gpu" or tool is None:
         return {"skipped": "no ncu here"}
     sections = [word for section in SECTIONS for word in ("--section", section)]
-    # The clocks are left as they are found.
+    # Profiling does not change the clocks.
     done = run(
         [tool, "--clock-control", "none", "--csv", "--page", "details", *sections,
          "--kernel-name", COUNTED[name][1], "--launch-skip", "1", "--launch-count", "1"],
@@ -55,7 +55,7 @@ def count(machine: Machine, name: str) -> dict:
 
 
 def read_metrics(text: str) -> dict[str, str]:
-    """Name and unit of each metric with its value, from ncu's table, before which others print."""
+    """{"name [unit]": value} from ncu's table, which follows other lines."""
     begin = text.find('"ID"')
     rows = csv.DictReader(io.StringIO(text[begin:])) if begin >= 0 else ()
     return {
@@ -66,7 +66,7 @@ def read_metrics(text: str) -> dict[str, str]:
 
 
 def sanitizer(machine: Machine) -> Iterator[Case]:
-    """The smoke cases under each tool of compute-sanitizer: no error."""
+    """The smoke cases under each tool of compute-sanitizer, which must find no error."""
     for tool in SANITIZERS:
         yield Case(f"compute-sanitizer {tool}", partial(sanitize, machine, tool))
 
@@ -91,12 +91,12 @@ def run(tool: list[str], name: str) -> "subprocess.CompletedProcess[str]":
 
 
 def calls(name: str) -> Iterator[Callable[[], dict]]:
-    """What a name stands for."""
+    """The calls that a name stands for."""
     from bench.gpu.parts import smoke, times
 
     machine = Machine("gpu")
     if name == "smoke":
-        # A graph's launches are not looked into.
+        # The tools do not see the launches of a graph.
         yield from (case.run for case in smoke.cases(machine) if case.name != "a captured step")
         return
     part = getattr(times, name.partition(",")[0].replace("-", "_"))

@@ -1,4 +1,5 @@
-// A plan as arrays: packed with its work items for a device, and made again from arrays.
+// A plan and its work items in one int32 array (the packed plan), and a plan made again from
+// arrays.
 //
 // Arrays may come from anywhere and are checked before anything reads them. After check_plan a
 // kernel reads nothing outside them, and every query sees exactly the segments from a root to its
@@ -18,51 +19,72 @@
 
 namespace marco_fast {
 
-// A packed plan is one int32 array: a header of kHeaderWords, then the sections in this order, each
-// beginning at a multiple of 4 words. The header holds how many words each section has, then
-// tile_query_heads.
-inline constexpr int kSections = 10;
-inline constexpr const char* kSectionNames[kSections] = {
-    "items",      "chunks",  "partial_begin", "merges",     "query_order",
-    "query_lens", "own_end", "segment_lens",  "page_begin", "page_ids"};
-inline constexpr int kHeaderWords = 16;
-
-using SectionSizes = std::array<int64_t, kSections>;
-using Sections = std::array<const std::vector<int32_t>*, kSections>;
-
-inline Sections sections_of(const TreePlan& plan, const WorkItems& items) {
-  return {&items.items,      &items.chunks,    &items.partial_begin, &items.merges,
-          &plan.query_order, &plan.query_lens, &plan.own_end,        &plan.segment_lens,
-          &plan.page_begin,  &plan.page_ids};
-}
-
-// Words of a packed plan whose sections have room for `sizes` words.
-inline int64_t packed_words(const SectionSizes& sizes) {
-  int64_t words = kHeaderWords;
-  for (const int64_t size : sizes) words += (size + 3) / 4 * 4;
-  return words;
-}
-
-// Writes header and sections to `to`. Section i has room for room[i] words; the unused ones are 0.
-inline void pack(const Sections& sections, const SectionSizes& room, int64_t tile_query_heads,
-                 int32_t* to) {
-  std::fill(to, to + kHeaderWords, 0);
-  to[kSections] = static_cast<int32_t>(tile_query_heads);
-  int64_t at = kHeaderWords;
-  for (int i = 0; i < kSections; ++i) {
-    to[i] = static_cast<int32_t>(sections[i]->size());
-    int32_t* end = std::copy(sections[i]->begin(), sections[i]->end(), to + at);
-    at += (room[i] + 3) / 4 * 4;
-    std::fill(end, to + at, 0);
-  }
-}
-
 // The arrays that make a plan, in the order in which Python passes them.
 inline constexpr std::array<std::vector<int32_t> TreePlan::*, 10> kPlanArrays = {
     &TreePlan::query_order,     &TreePlan::query_segment, &TreePlan::query_lens,
     &TreePlan::segment_parents, &TreePlan::segment_lens,  &TreePlan::query_begin,
     &TreePlan::own_end,         &TreePlan::query_end,     &TreePlan::page_begin,
     &TreePlan::page_ids};
+
+// A packed plan: a header of kHeaderWords, then the sections: the arrays of kPlanArrays, items,
+// chunks, partial_begin and merges, each from a multiple of 4 words on.
+// marco_fast/ops/reference/work_items.py draws the header.
+inline constexpr int32_t kPackedMagic = 0x4D467470, kPackedVersion = 1;
+inline constexpr int kHeaderWords = 24, kCounts = 6, kSections = kPlanArrays.size() + 4;
+inline constexpr const char* kCountNames[kCounts] = {"queries", "segments", "pages",
+                                                     "items",   "chunks",   "merges"};
+
+using Counts = std::array<int64_t, kCounts>;  // how many of kCountNames
+using Heads = std::array<int64_t, 4>;         // num_heads, num_kv_heads, head_dim, page_size
+
+inline Counts counts_of(const TreePlan& plan, const WorkItems& work) {
+  const auto size = [](const std::vector<int32_t>& values) { return int64_t(values.size()); };
+  return {size(plan.query_order), size(plan.segment_lens),
+          size(plan.page_ids),    size(work.items) / WorkItems::kItemWords,
+          size(work.chunks) / 2,  size(work.merges)};
+}
+
+// Words from the start of one section to the next, where the sections have room for so many.
+inline std::array<int64_t, kSections> section_words(const Counts& room) {
+  const auto [queries, segments, pages, items, chunks, merges] = room;
+  const int64_t q = queries, a = segments, item_words = items * WorkItems::kItemWords;
+  std::array<int64_t, kSections> words = {q, q,     q,     a,          a,          a,     a,
+                                          a, a + 1, pages, item_words, 2 * chunks, q + 1, merges};
+  for (int64_t& each : words) each = (each + 3) / 4 * 4;
+  return words;
+}
+
+inline int64_t packed_words(const Counts& room) {
+  const auto words = section_words(room);
+  return std::accumulate(words.begin(), words.end(), int64_t{kHeaderWords});
+}
+
+// Writes the packed plan, whose sections have room for `room`; what they do not use is 0.
+inline void pack(const TreePlan& plan, const WorkItems& work, const Heads& heads,
+                 int64_t chunk_tokens, const Counts& room, int32_t* to) {
+  const Counts counts = counts_of(plan, work);
+  int32_t* header = to;
+  const auto put = [&header](int64_t word) { *header++ = static_cast<int32_t>(word); };
+  put(kPackedMagic), put(kPackedVersion);
+  for (const int64_t each : heads) put(each);
+  put(chunk_tokens), put(work.tile_query_heads);
+  put(plan.num_pages_needed), put(work.partial_begin.back());
+  for (const int64_t each : counts) put(each);
+  for (const int64_t each : room) put(each);
+  std::fill(header, to + kHeaderWords, 0);
+  to += kHeaderWords;
+  std::array<const std::vector<int32_t>*, kSections> sections{};
+  for (size_t i = 0; i < kPlanArrays.size(); ++i) sections[i] = &(plan.*kPlanArrays[i]);
+  size_t next = kPlanArrays.size();
+  for (const auto* each : {&work.items, &work.chunks, &work.partial_begin, &work.merges})
+    sections[next++] = each;
+  const auto words = section_words(room);
+  for (size_t i = 0; i < sections.size(); ++i) {
+    int32_t* end = std::copy(sections[i]->begin(), sections[i]->end(), to);
+    to += words[i];
+    std::fill(end, to, 0);
+  }
+}
 
 namespace packed_plan {
 

@@ -71,24 +71,20 @@ void advance_tree_plan(TreePlan& plan, const std::optional<py::array_t<bool, 0>>
   throw_if(advance_plan(active ? active->data() : nullptr, &plan));
 }
 
-// The packed plan, in a new array. `room`: words per section; by default what each holds.
-py::array_t<int32_t> pack_plan(const TreePlan& plan, int64_t group, int64_t num_kv_heads,
-                               int64_t chunk_tokens, int64_t token_group, int64_t tile_query_heads,
-                               int64_t enough_items, const std::optional<SectionSizes>& room) {
-  const WorkItems items = make_work_items(
-      plan, {group, num_kv_heads, chunk_tokens, token_group, tile_query_heads, enough_items});
-  const Sections sections = sections_of(plan, items);
-  SectionSizes sizes;
-  for (int i = 0; i < kSections; ++i) {
-    const auto needed = static_cast<int64_t>(sections[i]->size());
-    sizes[i] = room ? (*room)[i] : needed;
-    if (sizes[i] < needed)
-      throw py::value_error("expected a plan of at most " + std::to_string(sizes[i]) +
-                            " words of " + kSectionNames[i] + ", its room, got " +
-                            std::to_string(needed));
-  }
-  py::array_t<int32_t> packed(packed_words(sizes));
-  pack(sections, sizes, items.tile_query_heads, packed.mutable_data());
+// The packed plan, in a new array. Its sections have room for `room`, by default for what they
+// hold.
+py::array_t<int32_t> pack_plan(const TreePlan& plan, const Heads& heads, int64_t chunk_tokens,
+                               int64_t token_group, int64_t tile_query_heads, int64_t enough_items,
+                               const std::optional<Counts>& room) {
+  const WorkItems items = make_work_items(plan, {heads[0] / heads[1], heads[1], chunk_tokens,
+                                                 token_group, tile_query_heads, enough_items});
+  const Counts counts = counts_of(plan, items);
+  for (int i = 0; room && i < kCounts; ++i)
+    if (counts[i] > (*room)[i])
+      throw py::value_error("expected at most " + std::to_string((*room)[i]) + " " +
+                            kCountNames[i] + ", the plan's room, got " + std::to_string(counts[i]));
+  py::array_t<int32_t> packed(packed_words(room.value_or(counts)));
+  pack(plan, items, heads, chunk_tokens, room.value_or(counts), packed.mutable_data());
   return packed;
 }
 
@@ -169,9 +165,9 @@ void bind_attention(py::module_& m) {
         py::arg("block_table").noconvert(), py::arg("leaves"), py::arg("leaf_lens"),
         py::arg("page_size"), py::arg("max_new_tokens"));
   m.def("tree_plan_of_arrays", &tree_plan_of_arrays, py::arg("arrays"), py::arg("page_size"));
-  m.def("pack_plan", &pack_plan, py::arg("plan"), py::arg("group"), py::arg("num_kv_heads"),
-        py::arg("chunk_tokens"), py::arg("token_group"), py::arg("tile_query_heads"),
-        py::arg("enough_items"), py::arg("room") = py::none());
+  m.def("pack_plan", &pack_plan, py::arg("plan"), py::arg("heads"), py::arg("chunk_tokens"),
+        py::arg("token_group"), py::arg("tile_query_heads"), py::arg("enough_items"),
+        py::arg("room") = py::none());
   m.def("tree_attention_words", &thread_words, py::arg("queries"), py::arg("group"),
         py::arg("head_dim"), "float32 words of scratch per thread.");
   m.def("tree_attention", &run_tree_attention_py);

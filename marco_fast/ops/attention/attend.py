@@ -1,5 +1,7 @@
 """append_kv and tree_attention: the calls over one layer's paged KV cache."""
 
+from typing import NamedTuple
+
 import torch
 
 from marco_fast.ops.attention.checks import check_caches
@@ -7,7 +9,58 @@ from marco_fast.ops.attention.plan import TreeAttentionPlan
 from marco_fast.ops.backends import load_backend
 from marco_fast.ops.dtypes import FLOATS
 
-__all__ = ["append_kv", "tree_attention"]
+__all__ = [
+    "AttentionInputs", "AttentionOptions", "AttentionResult", "Caches", "NewTokens", "append_kv",
+    "tree_attention",
+]  # fmt: skip
+
+
+class NewTokens(NamedTuple):
+    """What a backend's append_kv reads: the arguments of the call, checked."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    slot_mapping: torch.Tensor
+
+
+class Caches(NamedTuple):
+    """What a backend's append_kv fills."""
+
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+
+
+class AttentionInputs(NamedTuple):
+    """What a backend's tree_attention reads: the arguments of the call, checked."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    plan: TreeAttentionPlan
+
+
+class AttentionOptions(NamedTuple):
+    """How a backend's tree_attention computes.
+
+    Attributes:
+        scale: of the scores.
+        workspace: [plan.workspace_numel] float32 or more, scratch.
+    """
+
+    scale: float
+    workspace: torch.Tensor
+
+
+class AttentionResult(NamedTuple):
+    """What a backend's tree_attention fills, as the public call returns it.
+
+    Attributes:
+        out: [Q, num_heads, head_dim].
+        lse: [Q, num_heads] float32; None where nobody asked for it, never for the backend "cpu".
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor | None
 
 
 def append_kv(
@@ -38,7 +91,8 @@ def append_kv(
         IndexError: a slot that is neither -1 nor in the cache; nothing was written.
     """
     _check_append(k, v, k_cache, v_cache, slot_mapping)
-    load_backend(backend, k.device, "append_kv").append_kv(k, v, k_cache, v_cache, slot_mapping)
+    tokens, caches = NewTokens(k, v, slot_mapping), Caches(k_cache, v_cache)
+    load_backend(backend, k.device, "append_kv").append_kv(tokens, caches)
 
 
 def tree_attention(
@@ -60,8 +114,8 @@ def tree_attention(
 
     Args:
         q: [Q, num_heads, head_dim] float32, bfloat16 or float16, last dimension contiguous. A plan
-            with room takes up to max_queries rows; those beyond its queries are not read, and of
-            a given `out` not written.
+            with room takes up to max_queries rows. Rows after the plan's queries are ignored: not
+            read, and left unchanged in `out`.
         k_cache: [num_pages, num_kv_heads, page_size, head_dim], of q's dtype, contiguous in its
             last two dimensions.
         v_cache: as k_cache.
@@ -76,8 +130,8 @@ def tree_attention(
 
     Returns:
         out [Q, num_heads, head_dim] of q's dtype; with return_lse also lse [Q, num_heads] float32,
-        natural log. A query whose whole path has no token, and a row beyond the queries: out 0,
-        lse -inf.
+        natural log. A query whose whole path has no token, and a row after the plan's queries, has
+        out 0 and lse -inf.
 
     Raises:
         ValueError: a shape, dtype, layout or device not as above or not as planned.
@@ -103,7 +157,9 @@ def tree_attention(
         if spare:
             lse.fill_(-torch.inf)
     load_backend(backend, q.device, "tree_attention").tree_attention(
-        q, k_cache, v_cache, plan, plan.scale if scale is None else scale, out, lse, workspace
+        AttentionInputs(q, k_cache, v_cache, plan),
+        AttentionOptions(plan.scale if scale is None else scale, workspace),
+        AttentionResult(out, lse),
     )
     return (out, lse) if lse is not None and return_lse else out
 

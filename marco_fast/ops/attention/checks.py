@@ -1,4 +1,4 @@
-"""What a plan's inputs and the tensors of its calls must be."""
+"""Argument checks of plan_tree_attention, tree_attention and append_kv."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,13 @@ from marco_fast.ops.dtypes import FLOATS
 
 __all__ = [
     "Ints",
+    "check_active",
     "check_caches",
     "check_heads",
     "check_pages",
     "check_planned",
     "int_array",
-    "page_table",
+    "plan_inputs",
 ]
 
 Ints = torch.Tensor | np.ndarray | Sequence[int]
@@ -63,8 +64,32 @@ def int_array(values: Ints, name: str) -> np.ndarray:
     return array
 
 
-def page_table(block_table: torch.Tensor | np.ndarray) -> np.ndarray:
-    """The table as an array; ValueError unless it is [N, max_pages] int32."""
+def plan_inputs(
+    parents: Ints,
+    segment_lens: Ints,
+    block_table: torch.Tensor | np.ndarray,
+    leaves: np.ndarray,
+    leaf_lens: Ints | None,
+) -> tuple[Any, ...]:
+    """Arguments of plan_tree_attention as arrays; ValueError unless they have its dtypes."""
+    return (
+        int_array(parents, "parents"),
+        int_array(segment_lens, "segment_lens"),
+        _page_table(block_table),
+        leaves,
+        None if leaf_lens is None else int_array(leaf_lens, "leaf_lens"),
+    )
+
+
+def check_active(active: torch.Tensor | np.ndarray | None, num_queries: int) -> None:
+    """Raises ValueError unless it is [num_queries] bool, or None."""
+    if active is None:
+        return
+    if active.dtype not in (torch.bool, np.dtype(bool)) or tuple(active.shape) != (num_queries,):
+        raise ValueError(f"expected active [{num_queries}] bool, got {active.dtype} {active.shape}")
+
+
+def _page_table(block_table: torch.Tensor | np.ndarray) -> np.ndarray:
     if isinstance(block_table, torch.Tensor):
         block_table = block_table.cpu().numpy()
     table = np.asarray(block_table)
@@ -113,4 +138,4 @@ def check_planned(plan: Any, q: torch.Tensor, k_cache: torch.Tensor, v_cache: to
             "expected q, k_cache and v_cache on one device, "
             f"got {q.device}, {k_cache.device}, {v_cache.device}"
         )
-    check_pages(plan.native.num_pages_needed, k_cache.shape[0])
+    check_pages(plan.arrays.num_pages_needed, k_cache.shape[0])

@@ -1,7 +1,8 @@
-"""A tree attention plan as tensors and integers, and back: how it crosses an operator's border.
+"""A tree attention plan as one int32 tensor, and back: how it crosses an operator's border.
 
-A plan is a Python object, which a compiled graph cannot hold. Its arrays can be inputs of one: on a
-CPU those of the plan itself, on a CUDA device the ones that the kernels read there.
+A plan is a Python object, which a compiled graph cannot hold. A packed plan can be an input of one:
+a header, the plan's arrays and their work items, laid out the same on a CPU and on a CUDA device
+(ops/reference/work_items.py).
 """
 
 from collections.abc import Sequence
@@ -11,103 +12,129 @@ import torch
 
 from marco_fast.errors import BackendError
 from marco_fast.ops.attention.checks import check_heads
-from marco_fast.ops.attention.native_plan import plan_of_arrays
 from marco_fast.ops.attention.plan import TreeAttentionPlan
-from marco_fast.ops.attention.work_items import HEADER_WORDS, SECTIONS, TreeItems, chunk_tokens
-from marco_fast.ops.backends import interpreting
-from marco_fast.ops.reference.packed_plan import PLAN_ARRAYS
+from marco_fast.ops.attention.work_items import WorkItems, chunk_tokens, sections_of
+from marco_fast.ops.backends import built, interpreting
+from marco_fast.ops.reference.plan import PLAN_ARRAYS
+from marco_fast.ops.reference.plan import plan_of_arrays as arrays_by_reference
+from marco_fast.ops.reference.work_items import (
+    COUNTS,
+    HEADER_WORDS,
+    MAGIC,
+    VERSION,
+    Sizes,
+    section_words,
+)
 
-__all__ = ["plan_arguments", "restore_plan"]
+__all__ = ["launch_sizes", "packed_plan", "restore_plan"]
 
-SIZES = ("num_heads", "num_kv_heads", "head_dim", "page_size")
-ITEM_ARRAYS = ("counts", *SECTIONS)
-ITEM_SIZES = ("num_items", "num_merges", "num_partials", "tile_rows", "chunk_tokens")
-_INT32 = torch.int32
-_CPU = torch.device("cpu")
+if built():
+    from marco_fast import _C
+
+    _plan_of_arrays: Any = _C.tree_plan_of_arrays
+else:
+    _plan_of_arrays = arrays_by_reference
 
 
-def plan_arguments(plan: TreeAttentionPlan) -> tuple[list[torch.Tensor], list[int]]:
-    """The plan as the arguments `plan` and `sizes` of torch.ops.marco_fast.tree_attention.
+def packed_plan(plan: TreeAttentionPlan) -> torch.Tensor:
+    """The argument `plan` of torch.ops.marco_fast.tree_attention.
 
     Returns:
-        For a CPU the arrays of PLAN_ARRAYS, and the plan's num_heads, num_kv_heads, head_dim and
-        page_size; for a CUDA device the arrays of its TreeItems, and after those four numbers the
-        pages that the cache must have and the sizes of a launch. All arrays are int32 and share the
-        plan's memory: `plan.advance` is seen through them, and on a CUDA device `plan.update` too
-        (the rows of out beyond its queries then hold nothing).
+        One int32 tensor on the plan's device, the same at every call for one plan: `advance` and
+        `update` change it in place. After an `update`, rows of out from the plan's queries on hold
+        nothing.
     """
-    if plan.device.type == "cuda":
-        return item_arguments(plan, plan.device)
-    arrays = [torch.from_numpy(getattr(plan.native, name)) for name in PLAN_ARRAYS]
-    return arrays, [getattr(plan, name) for name in SIZES]
+    return plan.items(plan.device).packed
 
 
-def item_arguments(
-    plan: TreeAttentionPlan, device: torch.device
-) -> tuple[list[torch.Tensor], list[int]]:
-    """The second form of plan_arguments, for the Triton kernels on any device."""
-    items = plan.items(device)
-    sizes = [getattr(plan, name) for name in SIZES]
-    sizes += [plan.native.num_pages_needed, *(getattr(items, name) for name in ITEM_SIZES)]
-    return [getattr(items, name) for name in ITEM_ARRAYS], sizes
+def launch_sizes(plan: TreeAttentionPlan) -> list[int]:
+    """The argument `launch` of torch.ops.marco_fast.tree_attention.
+
+    Returns:
+        [] for a CPU; for a CUDA device the Sizes of the packed plan: how many programs run and
+        where its sections begin. They are in its header too, but to read them there would wait for
+        the device, and would not be possible while a CUDA graph is captured.
+    """
+    return [*plan.items(plan.device).sizes] if plan.device.type == "cuda" else []
 
 
-def restore_plan(arrays: Sequence[torch.Tensor], sizes: Sequence[int]) -> TreeAttentionPlan:
-    """A plan that attends as the one did that `plan_arguments` was given.
+def restore_plan(packed: torch.Tensor, launch: Sequence[int] = ()) -> TreeAttentionPlan:
+    """A plan that attends as the one did that `packed_plan` was given.
 
-    Arrays on a CPU are copied, and everything in them is checked, so that no list makes a kernel
-    read what is not there. Of those on a CUDA device the lengths alone are checked: to look into
-    them would wait for it.
+    On a CPU the plan's arrays are copied and everything in them is checked, so that no tensor makes
+    a kernel read what is not there; work items are made again where a kernel needs them. On a CUDA
+    device only the sizes are checked: to look into the tensor would wait for the device.
 
     Args:
-        arrays, sizes: as plan_arguments returns them.
+        packed, launch: as packed_plan and launch_sizes return them.
 
     Raises:
         ValueError: they are not those of a plan.
-        IndexError: one of the arrays holds an id that is out of range.
+        IndexError: an array of the plan holds an id that is out of range.
     """
-    if (len(arrays), len(sizes)) == (11, 10) and (not arrays[0].is_cpu or interpreting()):
-        return _DevicePlan(arrays, sizes)
-    if (len(arrays), len(sizes)) != (10, 4):
+    if packed.dtype != torch.int32 or packed.dim() != 1:
         raise ValueError(
-            "expected a plan's 10 arrays and 4 sizes on a CPU, or 11 and 10 on a CUDA device, got "
-            f"{len(arrays)} and {len(sizes)}"
+            f"expected a packed plan as a 1-D int32 tensor, got {packed.dtype} "
+            f"{list(packed.shape)} on {packed.device}"
         )
-    _check_form(arrays, _CPU)
-    heads = _heads(sizes)
-    native = plan_of_arrays([array.numpy() for array in arrays], heads["page_size"])
-    return TreeAttentionPlan(native, arrays[0].shape[0], max_new_tokens=0, device=_CPU, **heads)
+    if launch and (not packed.is_cpu or interpreting()):
+        return _DevicePlan(packed, launch)
+    if launch or not packed.is_cpu:
+        raise ValueError(
+            "expected a packed plan on a CPU without launch sizes, or on a CUDA device with them, "
+            f"got {packed.device} with {len(launch)}"
+        )
+    header = packed[:HEADER_WORDS].tolist()
+    if len(header) < HEADER_WORDS or header[:2] != [MAGIC, VERSION]:
+        raise ValueError(
+            f"expected a packed plan, which begins with {MAGIC}, {VERSION}, got {header[:2]}"
+        )
+    sizes, room = Sizes(*header[2:16]), header[16 : 16 + len(COUNTS)]
+    _check_sizes(sizes, room, len(packed))
+    sections = sections_of(packed, sizes._replace(**dict(zip(COUNTS, room, strict=True))))
+    words = section_words(sizes[-len(COUNTS) :])
+    held = zip(sections[1 : 1 + len(PLAN_ARRAYS)], words, strict=False)
+    arrays = _plan_of_arrays([view[:n].numpy() for view, n in held], sizes.page_size)
+    if arrays.num_pages_needed != sizes.num_pages_needed:
+        raise ValueError(
+            f"expected num_pages_needed = {arrays.num_pages_needed} in the packed plan, got "
+            f"{sizes.num_pages_needed}"
+        )
+    return TreeAttentionPlan(
+        arrays, sizes.queries, sizes[:4], max_new_tokens=0, device=torch.device("cpu")
+    )
 
 
 class _DevicePlan(TreeAttentionPlan):
-    """A plan of which nothing but the arrays for the Triton kernels is at hand."""
+    """A plan rebuilt from a packed plan on a device, which only the Triton kernels read."""
 
     __slots__ = ("_given",)
 
-    def __init__(self, arrays: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
-        device = arrays[0].device
-        _check_form(arrays, device)
-        heads = _heads(sizes)
-        given: dict[str, Any] = dict(zip(ITEM_ARRAYS, arrays, strict=True))
-        given |= zip(ITEM_SIZES, sizes[len(SIZES) + 1 :], strict=True)
-        self._given = TreeItems(**given)
-        _check_items(self._given, heads["head_dim"])
+    def __init__(self, packed: torch.Tensor, launch: Sequence[int]) -> None:
+        if len(launch) != len(Sizes._fields) or not packed.is_contiguous():
+            raise ValueError(
+                f"expected a contiguous packed plan and {len(Sizes._fields)} launch sizes, got "
+                f"strides {packed.stride()} and {len(launch)}"
+            )
+        sizes = Sizes(*launch)
+        _check_sizes(sizes, sizes[-len(COUNTS) :], len(packed))
+        self._given = WorkItems(packed, sizes, sections_of(packed, sizes))
         super().__init__(
-            _OnDevice(sizes[len(SIZES)]),
-            self._given.query_order.shape[0],
+            _OnDevice(sizes.num_pages_needed),
+            sizes.queries,
+            sizes[:4],
             max_new_tokens=0,
-            device=device,
-            **heads,
+            device=packed.device,
         )
 
-    def items(self, device: torch.device) -> TreeItems:
-        if device != self._given.counts.device:
-            raise ValueError(f"expected a plan on {device}, got {self._given.counts.device}")
+    def items(self, device: torch.device) -> WorkItems:
+        if device != self._given.packed.device:
+            raise ValueError(f"expected a plan on {device}, got {self._given.packed.device}")
         return self._given
 
 
 class _OnDevice:
-    """In the place of a plan's arrays on the host."""
+    """Stands in for a plan's arrays on the host, which a plan rebuilt on a device does not have."""
 
     def __init__(self, num_pages_needed: int) -> None:
         self.num_pages_needed = num_pages_needed
@@ -116,38 +143,20 @@ class _OnDevice:
         raise BackendError(f"only Triton kernels read a plan's arrays on a device: no {name} here")
 
 
-def _check_form(arrays: Sequence[torch.Tensor], device: torch.device) -> None:
-    for array in arrays:
-        if array.dtype != _INT32 or array.dim() != 1 or array.device != device:
-            raise ValueError(
-                f"expected a plan's arrays as 1-D int32 tensors on {device}, got "
-                f"{array.dtype} {list(array.shape)} on {array.device}"
-            )
-
-
-def _heads(sizes: Sequence[int]) -> dict[str, int]:
-    heads = dict(zip(SIZES, sizes, strict=False))
-    if min(heads.values()) < 1 or max(heads.values()) >= 2**31:
-        raise ValueError(f"expected the sizes of a plan in 1..2^31 - 1, got {heads}")
-    check_heads(heads["num_heads"], heads["num_kv_heads"], heads["head_dim"])
-    return heads
-
-
-def _check_items(items: TreeItems, head_dim: int) -> None:
-    lengths = {name: getattr(items, name).shape[0] for name in ITEM_ARRAYS}
-    queries, segments = lengths["query_order"], lengths["segment_lens"]
+def _check_sizes(sizes: Sizes, room: Sequence[int], words: int) -> None:
+    """Raises ValueError unless a tensor of so many words can hold a plan of these sizes."""
+    if min(sizes[:4]) < 1 or min(sizes) < 0 or max(sizes) >= 2**31:
+        raise ValueError(f"expected the sizes of a packed plan in 0..2^31 - 1, got {sizes}")
+    check_heads(sizes.num_heads, sizes.num_kv_heads, sizes.head_dim)
+    needed = HEADER_WORDS + sum(each + -each % 4 for each in section_words(room))
     fit = (
-        lengths["counts"] == HEADER_WORDS
-        and lengths["query_lens"] == queries
-        and lengths["partial_begin"] == queries + 1
-        and lengths["own_end"] == segments
-        and lengths["page_begin"] == segments + 1
-        and 0 <= 6 * items.num_items <= lengths["items"]
-        and 0 <= items.num_merges <= lengths["merges"]
-        and items.num_partials >= 0
-        and items.tile_rows in (16, 32, 64)
-        and items.chunk_tokens == chunk_tokens(head_dim)
-        and all(getattr(items, name).is_contiguous() for name in ITEM_ARRAYS)
+        all(0 <= count <= most for count, most in zip(sizes[-len(COUNTS) :], room, strict=True))
+        and needed == words
+        and sizes.tile_query_heads in (16, 32)
+        and sizes.chunk_tokens == chunk_tokens(sizes.head_dim)
     )
     if not fit:
-        raise ValueError(f"expected the arrays of a plan on a device, got {lengths}")
+        raise ValueError(
+            f"expected a packed plan of {needed} words with room for {list(room)}, got {words} "
+            f"words and {sizes}"
+        )

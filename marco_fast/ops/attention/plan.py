@@ -9,16 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from marco_fast.ops.attention.checks import Ints, check_heads, check_pages, check_planned, int_array
-from marco_fast.ops.attention.native_plan import native_plan, thread_words
-from marco_fast.ops.attention.work_items import TreeItems, pack_again, tree_items
-from marco_fast.ops.backends import interpreting, load_backend
+from marco_fast.ops.attention import checks
+from marco_fast.ops.attention.checks import Ints
+from marco_fast.ops.attention.work_items import WorkItems, pack_again, work_items
+from marco_fast.ops.backends import built, interpreting, load_backend
+from marco_fast.ops.reference.plan import ReferencePlan
 
 __all__ = ["TreeAttentionPlan", "plan_tree_attention"]
 
+if built():
+    from marco_fast import _C
+
+    _make_plan: Any = _C.make_tree_plan
+    _thread_words: Any = _C.tree_attention_words
+else:
+    _make_plan = ReferencePlan
+
+    def _thread_words(queries: int, group: int, head_dim: int) -> int:
+        return 0
+
 
 def _array(name: str) -> Any:
-    return property(lambda plan: getattr(plan.native, name))
+    return property(lambda plan: getattr(plan.arrays, name))
 
 
 def _lengths(name: str) -> Any:
@@ -29,7 +41,8 @@ class TreeAttentionPlan:
     """A forest of segments and the queries that end in them, ready for `tree_attention`.
 
     Queries are numbered depth first, so that the queries at or below a segment are one interval.
-    Segments with no query at or below them are left out; A are left, parents first.
+    Segments with no query at or below them are left out. A segments remain, ordered so that parents
+    precede their children.
 
     Arrays (NumPy int32 views, to be read only; the lengths change with `advance`):
         query_order [Q]: the caller's index of query i.
@@ -51,61 +64,43 @@ class TreeAttentionPlan:
         num_queries: Q.
         max_queries: the most that Q may become by `update`: room * Q as first planned, rounded up.
         scale: the default scale, 1 / sqrt(head_dim).
-        native: the object that holds the arrays.
+        arrays: the object that holds the arrays on the host.
     """
 
     __slots__ = (
-        "_behind",
-        "_checked",
-        "_interpreting",
-        "_items",
-        "_pages",
-        "_steps",
-        "_thread_words",
-        "device",
-        "head_dim",
-        "max_new_tokens",
-        "max_queries",
-        "native",
-        "num_heads",
-        "num_kv_heads",
-        "num_queries",
-        "page_size",
-        "room",
-        "scale",
-    )
+        "_behind", "_checked", "_interpreting", "_items", "_pages", "_steps", "_thread_words",
+        "arrays", "device", "head_dim", "max_new_tokens", "max_queries", "num_heads",
+        "num_kv_heads", "num_queries", "page_size", "room", "scale",
+    )  # fmt: skip
 
     def __init__(
         self,
-        native: Any,
+        arrays: Any,
         num_queries: int,
+        heads: tuple[int, int, int, int],
         *,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        page_size: int,
         max_new_tokens: int,
         device: torch.device,
         room: float = 1.0,
     ) -> None:
-        self.native = native
+        self.arrays = arrays
         self.num_queries = num_queries
         self.max_queries = math.ceil(room * num_queries)
         self.room = room
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
-        self.page_size = page_size
+        self.num_heads, self.num_kv_heads, self.head_dim, self.page_size = heads
         self.max_new_tokens = max_new_tokens
         self.device = device
-        self.scale = head_dim**-0.5
-        self._thread_words = thread_words(self.max_queries, num_heads // num_kv_heads, head_dim)
+        self.scale = self.head_dim**-0.5
+        group = self.num_heads // self.num_kv_heads
+        self._thread_words = _thread_words(self.max_queries, group, self.head_dim)
         self._checked: tuple[object, ...] | None = None  # the tensors that check() last passed
         self._pages = 2**31  # of the smallest cache that check() passed
         self._interpreting = interpreting()
-        self._items: dict[torch.device, TreeItems] = {}
-        self._steps = 0  # calls of advance
-        self._behind = False  # whether only the device knows the lengths
+        self._items: dict[torch.device, WorkItems] = {}
+        self._steps, self._behind = (
+            0,
+            False,
+        )  # calls of advance; whether only the device has lengths
         if device.type == "cuda":
             self.items(device)
 
@@ -118,20 +113,17 @@ class TreeAttentionPlan:
             ValueError: `active` is not [Q] bool, or a leaf already has its max_new_tokens (on a
                 CUDA plan: there were that many calls, active or not); nothing was changed.
         """
-        if active is not None:
-            dtypes = (torch.bool, np.dtype(bool))
-            if active.dtype not in dtypes or tuple(active.shape) != (self.num_queries,):
-                raise ValueError(
-                    f"expected active [{self.num_queries}] bool, got {active.dtype} {active.shape}"
-                )
+        checks.check_active(active, self.num_queries)
         if self.device.type == "cuda":
             self._advance_on_device(active)
             return
-        self.native.advance(active.numpy() if isinstance(active, torch.Tensor) else active)
+        self.arrays.advance(active.numpy() if isinstance(active, torch.Tensor) else active)
         # Copies elsewhere are old now.
         self._items = {at: items for at, items in self._items.items() if at.type == "cpu"}
         for items in self._items.values():
-            items.query_lens.numpy()[: self.num_queries] = self.native.query_lens
+            for name in ("query_lens", "segment_lens"):
+                lens = getattr(self.arrays, name)
+                getattr(items.sections, name).numpy()[: len(lens)] = lens
 
     def _advance_on_device(self, active: torch.Tensor | np.ndarray | None) -> None:
         if self._steps >= self.max_new_tokens:
@@ -142,9 +134,9 @@ class TreeAttentionPlan:
         for device, items in self._items.items():
             mask = None if active is None else torch.as_tensor(active).to(device, non_blocking=True)
             kernels = load_backend("triton", device, "tree_attention")
-            kernels.advance(items.query_lens, items.query_order, mask)
+            kernels.advance(items.sections.query_lens, items.sections.query_order, mask)
         if active is None:
-            self.native.advance(None)
+            self.arrays.advance(None)
         else:
             self._behind = True
 
@@ -162,61 +154,47 @@ class TreeAttentionPlan:
         On a device the arrays keep their addresses: a CUDA graph that was captured with this plan
         attends over the new forest at its next replay. Never waits. Arguments as those of
         `plan_tree_attention`; tensors of later calls may keep their sizes, as long as q has
-        num_queries to max_queries rows. Rows beyond num_queries are neither read nor written.
+        num_queries to max_queries rows. Rows from num_queries on are neither read nor written.
 
         Raises:
-            ValueError, IndexError: as plan_tree_attention; the new forest has no room; it names a
-                page that a cache of earlier calls does not have. The plan is as it was then.
+            ValueError, IndexError: as plan_tree_attention; there is no room for the new forest; it
+                names a page that a cache of earlier calls does not have. The plan is as it was.
         """
-        leaf_array = int_array(leaves, "leaves")
+        leaf_array = checks.int_array(leaves, "leaves")
         if leaf_array.size > self.max_queries:
             raise ValueError(
                 f"expected at most {self.max_queries} leaves, the plan's room, got "
                 f"{leaf_array.size}"
             )
-        native = native_plan(
-            parents, segment_lens, block_table, leaf_array, leaf_lens, self.page_size,
-            self.max_new_tokens,
-        )  # fmt: skip
-        check_pages(native.num_pages_needed, self._pages)
-        packed = [
-            pack_again(native, items, group=self._group, num_kv_heads=self.num_kv_heads)
-            for items in self._items.values()
-        ]
-        self.native, self.num_queries = native, leaf_array.size
+        inputs = checks.plan_inputs(parents, segment_lens, block_table, leaf_array, leaf_lens)
+        arrays = _make_plan(*inputs, self.page_size, self.max_new_tokens)
+        checks.check_pages(arrays.num_pages_needed, self._pages)
+        packed = [pack_again(arrays, items) for items in self._items.values()]
+        self.arrays, self.num_queries = arrays, leaf_array.size
         self._checked, self._steps, self._behind = None, 0, False
         for items, array in zip(self._items.values(), packed, strict=True):
             items.overwrite(array)
 
-    @property
-    def _group(self) -> int:
-        return self.num_heads // self.num_kv_heads
-
     def _caught_up(self) -> Any:
-        """`native` with the lengths that the device has; waits for it where they differ."""
+        """`arrays` with the lengths that the device has; waits for it where they differ."""
         if self._behind:
             self._behind = False
-            lens = next(iter(self._items.values())).query_lens.cpu().numpy()[: self.num_queries]
-            while (more := lens > self.native.query_lens).any():
+            lens = next(iter(self._items.values())).sections.query_lens.cpu().numpy()
+            while (more := lens[: self.num_queries] > self.arrays.query_lens).any():
                 active = np.empty(self.num_queries, bool)
-                active[self.native.query_order] = more
-                self.native.advance(active)
-        return self.native
+                active[self.arrays.query_order] = more
+                self.arrays.advance(active)
+        return self.arrays
 
-    def items(self, device: torch.device) -> TreeItems:
+    def items(self, device: torch.device) -> WorkItems:
         """What the kernels on `device` read there; made at the first call for each device."""
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         items = self._items.get(device)
         if items is None:
-            items = self._items[device] = tree_items(
-                self._caught_up(),
-                group=self._group,
-                num_kv_heads=self.num_kv_heads,
-                head_dim=self.head_dim,
-                device=device,
-                room=self.room,
-            )
+            heads = (self.num_heads, self.num_kv_heads, self.head_dim, self.page_size)
+            items = work_items(self._caught_up(), heads=heads, device=device, room=self.room)
+            self._items[device] = items
         return items
 
     @property
@@ -227,7 +205,7 @@ class TreeAttentionPlan:
         """
         words = self._thread_words * torch.get_num_threads()
         if self.device.type == "cuda" or self._interpreting:
-            partials = self.items(self.device).num_partials
+            partials = self.items(self.device).sizes.num_partials
             words = max(words, partials * self.num_heads * (self.head_dim + 2))
         return words
 
@@ -238,7 +216,7 @@ class TreeAttentionPlan:
             k_cache.device, v_cache.shape, v_cache.stride(), v_cache.dtype, v_cache.device,
         )  # fmt: skip
         if key != self._checked:
-            check_planned(self, q, k_cache, v_cache)
+            checks.check_planned(self, q, k_cache, v_cache)
             self._checked = key
             self._pages = min(self._pages, k_cache.shape[0])
 
@@ -293,8 +271,8 @@ def plan_tree_attention(
         leaf_lens: [Q] int, how many of its leaf's tokens each query sees; all by default.
         max_new_tokens: tokens that each leaf may gain by `advance` without a new plan. If above 0,
             leaves are distinct and without children, their pages already in block_table.
-        room: how many times as many queries, segments, pages and programs as this plan a later one
-            may have that takes its place by `update`; at least 1.
+        room: capacity factor, at least 1: a later plan that takes this one's place by `update` may
+            have up to `room` times the queries, segments, pages and programs of this one.
         device: where the tensors of the calls will be.
 
     Raises:
@@ -302,24 +280,19 @@ def plan_tree_attention(
             in a row of block_table.
         IndexError: a parent, leaf or page id out of range.
     """
-    check_heads(num_heads, num_kv_heads, head_dim)
+    checks.check_heads(num_heads, num_kv_heads, head_dim)
     if page_size < 1 or max_new_tokens < 0:
         raise ValueError(
             f"expected page_size >= 1 and max_new_tokens >= 0, got {page_size}, {max_new_tokens}"
         )
     if not 1 <= room < 2**16:
         raise ValueError(f"expected room in 1..65535, got {room}")
-    leaf_array = int_array(leaves, "leaves")
-    native = native_plan(
-        parents, segment_lens, block_table, leaf_array, leaf_lens, page_size, max_new_tokens
-    )
+    leaf_array = checks.int_array(leaves, "leaves")
+    inputs = checks.plan_inputs(parents, segment_lens, block_table, leaf_array, leaf_lens)
     return TreeAttentionPlan(
-        native,
+        _make_plan(*inputs, page_size, max_new_tokens),
         leaf_array.size,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        page_size=page_size,
+        (num_heads, num_kv_heads, head_dim, page_size),
         max_new_tokens=max_new_tokens,
         device=torch.device(device),
         room=room,

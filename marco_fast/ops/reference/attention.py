@@ -38,16 +38,13 @@ def tree_attention(
     v_cache: torch.Tensor,
     plan: "TreeAttentionPlan",
     scale: float | None = None,
-    out: torch.Tensor | None = None,
-    lse: torch.Tensor | None = None,
-    workspace: torch.Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(scale * q k^T) v of each query over the tokens of its own path, gathered one by one.
 
-    Computes in `dtype` (default: float64 for float64 inputs, else float32). `out` and `lse` are
-    filled where given; no workspace is used. A path without tokens gives 0 and -inf.
+    Computes in `dtype` (default: float64 for float64 inputs, else float32). A path without tokens
+    gives 0 and -inf.
 
     Returns:
         out [Q, num_heads, head_dim] and lse [Q, num_heads] in the dtype of the computation.
@@ -68,10 +65,6 @@ def tree_attention(
         scores = torch.einsum("hgd,thd->hgt", grouped, k) * scale
         result[i] = torch.einsum("hgt,thd->hgd", scores.softmax(-1), v).flatten(0, 1)
         sums[i] = scores.logsumexp(-1).flatten()
-    if out is not None:
-        out[: plan.num_queries].copy_(result[: plan.num_queries])
-    if lse is not None:
-        lse[: plan.num_queries].copy_(sums[: plan.num_queries])
     return result, sums
 
 

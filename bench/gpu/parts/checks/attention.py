@@ -26,7 +26,7 @@ from tests.support.tolerance import assert_close, assert_lse_close
 
 
 def check_attention(machine: Machine, model: str, tree: Tree, dtype: torch.dtype) -> dict:
-    """tree_attention against float64, every output and the workspace full of NaN before."""
+    """tree_attention against float64; outputs and workspace are full of NaN before the call."""
     q, k_cache, v_cache, plan = attention_inputs(machine, model, tree, dtype, room=4.0)
     out = torch.full_like(q, torch.nan)
     workspace = torch.full((plan.workspace_numel,), torch.nan, device=machine.device)
@@ -36,14 +36,14 @@ def check_attention(machine: Machine, model: str, tree: Tree, dtype: torch.dtype
     if machine.recording:
         return {}
     want, want_lse = mf.reference.tree_attention(q, k_cache, v_cache, plan, dtype=torch.float64)
-    plain, _ = mf.reference.tree_attention(q, k_cache, v_cache, plan, dtype=torch.float32)
-    assert_close(out.cpu(), want.cpu(), plain.to(dtype).cpu(), name=f"{model} {dtype}")
+    baseline, _ = mf.reference.tree_attention(q, k_cache, v_cache, plan, dtype=torch.float32)
+    assert_close(out.cpu(), want.cpu(), baseline.to(dtype).cpu(), name=f"{model} {dtype}")
     assert_lse_close(lse.cpu(), want_lse.cpu())
     return {"queries": len(q), "largest_error": (out.double() - want).abs().max().item()}
 
 
 def check_append(machine: Machine, model: str) -> dict:
-    """append_kv: every slot that was named, and no other."""
+    """append_kv writes every slot that was named, and no other."""
     _, heads, dim = HEADS[model]
     k, v = machine.normal(2, 3, heads, dim, dtype=torch.bfloat16)
     k_cache, v_cache = caches = machine.normal(2, 5, heads, PAGE, dim, dtype=torch.bfloat16)

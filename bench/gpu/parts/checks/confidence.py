@@ -24,13 +24,13 @@ FULL_VOCABS = (128256, 151936, 152064)
 
 
 def check_confidence(machine: Machine, logits: torch.Tensor) -> dict:
-    """topk_confidence with few and with many keys, on ids of which some are the largest."""
-    vocab = logits.shape[1]
+    """topk_confidence with few and with many keys; every third id is the row's largest entry."""
+    vocab_size = logits.shape[1]
     ids = torch.zeros(len(logits), dtype=torch.int64, device=machine.device)
     if not machine.recording:
-        ids.random_(0, vocab)
+        ids.random_(0, vocab_size)
         ids[::3] = logits[::3].float().nan_to_num(-torch.inf).argmax(-1)
-    for top_k, denominator in ((min(5, vocab), "top_k"), (min(32, vocab), "union")):
+    for top_k, denominator in ((min(5, vocab_size), "top_k"), (min(32, vocab_size), "union")):
         options = {"top_k": top_k, "denominator": denominator}
         got = mf.topk_confidence(logits, ids, backend=BACKEND, **options)
         if not machine.recording:
@@ -62,10 +62,10 @@ def check_sampling(machine: Machine, logits: torch.Tensor, names: tuple[str, ...
 
 def confidence(machine: Machine) -> Iterator[Case]:
     """topk_confidence: hostile rows, and large batches of random ones."""
-    for kind, vocab, dtype in hostile_cases(machine):
-        name = f"topk_confidence {kind} 7 x {vocab} {str(dtype)[6:]}"
+    for kind, vocab_size, dtype in hostile_cases(machine):
+        name = f"topk_confidence {kind} 7 x {vocab_size} {str(dtype)[6:]}"
         rows = 2 if machine.dry else 7
-        make = partial(hostile, machine, kind, rows, vocab, dtype)
+        make = partial(hostile, machine, kind, rows, vocab_size, dtype)
         yield Case(name, lambda make=make: check_confidence(machine, make()))
     for rows, dtype in () if machine.dry else itertools.product((64, 1024), FLOATS[:2]):
         name = f"topk_confidence random {rows} x {FULL_VOCABS[2]} {str(dtype)[6:]}"
@@ -86,13 +86,13 @@ def hostile_cases(machine: Machine) -> Iterator[tuple[str, int, torch.dtype]]:
 
 
 def sampling(machine: Machine) -> Iterator[Case]:
-    """sample_confidence; the brute force takes the host some 20 ms a row at full size: a third of
-    the options each."""
-    for number, (kind, vocab, dtype) in enumerate(hostile_cases(machine)):
+    """sample_confidence. At full size the brute force takes the host some 20 ms per row, so each
+    case has a third of the options."""
+    for number, (kind, vocab_size, dtype) in enumerate(hostile_cases(machine)):
         names = ("plain", "top_p") if machine.dry else (*OPTIONS,)[number % 3 :: 3]
         rows = 2 if machine.dry else 7
-        make = partial(hostile, machine, kind, rows, vocab, dtype)
+        make = partial(hostile, machine, kind, rows, vocab_size, dtype)
         yield Case(
-            f"sample_confidence {kind} 7 x {vocab} {str(dtype)[6:]}",
+            f"sample_confidence {kind} 7 x {vocab_size} {str(dtype)[6:]}",
             lambda make=make, names=names: check_sampling(machine, make(), names),
         )

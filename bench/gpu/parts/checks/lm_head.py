@@ -21,14 +21,14 @@ from tests.support.draws import OPTIONS, check_draws, options_of
 
 
 def check_lm_head_draws(
-    machine: Machine, vocab: int, size: int, dtype: torch.dtype, names: tuple[str, ...]
+    machine: Machine, vocab_size: int, size: int, dtype: torch.dtype, names: tuple[str, ...]
 ) -> dict:
-    """lm_head_confidence where the product is exact: rows of hidden that pick a column each."""
-    rows, top_k = 2 if machine.dry else 7, min(5, vocab)
+    """lm_head_confidence where the product is exact: each row of hidden picks one column."""
+    rows, top_k = 2 if machine.dry else 7, min(5, vocab_size)
     rows = min(rows, size)
-    _, weight = lm_head_inputs(machine, rows, vocab, size, dtype)
+    _, weight = lm_head_inputs(machine, rows, vocab_size, size, dtype)
     picks = torch.eye(rows, size, dtype=dtype, device=machine.device)
-    logits = hostile(machine, "normal", rows, vocab, dtype)
+    logits = hostile(machine, "normal", rows, vocab_size, dtype)
     if not machine.recording:
         weight[:, :rows] = logits.T
     for number, name in enumerate(names):
@@ -44,16 +44,16 @@ def check_lm_head_draws(
 
 
 def check_lm_head_product(
-    machine: Machine, rows: int, vocab: int, size: int, dtype: torch.dtype
+    machine: Machine, rows: int, vocab_size: int, size: int, dtype: torch.dtype
 ) -> dict:
     """Scores of random rows: as near to float64 as 1.5 times the error of a library's product.
 
-    The matrix units round their sums otherwise than float32 does (some cut them off, after every
-    16 products), so a bound from float32's rounding alone would be wrong. And a library that adds
-    several partial products loses less: half a unit for each of ours is allowed beside its error.
+    Matrix units round their sums differently from float32 (some truncate after every 16 products),
+    so a bound from float32's rounding alone would be wrong. A library that adds several partial
+    products loses less, so half a unit per partial product of ours is allowed beside its error.
     """
-    hidden, weight = lm_head_inputs(machine, rows, vocab, size, dtype)
-    keys, top_k = keys_on(machine, rows), min(5, vocab)
+    hidden, weight = lm_head_inputs(machine, rows, vocab_size, size, dtype)
+    keys, top_k = keys_on(machine, rows), min(5, vocab_size)
     got = mf.lm_head_confidence(hidden, weight, **keys, top_k=top_k, backend=BACKEND)
     if machine.recording:
         return {}
@@ -75,15 +75,15 @@ def check_lm_head_product(
     return {"largest_error": max(found.values()), "library_error": error}
 
 
-def check_lm_head_batches(machine: Machine, vocab: int, size: int, dtype: torch.dtype) -> dict:
-    """Rows with options of their own against each row alone, a library's product, three shards."""
+def check_lm_head_batches(machine: Machine, vocab_size: int, size: int, dtype: torch.dtype) -> dict:
+    """Rows with different options, against each row alone, a library's product and three shards."""
     rows = 3 if machine.dry else 40
-    hidden, weight = lm_head_inputs(machine, rows, vocab, size, dtype)
+    hidden, weight = lm_head_inputs(machine, rows, vocab_size, size, dtype)
     values = torch.tensor([[*OPTIONS.values()][b % len(OPTIONS)] for b in range(rows)]).T
     drawn = dict(zip(options_of("plain"), values.to(machine.device), strict=True))
     drawn["sample_top_k"] = drawn["sample_top_k"].int()
     options = drawn | keys_on(machine, rows)
-    fixed = {"top_k": min(5, vocab), "backend": BACKEND}
+    fixed = {"top_k": min(5, vocab_size), "backend": BACKEND}
     got = mf.lm_head_confidence(hidden, weight, **options, **fixed)
     for b in range(0, rows, 2 if machine.dry else 7):
         own = {key: x[b : b + 1] for key, x in options.items()}
@@ -91,10 +91,10 @@ def check_lm_head_batches(machine: Machine, vocab: int, size: int, dtype: torch.
         assert_same(machine, alone, got, slice(b, b + 1))
     twice = {key: torch.cat([x, x]) for key, x in options.items()}
     many = mf.lm_head_confidence(torch.cat([hidden, hidden]), weight, **twice, **fixed)
-    shards = weight.split((vocab // 3 + 15) // 16 * 16)
+    shards = weight.split((vocab_size // 3 + 15) // 16 * 16)
     records, begin = [], 0
     for shard in shards:
-        records.append(mf.lm_head_records(hidden, shard, begin, vocab, **drawn, **fixed))
+        records.append(mf.lm_head_records(hidden, shard, begin, vocab_size, **drawn, **fixed))
         begin += len(shard)
     if machine.recording:
         return {}
@@ -115,15 +115,17 @@ def lm_head(machine: Machine) -> Iterator[Case]:
     if machine.dry:
         yield Case("draws", partial(check_lm_head_draws, machine, 304, 64, FLOATS[0], ("top_p",)))
         return
-    for vocab, size in ((151936, 896), (128256, 2048), (152064, 3584), (32000, 8192)):
+    for vocab_size, size in ((151936, 896), (128256, 2048), (152064, 3584), (32000, 8192)):
         for dtype in FLOATS[:2] if size < 8192 else FLOATS[:1]:
-            told = f"lm_head_confidence {size} x {vocab} {str(dtype)[6:]}"
+            told = f"lm_head_confidence {size} x {vocab_size} {str(dtype)[6:]}"
             names = (*OPTIONS,)
             yield Case(
-                f"{told}, draws", partial(check_lm_head_draws, machine, vocab, size, dtype, names)
+                f"{told}, draws",
+                partial(check_lm_head_draws, machine, vocab_size, size, dtype, names),
             )
             yield Case(
-                f"{told}, product", partial(check_lm_head_product, machine, 7, vocab, size, dtype)
+                f"{told}, product",
+                partial(check_lm_head_product, machine, 7, vocab_size, size, dtype),
             )
     yield Case(
         "lm_head_confidence, rows alone and in a batch, shards",

@@ -24,16 +24,16 @@ Step = Callable[[], tuple]
 
 
 def decode_step(machine: Machine) -> tuple[Step, Callable[[], None]]:
-    """(a step whose results are new tensors each call, a function that changes every input)."""
-    vocab, rows = (4112, 2) if machine.dry else (151936, 8)
+    """(a step that returns new tensors at each call, a function that changes every input)."""
+    vocab_size, rows = (4112, 2) if machine.dry else (151936, 8)
     tree = prompt_and_branches(40, rows, 20)
     model = "nano-marco" if machine.dry else "qwen2-7b"
     q, k_cache, v_cache, plan = attention_inputs(machine, model, tree, room=4.0)
     table, _ = tables(tree)
     workspace = torch.empty(plan.workspace_numel, device=machine.device)
     out = torch.empty_like(q)
-    logits = torch.empty(rows, vocab, device=machine.device, dtype=torch.bfloat16)
-    hidden, weight = lm_head_inputs(machine, rows, 304 if machine.dry else vocab, 64)
+    logits = torch.empty(rows, vocab_size, device=machine.device, dtype=torch.bfloat16)
+    hidden, weight = lm_head_inputs(machine, rows, 304 if machine.dry else vocab_size, 64)
     keys = keys_on(machine, rows)
     options = {
         "temperature": torch.full((rows,), 0.8, device=machine.device),
@@ -43,10 +43,10 @@ def decode_step(machine: Machine) -> tuple[Step, Callable[[], None]]:
     def step() -> tuple:
         mf.tree_attention(q, k_cache, v_cache, plan, out=out, workspace=workspace, backend=BACKEND)
         drawn = mf.sample_confidence(logits, temperature=0.8, top_p=0.95, **keys, backend=BACKEND)
-        scored = mf.topk_confidence(logits, keys["positions"] % vocab, backend=BACKEND)
+        scored = mf.topk_confidence(logits, keys["positions"] % vocab_size, backend=BACKEND)
         headed = mf.lm_head_confidence(hidden, weight, **options, **keys, backend=BACKEND)
-        plain = mf.lm_head_confidence(hidden, weight, **keys, backend=BACKEND)
-        return (out.clone(), *drawn, *scored, *headed, *plain)
+        unfiltered = mf.lm_head_confidence(hidden, weight, **keys, backend=BACKEND)
+        return (out.clone(), *drawn, *scored, *headed, *unfiltered)
 
     def change() -> None:
         # Other lengths and another order of the queries, planned in place.

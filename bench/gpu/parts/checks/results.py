@@ -20,10 +20,10 @@ def scores_of(drawn: mf.SampledTokens) -> mf.TopKConfidence:
 def assert_scored(got: tuple, logits: torch.Tensor, ids: torch.Tensor, **options: object) -> None:
     """`got` against float64, computed on the device."""
     want = mf.reference.topk_confidence(logits, ids, **options)
-    plain = mf.reference.topk_confidence(logits, ids, dtype=torch.float32, **options)
+    baseline = mf.reference.topk_confidence(logits, ids, dtype=torch.float32, **options)
     # A row without a token scores -1, which is no mistake where the operation drew it.
     status = want.status & ~8
-    assert_scores(on_cpu(got), on_cpu(want._replace(status=status)), on_cpu(plain), "torch")
+    assert_scores(on_cpu(got), on_cpu(want._replace(status=status)), on_cpu(baseline), "torch")
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
