@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.report.plots import LARGEST, plot_search
-from bench.report.readme import SHOWN, bench_table, table_rows
+from bench.report.readme import bench_table, table_rows
 from bench.report.results import AVX2, FRONT, PAGE, RESULTS, ReportError, condense
 from bench.report.tables import main
 from tests.support.results import full_search, scaling, search
@@ -163,7 +163,7 @@ def test_a_row_without_kept_figures_is_left_out(root):
     ],
 )
 def test_marks_must_be_there(root, page, missing, capsys):
-    put(root / RESULTS / "search.json", full_search(SHOWN))
+    put(root / RESULTS / "search.json", full_search())
     (root / page).write_text(empty(page).replace(missing, ""))
     before = files(root)
     assert run(root, raw()) == 2
@@ -174,7 +174,7 @@ def test_marks_must_be_there(root, page, missing, capsys):
 
 
 def test_search_and_scaling_are_shown_and_drawn(root, capsys):
-    put(root / RESULTS / "search.json", full_search(SHOWN))
+    put(root / RESULTS / "search.json", full_search())
     put(root / RESULTS / "scaling.json", scaling())
     assert run(root, raw()) == 0
     page = (root / PAGE).read_text()
@@ -196,7 +196,7 @@ def test_results_of_another_machine_stand_in_a_table_of_their_own(root):
         if "expansions_per_second" in engine:
             engine["expansions_per_second"] *= 3
     put(root / AVX2 / "search.json", other)
-    put(root / RESULTS / "search.json", full_search(SHOWN))
+    put(root / RESULTS / "search.json", full_search())
     assert run(root, raw()) == 0
     first, second = (root / PAGE).read_text().split("<!-- search-avx2 -->")
     assert "| m-1, float32, 8 | 16.0 |" in first
@@ -263,7 +263,7 @@ def test_a_plot_that_is_too_large_is_refused(monkeypatch):
     ("name", "field"), [("search.json", "floor_seconds"), ("scaling.json", "sweeps")]
 )
 def test_a_field_that_a_plot_needs_is_named(root, name, field, capsys):
-    wrong = full_search(SHOWN) if field == "floor_seconds" else scaling()
+    wrong = full_search() if field == "floor_seconds" else scaling()
     for each in wrong.get("cases", wrong.get("models")):
         del each[field]
     put(root / RESULTS / name, wrong)
@@ -275,7 +275,7 @@ def test_a_field_that_a_plot_needs_is_named(root, name, field, capsys):
 
 def test_the_terminal_gets_a_table_a_subject(root, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    put(root / RESULTS / "search.json", full_search(SHOWN))
+    put(root / RESULTS / "search.json", full_search())
     assert run(root, raw()) == 0
     out = capsys.readouterr().out
     subjects = ["attention", "planner and driver", "search", "other"]

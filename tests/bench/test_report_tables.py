@@ -1,16 +1,22 @@
-"""The tables of engines: their rows, their order, their marks, and what they need."""
+"""The tables that pages show: their rows, their marks, and what they need."""
 
 from pathlib import Path
 
 import pytest
 
-from bench.report.readme import SHOWN, between, search_cells, search_table, speed_table
+from bench.report.readme import between, search_cells, search_table, speed_table
 from bench.report.results import ReportError
 from tests.support.results import case, full_search, search
 
 
+def test_marks_in_the_wrong_order_or_twice_are_refused():
+    for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
+        with pytest.raises(ReportError, match=r"<!-- a -->.*in PAGE\.md"):
+            between(text, "a", "x", Path("PAGE.md"))
+
+
 def test_the_short_table_has_a_row_for_every_engine_the_fastest_first():
-    assert speed_table(full_search(SHOWN)).split("\n")[2:] == [
+    assert speed_table(full_search()).split("\n")[2:] == [
         "| blind | 20.0 | 0.80x as fast |",
         "| **marco_fast** | 16.0 |  |",
         "| slow | 0.12 | 128x as fast |",
@@ -20,7 +26,7 @@ def test_the_short_table_has_a_row_for_every_engine_the_fastest_first():
 def test_the_short_table_needs_its_case_and_our_speed():
     with pytest.raises(ReportError, match="'qwen2-80m', 'bfloat16', 32"):
         speed_table(search())
-    without = full_search(SHOWN)
+    without = full_search()
     without["cases"][-1]["engines"][0]["skipped"] = "no answer"
     with pytest.raises(ReportError, match="marco_fast to have run"):
         speed_table(without)
@@ -50,9 +56,3 @@ def test_marco_fast_must_be_the_first_engine_and_have_run():
     for wrong in (swapped, skipped):
         with pytest.raises(ReportError, match="marco_fast as the first engine of 'm-1, flo"):
             search_cells({"cases": [wrong]})
-
-
-def test_marks_in_the_wrong_order_or_twice_are_refused():
-    for text in ("<!-- /a -->\n<!-- a -->\n", "<!-- a -->\n<!-- a -->\n<!-- /a -->\n"):
-        with pytest.raises(ReportError, match=r"<!-- a -->.*in PAGE\.md"):
-            between(text, "a", "x", Path("PAGE.md"))

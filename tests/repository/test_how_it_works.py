@@ -172,8 +172,7 @@ def test_the_tokens_are_counted_as_said(drawn):
 
 
 def test_the_work_items_are_as_said(drawn):
-    items = drawn.plan.items(torch.device("cpu"))
-    sections = getattr(items, "sections", items)
+    sections = drawn.plan.items(torch.device("cpu")).sections
     per_query = sections.partial_begin.diff().tolist()[:3]
     told = f"{len(sections.items) // 6} work items per KV head"
     told += f", and {sum(per_query)} partials: {per_query[0]}, {per_query[1]} and {per_query[2]}"

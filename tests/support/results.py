@@ -19,6 +19,12 @@ def search() -> dict:
     return {"cases": [case(), second]}
 
 
+def full_search() -> dict:
+    """Whole searches, the case of README.md's table among them."""
+    shown = case(model="qwen2-80m", precision="bfloat16", branches=32)
+    return {"cases": [*search()["cases"], shown]}
+
+
 def scaling() -> dict:
     way = {"seconds": 0.02, "quartiles": [0.019, 0.02, 0.021], "kv_bytes": 10**6}
     way |= {"floor_seconds": 0.01}
@@ -27,10 +33,3 @@ def scaling() -> dict:
     sweeps = {"branches": sweep, "depth": sweep}
     models = [{"model": name, "precision": "float32", "sweeps": sweeps} for name in ("a", "b")]
     return {"models": models}
-
-
-def full_search(of_readme: tuple) -> dict:
-    """Whole searches, the case of README.md's table (model, precision, branches) among them."""
-    model, precision, branches = of_readme
-    shown = case(model=model, precision=precision, branches=branches)
-    return {"cases": [*search()["cases"], shown]}
