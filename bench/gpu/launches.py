@@ -66,7 +66,10 @@ class Specialization:
         named = {path: (name, kind) for path, name, kind in leaves(self.signature)}
         kinds = [kind for _, kind in named.values()]
         types = {kind: None for kind in kinds if kind.startswith(("*", "tensordesc"))}
-        constants = [f"{named[path][0]}={value}" for path, value in self.constants.items()]
+        constants = [
+            f"{named[path][0]}={getattr(value, 'value', value)}"
+            for path, value in self.constants.items()
+        ]
         loose = [
             name
             for path, (name, kind) in named.items()

@@ -97,10 +97,10 @@ def test_empty_paths_and_segments(chunks):
     assert torch.equal(lse, torch.full_like(lse, -torch.inf))
     k, v = torch.randn(2, 25, 1, 32)
     q = torch.randn(1, 7, 32)
-    plain = Forest(np.array([-1]), [k], [v], np.array([0]), q, 16)
+    alone = Forest(np.array([-1]), [k], [v], np.array([0]), q, 16)
     none = k[:0]
     around = Forest(np.array([-1, 0, 1]), [none, k, none], [none, v, none], np.array([2]), q, 16)
-    assert equal(attend(around), attend(plain))
+    assert equal(attend(around), attend(alone))
 
 
 def test_no_queries():

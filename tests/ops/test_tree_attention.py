@@ -162,11 +162,11 @@ def test_an_empty_segment_changes_no_bit(isa):
     forest = random_forest(2, nodes=1, queries=1, roots=1.0)
     k, v = torch.randn(2, 5, 1, 32)
     none = k[:0]
-    plain = Forest(np.array([-1]), [k], [v], np.array([0]), forest.q, 16)
+    alone = Forest(np.array([-1]), [k], [v], np.array([0]), forest.q, 16)
     around = Forest(
         np.array([-1, 0, 1]), [none, k, none], [none, v, none], np.array([2]), forest.q, 16
     )
-    for got, want in zip(around.run(), plain.run(), strict=True):
+    for got, want in zip(around.run(), alone.run(), strict=True):
         assert torch.equal(got, want)
 
 

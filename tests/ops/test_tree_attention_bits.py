@@ -86,12 +86,12 @@ def test_a_split_segment_stays_close(dtype, isa):
     q = torch.randn(1, 7, 64).to(dtype)
     whole = Forest(np.array([-1]), [k], [v], np.array([0]), q, 16)
     want, _ = whole.want()
-    plain, _ = whole.run()
+    joined, _ = whole.run()
     for cut in (1, 7, 16, 32, 59):
         parts = Forest(
             np.array([-1, 0]), [k[:cut], k[cut:]], [v[:cut], v[cut:]], np.array([1]), q, 16
         )
-        assert_close(parts.run()[0], want, plain, ulps=2)
+        assert_close(parts.run()[0], want, joined, ulps=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,7 +11,7 @@ import torch
 
 import marco_fast as mf
 from tests.support.tolerance import assert_close, assert_lse_close
-from tests.support.trees import Forest, plain_attention
+from tests.support.trees import Forest, baseline_attention
 
 __all__ = [
     "check_a_fresh_plan", "check_alone", "check_beside", "check_close", "check_leak", "check_order",
@@ -27,16 +27,16 @@ def equal(left: Result, right: Result) -> bool:
 
 
 def expectation(forest: Forest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """out and lse in float64, and out by plain PyTorch in the inputs' dtype."""
+    """out and lse in float64, and out by PyTorch in the inputs' dtype."""
     want, want_lse = forest.want()
-    return want, want_lse, plain_attention(forest, want)
+    return want, want_lse, baseline_attention(forest, want)
 
 
 def check_close(got: Result, forest: Forest, expected: tuple | None = None) -> None:
     """Within the tolerance of `expected`, by default the forest's expectation."""
     out, lse = got
-    want, want_lse, plain = expected or expectation(forest)
-    assert_close(out, want, plain)
+    want, want_lse, baseline = expected or expectation(forest)
+    assert_close(out, want, baseline)
     assert_lse_close(lse, want_lse)
     assert (out.dtype, lse.dtype) == (forest.q.dtype, torch.float32)
 

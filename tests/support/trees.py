@@ -12,7 +12,7 @@ import torch
 
 import marco_fast as mf
 
-__all__ = ["Forest", "plain_attention", "random_forest"]
+__all__ = ["Forest", "baseline_attention", "random_forest"]
 
 UNUSED_PAGE = 2**30
 
@@ -128,19 +128,19 @@ def _attend(
     return (scores.softmax(-1)[:, None] @ v)[:, 0], scores.logsumexp(-1)
 
 
-def plain_attention(forest: Forest, want: torch.Tensor) -> torch.Tensor:
-    """Plain PyTorch in the inputs' dtype, a query and its gathered path at a time.
+def baseline_attention(forest: Forest, want: torch.Tensor) -> torch.Tensor:
+    """The baseline: PyTorch in the inputs' dtype, a query and its gathered path at a time.
 
     PyTorch's own attention and the formula written out; in float32 also the formula with a running
     sum over the tokens. Of them the one furthest from `want`: which library multiplies on a
     machine, and luck with a few numbers, decide how exact a single one is.
     """
     kinds = [_fused, _written_out] + [_running_sum] * (forest.q.dtype == torch.float32)
-    forms = [_plain(forest, form) for form in kinds]
+    forms = [_baseline(forest, form) for form in kinds]
     return max(forms, key=lambda out: (out.double() - want).abs().max().item())
 
 
-def _plain(forest: Forest, form: Callable) -> torch.Tensor:
+def _baseline(forest: Forest, form: Callable) -> torch.Tensor:
     rows = torch.zeros_like(forest.q)
     for i in range(len(forest.leaves)):
         k, v = (x.transpose(0, 1)[None] for x in forest.path(i))
