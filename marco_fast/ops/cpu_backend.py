@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _INT64 = torch.int64
+_TENSORS = Sampling._fields.index("tempered")  # all fields before it are tensors
 _threads = torch.get_num_threads
 
 
@@ -95,7 +96,7 @@ def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
 
 def sampling_addresses(sampling: Sampling) -> list[int]:
     """Of the tensors, in order, 0 where there is none. The options are tensors."""
-    return [0 if each is None else each.data_ptr() for each in sampling[:9]]
+    return [0 if each is None else each.data_ptr() for each in sampling[:_TENSORS]]
 
 
 def product_arguments(head: Head) -> tuple[object, ...]:
