@@ -1,4 +1,4 @@
-"""The exceptions of marco_fast; argument mistakes are plain ValueError and IndexError."""
+"""The exceptions of marco_fast; argument mistakes are ValueError and IndexError."""
 
 __all__ = ["BackendError", "KVCacheFull", "MarcoFastError", "ModelError"]
 

@@ -14,7 +14,7 @@ from marco_fast.forest.solve import solve
 from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions
 from marco_fast.search.answer import choose_answer
 from marco_fast.search.config import SearchConfig
-from marco_fast.search.marco import PLAIN_SYSTEM
+from marco_fast.search.marco import UNTEMPLATED_SYSTEM
 
 __all__ = ["Answer", "Comparison", "compare", "questions_of", "system_prompt"]
 
@@ -119,7 +119,7 @@ def system_prompt(engine: Engine) -> str | None:
     template = engine.tokenizer.chat_template or ""
     if engine.name in BUNDLED or "<Output>" in str(template) or not template:
         return None
-    return PLAIN_SYSTEM
+    return UNTEMPLATED_SYSTEM
 
 
 def compare(

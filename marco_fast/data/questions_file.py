@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from marco_fast.search.marco import as_messages, plain_prompt
+from marco_fast.search.marco import as_messages, untemplated_prompt
 
 if TYPE_CHECKING:
     from marco_fast.engine.engine import Engine
@@ -117,7 +117,7 @@ def _question(line: bytes, number: int, system: str | None) -> Asked:
 
 
 def _check_fits(messages: list[dict[str, str]], engine: "Engine") -> None:
-    length = len(engine.prompt_token_ids(messages, plain_prompt(messages)))
+    length = len(engine.prompt_token_ids(messages, untemplated_prompt(messages)))
     if length >= engine.context:
         raise ValueError(
             f"expected a question of fewer than {engine.context} tokens with its prompt "

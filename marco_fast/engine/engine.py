@@ -94,7 +94,7 @@ class Engine:
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
                 code, quantised weights, a sliding window shorter than the context, attention that
-                is not plain softmax.
+                is not softmax alone.
             ValueError: an option is out of its range.
         """
         model, tokenizer = load_model(path, device, dtype)
@@ -127,7 +127,7 @@ class Engine:
         """
         if self.tokenizer.chat_template is None:
             warnings.warn(
-                f"the model {self.name!r} has no chat template: it gets a plain prompt",
+                f"the model {self.name!r} has no chat template: it gets a prompt of its own",
                 stacklevel=2,
             )
             text = without_template

@@ -17,7 +17,7 @@ from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
 from marco_fast.ops.backends import built
-from marco_fast.ops.dtypes import DTYPE_CODES
+from marco_fast.ops.dtypes import DTYPE_CODES, cpp_view
 
 __all__ = ["PANEL", "NativeRunner", "pack_bias", "pack_gated", "pack_linear"]
 
@@ -68,10 +68,10 @@ class NativeRunner:
         self._keep(self.embedding)
         self.native = _C.Decoder(
             dtype=DTYPE_CODES[cache.k[0].dtype],
-            embedding=_view(self.embedding),
+            embedding=cpp_view(self.embedding),
             intermediate_size=config.intermediate_size,
             num_heads=config.num_attention_heads,
-            cache=_view(cache.k[0]),
+            cache=cpp_view(cache.k[0]),
             norm=self._vector(base.norm.weight),
             eps=config.rms_norm_eps,
         )
@@ -143,10 +143,10 @@ class NativeRunner:
         size = self.embedding.shape[1]
         out = torch.empty(rows if hidden else 0, size, dtype=self.embedding.dtype)
         self.native.step(
-            _view(token_ids),
+            cpp_view(token_ids),
             positions=positions.data_ptr(),
             slot_mapping=slots.data_ptr(),
-            cos=_view(self.cos),
+            cos=cpp_view(self.cos),
             sin=self.sin.data_ptr(),
             plan=plan.arrays,
             hidden=out.data_ptr() if hidden else 0,
@@ -215,11 +215,6 @@ class NativeRunner:
 def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """The bias of `pack_gated`'s outputs, in their order."""
     return torch.cat([gate.view(-1, PANEL // 2), up.view(-1, PANEL // 2)], dim=1).flatten()
-
-
-def _view(tensor: torch.Tensor) -> tuple[int, ...]:
-    """A tensor as C++ reads it: address, sizes, strides."""
-    return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
 
 
 def _linear(panels: int, bias: int, inputs: int, outputs: int) -> Any:

@@ -169,7 +169,7 @@ def _attend(
         )
     for name in ("softcap", "s_aux"):
         if options.get(name) is not None:
-            raise ModelError(f"expected plain softmax attention, got a model that uses {name!r}")
+            raise ModelError(f"expected softmax attention alone, got a model that uses {name!r}")
     if attention_mask is not None:
         raise ModelError("expected no attention mask: the plan alone says what a token sees")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

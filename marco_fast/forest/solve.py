@@ -10,7 +10,7 @@ from marco_fast.engine.engine import Engine
 from marco_fast.forest.forest import Forest, ProgressFunction
 from marco_fast.forest.result import SearchResult
 from marco_fast.search.config import SearchConfig
-from marco_fast.search.marco import Chat, as_messages, plain_prompt
+from marco_fast.search.marco import Chat, as_messages, untemplated_prompt
 
 __all__ = ["interrupts", "solve"]
 
@@ -79,7 +79,7 @@ def solve(
 
 
 def _prompt(messages: list[dict[str, str]], engine: Engine) -> list[int]:
-    prompt = engine.prompt_token_ids(messages, plain_prompt(messages))
+    prompt = engine.prompt_token_ids(messages, untemplated_prompt(messages))
     if len(prompt) >= engine.context:
         raise ValueError(
             f"expected a question of fewer than {engine.context} tokens with its prompt "

@@ -15,7 +15,7 @@ from marco_fast.ops.attention.attend import (
     NewTokens,
 )
 from marco_fast.ops.confidence.options import Head, Sampling, Scoring
-from marco_fast.ops.dtypes import DTYPE_CODES
+from marco_fast.ops.dtypes import DTYPE_CODES, cpp_view
 from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
@@ -32,16 +32,11 @@ _TENSORS = Sampling._fields.index("tempered")  # all fields before it are tensor
 _threads = torch.get_num_threads
 
 
-def view(tensor: torch.Tensor) -> tuple[int, ...]:
-    """A tensor as C++ reads it: address, sizes, strides."""
-    return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
-
-
 def append_kv(inputs: NewTokens, caches: Caches) -> None:
     (k, v, slot_mapping), (k_cache, v_cache) = inputs, caches
     _C.append_kv(
-        view(k), view(v), view(k_cache), view(v_cache), slot_mapping.data_ptr(), k.itemsize,
-        _threads(),
+        cpp_view(k), cpp_view(v), cpp_view(k_cache), cpp_view(v_cache), slot_mapping.data_ptr(),
+        k.itemsize, _threads(),
     )  # fmt: skip
 
 
@@ -52,8 +47,9 @@ def tree_attention(
     (scale, workspace), (out, lse) = options, result
     assert lse is not None
     _C.tree_attention(
-        view(q), view(k_cache), view(v_cache), plan.arrays, scale, view(out), view(lse),
-        view(workspace), plan.num_queries, DTYPE_CODES[q.dtype], _threads(),
+        cpp_view(q), cpp_view(k_cache), cpp_view(v_cache), plan.arrays, scale,
+        cpp_view(out), cpp_view(lse), cpp_view(workspace), plan.num_queries,
+        DTYPE_CODES[q.dtype], _threads(),
     )  # fmt: skip
 
 
@@ -61,7 +57,7 @@ def topk_confidence(
     logits: torch.Tensor, token_ids: torch.Tensor, scoring: Scoring, out: TopKConfidence
 ) -> None:
     _C.topk_confidence(
-        view(logits), DTYPE_CODES[logits.dtype], out.topk_ids.shape[1], scoring.include_token,
+        cpp_view(logits), DTYPE_CODES[logits.dtype], out.topk_ids.shape[1], scoring.include_token,
         scoring.temperature, token_ids.data_ptr(), token_ids.dtype == _INT64,
         [each.data_ptr() for each in out], _threads(),
     )  # fmt: skip
@@ -70,7 +66,7 @@ def topk_confidence(
 def sample_confidence(logits: torch.Tensor, sampling: Sampling, out: SampledTokens) -> None:
     sampling = sampling.as_rows()  # kept until the call is over: it gives addresses
     _C.sample_confidence(
-        view(logits), DTYPE_CODES[logits.dtype], out.topk_ids.shape[1], sampling.include_token,
+        cpp_view(logits), DTYPE_CODES[logits.dtype], out.topk_ids.shape[1], sampling.include_token,
         sampling.tempered, sampling_addresses(sampling), [each.data_ptr() for each in out],
         _threads(),
     )  # fmt: skip
@@ -96,15 +92,16 @@ def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
 
 def sampling_addresses(sampling: Sampling) -> list[int]:
     """Of the tensors, in order, 0 where there is none. The options are tensors."""
-    return [0 if each is None else each.data_ptr() for each in sampling[:_TENSORS]]
+    tensors: tuple[torch.Tensor | None, ...] = sampling[:_TENSORS]  # type: ignore[assignment]
+    return [0 if each is None else each.data_ptr() for each in tensors]
 
 
 def product_arguments(head: Head) -> tuple[object, ...]:
     """A product as the C++ kernels take it."""
     hidden, weight, bias, round_logits = head
     return (
-        view(hidden),
-        view(weight),
+        cpp_view(hidden),
+        cpp_view(weight),
         0 if bias is None else bias.data_ptr(),
         DTYPE_CODES[hidden.dtype],
         DTYPE_CODES[round_logits],

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["MARCO_PROMPT", "REFLECTION", "Chat", "as_messages", "plain_prompt"]
+__all__ = ["MARCO_PROMPT", "REFLECTION", "Chat", "as_messages", "untemplated_prompt"]
 
 Chat = Sequence[Mapping[str, str]]  # {"role": "system", "user" or "assistant", "content": text}
 
@@ -20,7 +20,7 @@ MARCO_PROMPT = (
 )
 
 # What a model is told that has no chat template of its own.
-PLAIN_SYSTEM = (
+UNTEMPLATED_SYSTEM = (
     "Think step by step inside <Thought> and </Thought>, then write the result alone inside "
     "<Output> and </Output>."
 )
@@ -74,10 +74,10 @@ def _checked(message: Mapping[str, str], index: int) -> dict[str, str]:
     return {"role": message["role"], "content": message["content"]}
 
 
-def plain_prompt(messages: list[dict[str, str]]) -> str:
+def untemplated_prompt(messages: list[dict[str, str]]) -> str:
     """A chat for a model without a chat template."""
     turns = list(messages)
-    system = turns.pop(0)["content"].strip() if turns[0]["role"] == "system" else PLAIN_SYSTEM
+    system = turns.pop(0)["content"].strip() if turns[0]["role"] == "system" else UNTEMPLATED_SYSTEM
     names = {"user": "User", "assistant": "Assistant"}
     written = "".join(f"{names[each['role']]}: {each['content'].strip()}\n\n" for each in turns)
     return f"{system}\n\n{written}Assistant:\n"

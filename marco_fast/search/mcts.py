@@ -23,7 +23,7 @@ class Ticket:
 
     Attributes:
         node: the node that the action now being decoded follows.
-        ordinal: that action's place among the node's children. seed: the key of its draws.
+        ordinal: which child of the node that action becomes. seed: the key of its draws.
         nodes: what grow() added so far; the first is the expansion, the rest its rollout.
         done: told or abandoned.
     """

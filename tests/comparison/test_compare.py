@@ -13,7 +13,7 @@ from marco_fast.comparison.compare import Answer, Comparison, compare, questions
 from marco_fast.comparison.page import to_dict, write_report
 from marco_fast.engine.engine import Engine
 from marco_fast.questions.questions import LEVELS, TESTS, is_correct
-from marco_fast.search.marco import PLAIN_SYSTEM
+from marco_fast.search.marco import UNTEMPLATED_SYSTEM
 from tests.support.models import save_model
 
 CONFIG = SearchConfig(expansions=3, rollout_tokens=200)
@@ -116,7 +116,7 @@ def test_bad_input_is_refused(arguments, says):
 
 def test_a_model_that_does_not_know_the_tags_is_told(tiny):
     with Engine.from_pretrained(tiny) as engine:
-        assert system_prompt(engine) == PLAIN_SYSTEM
+        assert system_prompt(engine) == UNTEMPLATED_SYSTEM
         engine.tokenizer.chat_template = "Think in <Thought>, then <Output>. {{ messages }}"
         assert system_prompt(engine) is None
         engine.tokenizer.chat_template = None  # the plain prompt says it already

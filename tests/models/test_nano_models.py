@@ -16,7 +16,7 @@ from examples.train_nano.samples import prompt_text
 from marco_fast import Engine, SearchConfig, solve
 from marco_fast.engine.loading import BUNDLED
 from marco_fast.questions.questions import LANGUAGES, LEVELS, TESTS, is_correct, questions
-from marco_fast.search.marco import as_messages, plain_prompt
+from marco_fast.search.marco import as_messages, untemplated_prompt
 
 FOLDER = Path(marco_fast.__file__).parent / "models"
 WHOLE = SearchConfig(expansions=1, children=1, step_tokens=1024, rollout_tokens=0, temperature=0.0)
@@ -125,7 +125,7 @@ def test_the_engine_cuts_prompts_as_the_training_does(test, engine, tokenizer):
         for level in LEVELS:
             for question in islice(questions(test, level, "test", language=language), 5):
                 messages = as_messages(question.text)
-                ids = engine.prompt_token_ids(messages, plain_prompt(messages))
+                ids = engine.prompt_token_ids(messages, untemplated_prompt(messages))
                 assert ids == tokenizer.encode(prompt_text(question.text)).ids, question.text
 
 

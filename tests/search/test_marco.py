@@ -2,7 +2,12 @@
 
 import pytest
 
-from marco_fast.search.marco import MARCO_PROMPT, PLAIN_SYSTEM, as_messages, plain_prompt
+from marco_fast.search.marco import (
+    MARCO_PROMPT,
+    UNTEMPLATED_SYSTEM,
+    as_messages,
+    untemplated_prompt,
+)
 
 CHAT = [
     {"role": "user", "content": "Hello"},
@@ -50,7 +55,8 @@ def test_two_system_prompts_are_refused():
         as_messages(chat, "b")
 
 
-def test_a_plain_prompt_ends_where_the_model_goes_on():
-    text = plain_prompt(as_messages(CHAT))
-    assert text == (f"{PLAIN_SYSTEM}\n\nUser: Hello\n\nAssistant: Hi\n\nUser: Why?\n\nAssistant:\n")
-    assert plain_prompt(as_messages("Why?", "Be brief.")).startswith("Be brief.\n\nUser: Why?")
+def test_an_untemplated_prompt_ends_where_the_model_goes_on():
+    asked = "User: Hello\n\nAssistant: Hi\n\nUser: Why?\n\nAssistant:\n"
+    assert untemplated_prompt(as_messages(CHAT)) == f"{UNTEMPLATED_SYSTEM}\n\n{asked}"
+    brief = untemplated_prompt(as_messages("Why?", "Be brief."))
+    assert brief.startswith("Be brief.\n\nUser: Why?")
