@@ -78,15 +78,17 @@ def division(divisor: int) -> tuple[int, int]:
     return -(-(1 << shift) // divisor), shift
 
 
-def compiler_options(arch: str, dtype: torch.dtype, warps: int, stages: int) -> dict[str, Any]:
-    """On AMD one shape of the matrix instruction for all tiles, on NVIDIA registers for float32,
+def compiler_options(arch: str, dtype: torch.dtype, chosen: Tile) -> dict[str, Any]:
+    """On AMD one shape of the matrix instruction for all tiles, on NVIDIA registers for some tiles,
     of which the assembler otherwise takes too few and spills."""
-    chosen = {"num_warps": warps, "num_stages": stages, **EXACT}
+    options = {"num_warps": chosen.warps, "num_stages": chosen.stages, **EXACT}
     if arch.startswith("gfx"):
-        chosen["matrix_instr_nonkdim"] = 16
+        options["matrix_instr_nonkdim"] = 16
     elif dtype == torch.float32:
-        chosen["maxnreg"] = 168
-    return chosen
+        options["maxnreg"] = 168
+    elif arch == "sm_80" and chosen.dim <= 64 and chosen.warps == 4:
+        options["maxnreg"] = 200
+    return options
 
 
 def tree_attention(inputs: Any, options: Any, result: Any) -> None:
@@ -123,7 +125,7 @@ def attend(inputs: Any, options: Any, result: Any, work: Any) -> None:
         *division(page_size),
         int(result.lse is not None),
         constants(*chosen[:3], head_dim, work.sizes.chunk_tokens),
-        **compiler_options(arch, q.dtype, chosen.warps, chosen.stages),
+        **compiler_options(arch, q.dtype, chosen),
     )
 
 
