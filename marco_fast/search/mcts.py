@@ -48,7 +48,8 @@ class Search:
         self.tree = SearchTree(root_seed(config.seed, question), config.children)
         self.asked = self.expansions = self.rollout_nodes = 0
         self.in_flight: list[Ticket] = []
-        self._select = RULES[config.select] if isinstance(config.select, str) else config.select
+        rule = config.select
+        self._select = RULES[rule] if isinstance(rule, str) else self._select_by_own_rule
 
     @property
     def exhausted(self) -> bool:
@@ -70,7 +71,6 @@ class Search:
             node = self._select(self.tree, self.config)
             if node is None:
                 break
-            node = self._checked(node)
             ordinal = self.tree.start_child(node)
             self.tree.add_virtual(node, 1)
             ticket = Ticket(node, ordinal, child_seed(self.tree.seed[node], ordinal))
@@ -120,6 +120,7 @@ class Search:
             terminal=terminal,
             finished=finished,
             rollout=bool(ticket.nodes),
+            seed=ticket.seed,
         )
         self.tree.virtual_visits[node] += 1
         ticket.nodes.append(node)
@@ -162,8 +163,12 @@ class Search:
         ticket.done = True
         self.in_flight.remove(ticket)
 
-    def _checked(self, node: int) -> int:
-        tree = self.tree
+    def _select_by_own_rule(self, tree: SearchTree, config: SearchConfig) -> int | None:
+        """What the caller's own selection rule says, checked."""
+        assert callable(config.select)
+        node = config.select(tree, config)
+        if node is None:
+            return None
         inside = isinstance(node, Integral) and 0 <= node < len(tree)
         if not inside or tree.terminal[node] or tree.started[node] >= tree.slots:
             raise ValueError(

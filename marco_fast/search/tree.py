@@ -90,13 +90,17 @@ class SearchTree:
         terminal: bool = False,
         finished: bool = False,
         rollout: bool = False,
+        seed: int | None = None,
     ) -> int:
-        """Add a node whose slot was handed out; it has no visit yet. Returns its id."""
+        """Add a node whose slot was handed out; it has no visit yet. Returns its id.
+
+        `seed` is child_seed of the parent's seed and the ordinal, for a caller that has it already.
+        """
         node = len(self.parent)
-        scored = [c for c in confidences if c is not None]
+        scored = [round(c * FIXED_POINT) for c in confidences if c is not None]
         self.parent.append(parent)
         self.ordinal.append(ordinal)
-        self.seed.append(child_seed(self.seed[parent], ordinal))
+        self.seed.append(child_seed(self.seed[parent], ordinal) if seed is None else seed)
         self.children.append([])
         self.children[parent].append(node)
         self.token_ids.append(token_ids)
@@ -111,7 +115,7 @@ class SearchTree:
         self.finished.append(finished)
         self.rollout.append(rollout)
         self.end_value.append(math.nan)
-        self.path_sum.append(self.path_sum[parent] + sum(round(c * FIXED_POINT) for c in scored))
+        self.path_sum.append(self.path_sum[parent] + sum(scored))
         self.path_count.append(self.path_count[parent] + len(scored))
         if not terminal:
             above = node
