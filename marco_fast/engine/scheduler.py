@@ -42,7 +42,6 @@ class Scheduler:
         self.steps_left = 0
         # KV tokens that all steps read: each segment once; each branch its whole path.
         self.unique_tokens = self.path_tokens = 0
-        self.steps = 0
         self._unique = self._path = 0
 
     def run(self) -> None:
@@ -226,7 +225,6 @@ class Scheduler:
 
     def _count(self, rows: int) -> None:
         """KV tokens this step reads: all segments once, and every branch's whole path."""
-        self.steps += 1
         self._unique += rows
         self._path += rows
         self.unique_tokens += self._unique

@@ -31,7 +31,7 @@ class Question:
         attempts: the branches in flight. answers: the answer's text of each finished node.
         tokens: decoded so far, forced ones included.
         began, ended: times of the first branch and of the end; NaN before.
-        failure: what the caller's own answer rule raised.
+        failure: what the caller's own answer rule raised when it was last asked.
         stop_reason: "" while it may get more branches. released: whether its segments are given up.
     """
 
@@ -56,6 +56,7 @@ class Question:
         A caller's own answer rule may raise: `failure` then holds the error, and the tree is not
         lost with it.
         """
+        self.failure = None
         try:
             return choose_answer(self.search.tree, self.answers, self.config.answer)
         except Exception as error:

@@ -14,6 +14,8 @@ import pytest
 
 from marco_fast import Engine, SearchConfig, SearchResult, solve
 
+_C = pytest.importorskip("marco_fast._C")
+
 GOLDEN = Path(__file__).parent / "trees.json"
 ISAS = ("scalar", "avx2")  # what any x86 machine runs; wider ones sum in another order
 QUESTIONS = [
@@ -67,14 +69,14 @@ def searched(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize(
+    "isa", [each for each in ISAS if each in _C.supported_isas()], indirect=True
+)
 def test_a_search_is_what_it_was(name, isa):
     assert searched(name) == json.loads(GOLDEN.read_text())[name][isa]
 
 
 def record() -> None:
-    from marco_fast import _C
-
     found: dict[str, dict[str, str]] = {name: {} for name in SEARCHES}
     for isa in ISAS:
         _C.set_isa(isa)
