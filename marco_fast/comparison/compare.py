@@ -8,7 +8,7 @@ from typing import Any
 
 from marco_fast.comparison.statistics import Share
 from marco_fast.engine.engine import Engine
-from marco_fast.engine.loading import BUNDLED
+from marco_fast.engine.loading.load import BUNDLED
 from marco_fast.forest.result import SearchResult
 from marco_fast.forest.solve import solve
 from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions

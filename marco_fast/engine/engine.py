@@ -10,7 +10,8 @@ import torch
 from jinja2 import TemplateError
 
 from marco_fast.engine.kv_cache import PagedKVCache
-from marco_fast.engine.loading import context_of, eos_ids_of, load_model, memory_of
+from marco_fast.engine.loading.context import context_of, memory_of
+from marco_fast.engine.loading.load import eos_ids_of, load_model
 from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.engine.runner import Runner, TreeBatch
 from marco_fast.engine.token_bytes import token_bytes

@@ -14,7 +14,7 @@ import marco_fast.models
 from examples.train_nano.network import MODELS, Network, frequencies
 from examples.train_nano.samples import prompt_text
 from marco_fast import Engine, SearchConfig, solve
-from marco_fast.engine.loading import BUNDLED
+from marco_fast.engine.loading.load import BUNDLED
 from marco_fast.questions.questions import LANGUAGES, LEVELS, TESTS, is_correct, questions
 from marco_fast.search.marco import as_messages, untemplated_prompt
 

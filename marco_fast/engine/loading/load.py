@@ -1,4 +1,4 @@
-"""Loading: a model and its tokenizer from a folder or a hub; a ModelError names what is wrong."""
+"""A model and its tokenizer from a folder or a hub; a ModelError names what is wrong."""
 
 import json
 import os
@@ -9,9 +9,10 @@ import torch
 import transformers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from marco_fast.engine.loading.architectures import check_architecture
 from marco_fast.errors import ModelError
 
-__all__ = ["BUNDLED", "context_of", "eos_ids_of", "load_model", "memory_of"]
+__all__ = ["BUNDLED", "eos_ids_of", "load_model"]
 
 BUNDLED = ("nano-marco", "nano-llama")
 
@@ -26,12 +27,12 @@ def load_model(
     chosen = _dtype(dtype, target)
     source = str(path)
     if source in BUNDLED:
-        source = str(Path(__file__).parents[1] / "models" / source)
+        source = str(Path(__file__).parents[2] / "models" / source)
     options: dict[str, Any] = {"trust_remote_code": False}
     _check_source(source, options)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
-        _check_config(config)
+        check_architecture(config)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=chosen, use_safetensors=True, **options
         )
@@ -109,46 +110,6 @@ def _check_source(source: str, options: dict[str, Any]) -> None:
         pickled = [each.name for kind in ("*.bin", "*.pt", "*.pth") for each in folder.glob(kind)]
         got = f"pickled weights ({pickled[0]}), which are never loaded" if pickled else "none"
         raise ModelError(f"expected safetensors weights in {source!r}, got {got}")
-
-
-def _check_config(config: Any) -> None:
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError("expected weights in float32, bfloat16 or float16, got quantised weights")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"expected a decoder-only model, got {config.model_type!r}")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        raise ModelError(
-            "expected rope scaling that does not depend on the sequence length, got "
-            f"{rope['rope_type']!r}: cached keys would change as a path grows"
-        )
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if size % 16 or not 16 <= size <= 256:
-        raise ModelError(f"expected a head size of 16 to 256 in steps of 16, got {size}")
-
-
-def context_of(config: Any, kv_tokens: int | None) -> int:
-    """The longest sequence; a sliding window must not be shorter."""
-    context = int(config.max_position_embeddings)
-    if kv_tokens is not None:
-        context = min(context, kv_tokens)
-    kinds = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in kinds if kinds else window is not None
-    if slides and window is not None and window < context:
-        raise ModelError(
-            f"expected a sliding window of at least the context ({context} tokens), got {window}; "
-            f"kv_tokens={window} limits the context to the window"
-        )
-    return context
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory of the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
