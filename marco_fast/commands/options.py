@@ -28,12 +28,18 @@ def add_engine_options(parser: Any) -> None:
     parser.add_argument("--device", default=None, help="cpu or cuda (default: what there is)")
     parser.add_argument("--dtype", default=None, help="float32, bfloat16 or float16")
     parser.add_argument("--max-branches", type=int, default=64, help="rows of a batch (default 64)")
-    parser.add_argument("--kv-tokens", type=int, default=None, help="capacity of the KV cache")
+    parser.add_argument(
+        "--context", type=int, default=None, help="longest path in tokens (default: the model's)"
+    )
+    parser.add_argument(
+        "--kv-tokens", type=int, default=None,
+        help="tokens that the KV cache holds, all branches together (default: by free memory)",
+    )  # fmt: skip
 
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of Engine.from_pretrained."""
-    names = ("device", "dtype", "max_branches", "kv_tokens")
+    names = ("device", "dtype", "max_branches", "context", "kv_tokens")
     return {name: getattr(options, name) for name in names}
 
 

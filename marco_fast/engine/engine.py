@@ -33,7 +33,7 @@ class Engine:
     Attributes:
         name: how the model was named. model, tokenizer: the transformers objects.
         runner: the NativeRunner that has taken over the model's layers, or a TransformersRunner.
-        context: longest sequence in tokens.
+        context: longest path in tokens, its prompt included.
         max_branches: branches decoded in one batch.
         cache: the PagedKVCache.
         token_bytes: UTF-8 bytes of each token id. eos_ids: ids that end a sequence.
@@ -46,6 +46,7 @@ class Engine:
         *,
         name: str = "",
         max_branches: int = 64,
+        context: int | None = None,
         kv_tokens: int | None = None,
         page_size: int = 16,
     ) -> None:
@@ -60,8 +61,10 @@ class Engine:
         self.num_kv_heads = getattr(config, "num_key_value_heads", None) or self.num_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.device, self.dtype = model.device, model.dtype
-        self.context = context_of(config, kv_tokens)
+        self.context = context_of(config, name, context, kv_tokens)
         self.cache = self._make_cache(config.num_hidden_layers, kv_tokens, page_size)
+        if context is None:  # no path is longer than all that the cache holds
+            self.context = min(self.context, self.cache.num_pages * page_size)
         native = NativeRunner.of(model, self.cache)
         self.runner: Runner = native or TransformersRunner(model, self.cache)
         table = token_bytes(tokenizer)
@@ -78,6 +81,7 @@ class Engine:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         max_branches: int = 64,
+        context: int | None = None,
         kv_tokens: int | None = None,
     ) -> "Engine":
         """Load a model.
@@ -89,17 +93,23 @@ class Engine:
             dtype: of weights and KV: float32, bfloat16 or float16; by default float32 on a CPU
                 and the checkpoint's own on a GPU.
             max_branches: branches decoded in one batch, at least 1.
-            kv_tokens: capacity of the KV cache in tokens; by default max_branches whole contexts,
-                as far as a quarter of the device's memory goes.
+            context: longest path in tokens, prompt included, at least 2; by default what the model
+                takes: its positions, or less where it has a sliding window, chunks, or a RoPE that
+                is scaled beyond a length (a UserWarning says so), and no more than the KV cache
+                holds. A longer path than the KV cache holds ends where the cache is full.
+            kv_tokens: capacity of the KV cache in tokens, all branches together; by default
+                max_branches whole contexts, as far as a quarter of the device's memory goes.
 
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
-                code, quantised weights, a sliding window shorter than the context, attention that
-                is not softmax alone.
-            ValueError: an option is out of its range.
+                code, quantised weights, attention that is not softmax alone.
+            ValueError: an option is out of its range; a context is longer than the model's.
         """
         model, tokenizer = load_model(path, device, dtype)
-        return cls(model, tokenizer, name=str(path), max_branches=max_branches, kv_tokens=kv_tokens)
+        return cls(
+            model, tokenizer, name=str(path),
+            max_branches=max_branches, context=context, kv_tokens=kv_tokens,
+        )  # fmt: skip
 
     def _make_cache(self, layers: int, kv_tokens: int | None, page_size: int) -> PagedKVCache:
         token_size = 2 * layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize

@@ -14,6 +14,7 @@ import torch
 from marco_fast.engine import huge_pages
 from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.engine.loading.context import limit_of
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
 from marco_fast.ops.backends import built
@@ -61,7 +62,7 @@ class NativeRunner:
         self.cache, self.head = cache, model.lm_head
         self.num_heads: int = config.num_attention_heads
         self.rotary = base.rotary_emb
-        self.context = config.max_position_embeddings
+        self.context = limit_of(config).tokens
         self.embedding = base.embed_tokens.weight.detach()
         self.tensors: list[torch.Tensor] = []  # kept alive: C++ has their addresses
         attention = base.layers[0].self_attn

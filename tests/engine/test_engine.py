@@ -14,8 +14,6 @@ from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.search.marco import as_messages
 from tests.support.models import PlainForward, save_model
 
-SLIDING = ["sliding_attention"] * 2
-
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory):
@@ -76,29 +74,11 @@ def test_a_folder_without_a_tokenizer_is_refused(folder):
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights"),
         ({"model_type": "never-heard-of"}, "expected a loadable model"),
         ({"head_dim": 24}, "head size of 16 to 256 in steps of 16, got 24"),
-        (
-            {
-                "use_sliding_window": True,
-                "sliding_window": 64,
-                "layer_types": ["sliding_attention"] * 2,
-            },
-            "sliding window of at least the context",
-        ),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-            "rope scaling that does not depend",
-        ),
     ],
 )
 def test_models_that_would_run_wrong_are_refused(folder, changes, match):
     edit_config(folder, **changes)
     refused(folder, match)
-
-
-def test_a_window_as_long_as_the_context_is_fine(folder):
-    edit_config(folder, use_sliding_window=True, sliding_window=64, layer_types=SLIDING)
-    with Engine.from_pretrained(folder, kv_tokens=64) as engine:
-        assert engine.context == 64
 
 
 @pytest.mark.parametrize("source", ["no-such-model", "./nowhere", "/nowhere/at/all", "a/b/c", ""])

@@ -17,12 +17,6 @@ def check_architecture(config: Any) -> None:
         raise ModelError("expected weights in float32, bfloat16 or float16, got quantised weights")
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"expected a decoder-only model, got {config.model_type!r}")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        raise ModelError(
-            "expected rope scaling that does not depend on the sequence length, got "
-            f"{rope['rope_type']!r}: cached keys would change as a path grows"
-        )
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     if size % 16 or not 16 <= size <= 256:
