@@ -90,6 +90,13 @@ def test_a_file_is_not_a_model(folder):
     refused(folder / "config.json", "a model folder or a hub id")
 
 
+def test_a_gguf_file_is_refused_with_the_way_to_convert_it(folder):
+    (folder / "model.safetensors").rename(folder / "model-Q4_0.GGUF")
+    refused(folder / "model-Q4_0.GGUF", r"got '.*GGUF'; transformers converts a GGUF file: Auto")
+    (folder / "model-Q4_0.GGUF").rename(folder / "model.gguf")
+    refused(folder, "expected safetensors weights .* got a GGUF file; transformers converts")
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -15,6 +15,10 @@ from marco_fast.errors import ModelError
 __all__ = ["BUNDLED", "eos_ids_of", "load_model"]
 
 BUNDLED = ("nano-marco", "nano-llama")
+GGUF = (
+    "transformers converts a GGUF file: AutoModelForCausalLM.from_pretrained(folder, "
+    "gguf_file=name, quantization_config=GgufConfig(dequantize=True)).save_pretrained(new_folder)"
+)
 
 
 def load_model(
@@ -87,6 +91,8 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 def _check_source(source: str, options: dict[str, Any]) -> None:
     """A folder must hold a config and safetensors; anything else is left to the hub."""
     folder = Path(source)
+    if source.lower().endswith(".gguf") and folder.is_file():
+        raise ModelError(f"expected a folder with safetensors weights, got {source!r}; {GGUF}")
     if not source or not folder.is_dir():
         if folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
             known = ", ".join(BUNDLED)
@@ -109,6 +115,8 @@ def _check_source(source: str, options: dict[str, Any]) -> None:
     if not [*folder.glob("*.safetensors")]:
         pickled = [each.name for kind in ("*.bin", "*.pt", "*.pth") for each in folder.glob(kind)]
         got = f"pickled weights ({pickled[0]}), which are never loaded" if pickled else "none"
+        if [*folder.glob("*.gguf")]:
+            got = f"a GGUF file; {GGUF}"
         raise ModelError(f"expected safetensors weights in {source!r}, got {got}")
 
 
