@@ -67,7 +67,7 @@ def solve(
             takes, or one does not fit into the model's context.
         KVCacheFull: the KV cache cannot hold one prompt and one branch.
     """
-    single = not isinstance(question, Sequence) or isinstance(question, str)
+    single = not isinstance(question, Sequence) or isinstance(question, str | bytes)
     single = single or any(isinstance(each, Mapping) for each in question)
     chats = [as_messages(each, system) for each in ([question] if single else question)]  # type: ignore[arg-type]
     prompts = [_prompt(messages, engine) for messages in chats]
