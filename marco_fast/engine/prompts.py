@@ -191,7 +191,7 @@ class RenamedTokenizer:
                 self.names[token["id"]] = f"{self.mark}{token['id']}{self.mark}"
                 token["content"], token["single_word"] = self.names[token["id"]], False
                 token["normalized"] = token["normalized"] and normalized
-        _rename(form["model"], {self.texts[each]: name for each, name in self.names.items()})
+        _rename(form["model"], self.names)
         form |= {"truncation": None, "padding": None, "post_processor": None}
         self.backend = Tokenizer.from_str(json.dumps(form))
         # Added tokens that the model's own vocabulary lacks are numbered anew.
@@ -216,18 +216,19 @@ class RenamedTokenizer:
         return place.replace(written, self.names[index], 1)
 
 
-def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Gives a tokenizer's model (of tokenizer.json) other names for some of its vocabulary."""
+def _rename(model: dict[str, Any], names: dict[int, str]) -> None:
+    """Gives a tokenizer's model (of tokenizer.json) other names for some of its ids."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
-        model["vocab"] = {names.get(token, token): index for token, index in vocabulary.items()}
-    else:  # Unigram
-        model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
-    if model.get("unk_token") is not None:
-        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    if "merges" in model:
-        pairs = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
-        model["merges"] = [each for each in pairs if not names.keys() & {*each, "".join(each)}]
+        old = {token for token, index in vocabulary.items() if index in names}
+        model["vocab"] = {names.get(index, token): index for token, index in vocabulary.items()}
+        if model.get("unk_token") in old:
+            model["unk_token"] = names[vocabulary[model["unk_token"]]]
+        if "merges" in model:
+            pairs = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
+            model["merges"] = [each for each in pairs if not old & {*each, "".join(each)}]
+    else:  # Unigram: tokens and their scores
+        model["vocab"] = [[names.get(i, each), score] for i, (each, score) in enumerate(vocabulary)]
 
 
 def check_unicode(*texts: str) -> None:

@@ -5,38 +5,85 @@ bytes of the tokens are exact.
 """
 
 import json
+import random
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
+from marco_fast.errors import ModelError
+
 __all__ = ["token_bytes"]
+
+FUSING = (
+    "ByteLevel",
+    "ByteFallback",
+    "Fuse",
+)  # steps of a decoder behind which tokens are one text
+SAMPLES = 40  # sequences that are decoded both ways
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """The UTF-8 bytes of every token id; special tokens stand for nothing.
+    """The UTF-8 bytes of every token id inside a text; special tokens stand for nothing.
+
+    Joined they are what the tokenizer decodes, but for white space that some tokenizers drop at the
+    beginning of a text (SentencePiece's, WordPiece) or at its end (BPE with "</w>").
 
     Args:
-        tokenizer: a transformers tokenizer backed by the tokenizers library (byte-level BPE as in
-            Qwen and Llama 3, or SentencePiece-like with byte fallback as in Mistral).
+        tokenizer: a transformers tokenizer backed by the tokenizers library.
 
     Returns:
         A list indexed by token id, as long as the tokenizer's largest id + 1.
+
+    Raises:
+        ModelError: its decoder makes of a token what its neighbours say (as CTC does).
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    to_bytes = _byte_level if _is_byte_level(tokenizer) else _sentencepiece
-    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
     added = tokenizer.added_tokens_decoder
-    for token, index in vocabulary.items():
-        if index in added:
-            table[index] = b"" if added[index].special else token.encode()
-        else:
-            table[index] = to_bytes(token)
+    tokens = [token for token, at in vocabulary.items() if at not in added or not added[at].special]
+    steps = _steps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    kinds = [each["type"] for each in steps]
+    if not _is_token_by_token(steps):
+        raise _refusal(kinds)
+    if "ByteLevel" in kinds:
+        names = {each.content for each in added.values()}
+        pieces = [each.encode() if each in names else _byte_level(each) for each in tokens]
+    else:
+        pieces = _decoded(tokens, tokenizer.backend_tokenizer.decoder, kinds)
+    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, piece in zip(tokens, pieces, strict=True):
+        table[vocabulary[token]] = piece
+    _check(tokenizer, table, kinds)
     return table
 
 
-def _is_byte_level(tokenizer: Any) -> bool:
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
-    return '"ByteLevel"' in json.dumps(decoder)
+def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a decoder, as tokenizer.json writes them, one after the other."""
+    if decoder is None:
+        return []
+    if decoder["type"] != "Sequence":
+        return [decoder]
+    return [step for each in decoder["decoders"] for step in _steps(each)]
+
+
+def _is_token_by_token(steps: list[dict[str, Any]]) -> bool:
+    """Whether the text is the tokens' own texts, joined; its two ends aside."""
+    fused = False
+    for step in steps:
+        kind = step["type"]
+        if kind == "CTC" or (kind == "ByteLevel" and step is not steps[0]):
+            return False
+        if fused and kind not in ("Fuse", "Strip"):
+            character = kind == "Replace" and len(step["pattern"].get("String", "")) == 1
+            if not character or "ByteLevel" in (each["type"] for each in steps):
+                return False
+        fused = fused or kind in FUSING
+    return True
+
+
+def _refusal(kinds: list[str]) -> ModelError:
+    names = " + ".join(kinds) or "none"
+    return ModelError(f"expected a tokenizer whose decoder spells each token alike, got {names}")
 
 
 def _byte_level(token: str) -> bytes:
@@ -56,8 +103,39 @@ def _byte_of_character() -> dict[str, int]:
     return table
 
 
-def _sentencepiece(token: str) -> bytes:
-    fallback = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
-    if fallback:
-        return bytes([int(fallback.group(1), 16)])
-    return token.replace("\u2581", " ").encode()
+def _decoded(tokens: list[str], decoder: Any, kinds: Collection[str]) -> list[bytes]:
+    """What a decoder makes of tokens inside a text: all at once, a mark between each two."""
+    taken = set().union(*tokens)
+    mark = next(chr(each) for each in range(0x10FFFF, 0, -1) if chr(each) not in taken)
+    decode = " ".join if decoder is None else decoder.decode
+    between = decode([mark, mark]).removeprefix(mark)
+    whole = decode([mark, *(each for token in tokens for each in (token, mark))])
+    pieces = whole.removeprefix(mark).split(between)
+    if len(pieces) != len(tokens) + 1:
+        raise _refusal([*kinds])
+    if "ByteFallback" not in kinds:
+        return [each.encode() for each in pieces[:-1]]
+    return [
+        bytes([int(token[3:5], 16)])
+        if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token)
+        else piece.encode()
+        for token, piece in zip(tokens, pieces, strict=False)
+    ]
+
+
+def _check(tokenizer: Any, table: list[bytes], kinds: list[str]) -> None:
+    """Decodes some sequences both ways, the ends of each by tokens that are words."""
+    said = [index for index, piece in enumerate(table) if piece]
+    if "ByteLevel" in kinds:  # which reads added tokens as bytes, too, where it can
+        said = [index for index in said if index not in tokenizer.added_tokens_decoder]
+    if "ByteFallback" in kinds:  # single bytes that are no text have spellings of their own
+        said = [index for index in said if not (len(table[index]) == 1 and table[index] > b"\x7f")]
+    words = [index for index in said if re.fullmatch(rb" ?[A-Za-z]+ ?", table[index])][:1]
+    draw = random.Random(0)
+    for _ in range(SAMPLES if said else 0):
+        drawn = draw.choices(said, k=6)
+        ids = [*words, *drawn, drawn[-1], *words]
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        joined = b"".join(table[each] for each in ids).decode(errors="replace")
+        if text.strip() != joined.strip():
+            raise _refusal(kinds)
