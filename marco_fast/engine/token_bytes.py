@@ -38,23 +38,29 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     Raises:
         ModelError: its decoder makes of a token what its neighbours say (as CTC does).
     """
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    added = tokenizer.added_tokens_decoder
-    tokens = [token for token, at in vocabulary.items() if at not in added or not added[at].special]
-    steps = _steps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    backend, added = tokenizer.backend_tokenizer, tokenizer.added_tokens_decoder
+    ids = sorted(
+        each for each in tokenizer.get_vocab().values() if not _is_special(added.get(each))
+    )
+    tokens: list[str] = [backend.id_to_token(each) for each in ids]  # as decode() takes them
+    steps = _steps(json.loads(backend.to_str()).get("decoder"))
     kinds = [each["type"] for each in steps]
     if not _is_token_by_token(steps):
         raise _refusal(kinds)
     if "ByteLevel" in kinds:
-        names = {each.content for each in added.values()}
-        pieces = [each.encode() if each in names else _byte_level(each) for each in tokens]
+        pairs = zip(ids, tokens, strict=True)
+        pieces = [each.encode() if at in added else _byte_level(each) for at, each in pairs]
     else:
-        pieces = _decoded(tokens, tokenizer.backend_tokenizer.decoder, kinds)
-    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
-    for token, piece in zip(tokens, pieces, strict=True):
-        table[vocabulary[token]] = piece
+        pieces = _decoded(tokens, backend.decoder, kinds)
+    table = [b""] * (max([*ids, *added], default=-1) + 1)
+    for index, piece in zip(ids, pieces, strict=True):
+        table[index] = piece
     _check(tokenizer, table, kinds)
     return table
+
+
+def _is_special(added: Any) -> bool:
+    return added is not None and bool(added.special)
 
 
 def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
