@@ -46,17 +46,7 @@ def load_model(
         check_architecture(config)
         if Path(source).is_dir():
             check_weight_files(Path(source))
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=chosen,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # for the report
-            **options,
-        )
-        model, report = loaded
-        check_loaded(model, report)
+        model = _model(source, config, chosen, options)
         part = "tokenizer"
         tokenizer = load_tokenizer(source, options)
     except ModelError:
@@ -70,6 +60,21 @@ def load_model(
     check_vocabulary(tokenizer, model)
     check_template(tokenizer, str(path))
     return model.to(target), tokenizer
+
+
+def _model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report names them
+        **options,
+    )
+    model, report = loaded
+    check_loaded(model, report)
+    return model
 
 
 def _device(device: str | torch.device | None) -> torch.device:
