@@ -132,12 +132,16 @@ class Engine:
                 question out; or a content is not Unicode.
         """
         if self.tokenizer.chat_template is not None:
-            return self.prompts.of_chat(messages)
-        warnings.warn(
-            f"the model {self.name!r} has no chat template: it gets a prompt of its own",
-            stacklevel=2,
-        )
-        return self.prompts.of_text(without_template)
+            ids = self.prompts.of_chat(messages)
+        else:
+            warnings.warn(
+                f"the model {self.name!r} has no chat template: it gets a prompt of its own",
+                stacklevel=2,
+            )
+            ids = self.prompts.of_text(without_template)
+        if not ids:
+            raise ValueError("expected a question that the tokenizer knows, got one without tokens")
+        return ids
 
     @torch.inference_mode()
     def sample(

@@ -109,7 +109,7 @@ class Prompts:
             opaque = self._render(_with(messages, [c.translate(t) for c, t in tables]))
         except ValueError:  # it wants to see the contents
             opaque = None
-        self._check_asked(contents[-1], tables[-1][1], text, opaque)
+        self._check_asked(messages, tables[-1][1], text, opaque)
         if opaque is not None and _aligned(text, opaque, back):
             return text, opaque
         marked = self._render(_with(messages, [self._hide(c, t) for c, t in tables]))
@@ -117,12 +117,16 @@ class Prompts:
             marked = opaque
         return marked.translate(back), marked
 
-    def _check_asked(self, question: str, table: Table, text: str, opaque: str | None) -> None:
-        if opaque is None:
-            asked = any(word in text for word in question.split())
-        else:
-            asked = not table or any(each in opaque for each in table.values())
-        if not asked:
+    def _check_asked(self, messages: Messages, table: Table, text: str, opaque: str | None) -> None:
+        """Whether the question is in the prompt, or changes it at least."""
+        if not table or any(each in (opaque or "") for each in table.values()):
+            return
+        other = [*messages[:-1], {**messages[-1], "content": next(iter(table.values()))}]
+        try:
+            unasked = self._render(other) == text
+        except ValueError:  # it wants to see the contents
+            return
+        if unasked:
             raise ValueError(
                 f"expected the chat template of {self.name!r} to write the question into the "
                 f"prompt, got {text[:60]!r}"
@@ -139,7 +143,8 @@ class Prompts:
 
     def _encode(self, text: str) -> tuple[list[int], list[Special]]:
         """Token ids, and the special tokens among them."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        options = {"add_special_tokens": False, "split_special_tokens": False}
+        encoded = self.tokenizer(text, return_offsets_mapping=True, **options)
         ids = encoded["input_ids"]
         return ids, self._specials(ids, encoded["offset_mapping"], text)
 

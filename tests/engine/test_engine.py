@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from tokenizers import normalizers
 
 from marco_fast import Engine, ModelError, SearchConfig, solve
 from marco_fast.engine import native_runner, transformers_runner
@@ -194,6 +195,14 @@ def test_a_chat_that_the_template_refuses_is_bad_input(qwen2):
         engine.tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
         with pytest.raises(ValueError, match=r"takes, got the roles system, user: no system"):
             engine.prompt_token_ids(as_messages("Why?", "Be brief."), "")
+
+
+def test_a_question_without_tokens_is_bad_input(qwen2):
+    with Engine.from_pretrained(qwen2) as engine:
+        engine.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+        engine.tokenizer.chat_template = "{{ messages[0].content }}"
+        with pytest.raises(ValueError, match="got one without tokens"):
+            solve("\u200b", engine)
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -6,7 +6,7 @@ from functools import lru_cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from marco_fast.engine.prompts import Prompts
 from tests.support.tokenizers import CHATS, byte_level, chatml, llama2, llama3
@@ -135,6 +135,44 @@ def test_a_template_that_reads_the_contents_still_does():
     tokenizer.chat_template = "{{ messages[0].content.split('</think>')[-1] }}<|im_end|>"
     ids = Prompts(tokenizer, "").of_chat([{"role": "user", "content": "why</think>not"}])
     assert tokenizer.decode(ids) == "not<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content | tojson(ensure_ascii=True) }}",
+        "{{ ['no', 'yes'][messages[0].content == 'why'] }}",
+        "{{ raise_exception('odd') if messages[0].content != 'why' }}ok",
+    ],
+)
+def test_a_template_may_write_the_question_in_its_own_way(template):
+    tokenizer = chatml()
+    tokenizer.chat_template = template
+    text = tokenizer.decode(Prompts(tokenizer, "").of_chat([{"role": "user", "content": "why"}]))
+    assert text in ('"why"', "yes", "ok")
+
+
+def test_a_setting_that_splits_special_tokens_does_not_split_the_templates():
+    tokenizer = chatml()
+    want = Prompts(tokenizer, "").of_chat(chat("why"))
+    tokenizer.split_special_tokens = True
+    assert Prompts(tokenizer, "").of_chat(chat("why")) == want
+
+
+def test_what_the_normalizer_makes_special_is_text():
+    tokenizer = llama2()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase()]
+    )
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<x>", normalized=True)]}
+    )
+    tokenizer.chat_template = "<x>{{ messages[0].content }}<x>"
+    prompts = Prompts(tokenizer, "")
+    x = tokenizer.convert_tokens_to_ids("<x>")
+    for typed in ("<X>", "\N{FULLWIDTH LESS-THAN SIGN}x>", "a<x>b"):
+        assert prompts.of_chat([{"role": "user", "content": f"why {typed}"}]).count(x) == 2
+        assert x not in prompts.of_text(f"why {typed}")
 
 
 def test_the_flags_of_special_tokens_are_kept():

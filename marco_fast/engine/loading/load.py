@@ -49,16 +49,16 @@ def load_model(
         model = _model(source, config, chosen, options)
         part = "tokenizer"
         tokenizer = load_tokenizer(source, options)
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ModelError(f"expected a tokenizer.json in {str(path)!r}, got a slow tokenizer")
+        check_vocabulary(tokenizer, model)
+        check_template(tokenizer, str(path))
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each names its cause
         unclear = isinstance(error, LookupError | TypeError | AttributeError) or not str(error)
         cause = " ".join((repr(error) if unclear else str(error)).split())[:400]
         raise ModelError(f"expected a loadable {part} {str(path)!r}, got: {cause}") from error
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelError(f"expected a tokenizer.json in {str(path)!r}, got a slow tokenizer")
-    check_vocabulary(tokenizer, model)
-    check_template(tokenizer, str(path))
     return model.to(target), tokenizer
 
 
