@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Collection
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from marco_fast.errors import ModelError
@@ -20,6 +21,7 @@ FUSING = (
     "ByteFallback",
     "Fuse",
 )  # steps of a decoder behind which tokens are one text
+WORD = re.compile(rb" ?[A-Za-z]+ ?")
 SAMPLES = 40  # sequences that are decoded both ways
 
 
@@ -43,7 +45,8 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
         each for each in tokenizer.get_vocab().values() if not _is_special(added.get(each))
     )
     tokens: list[str] = [backend.id_to_token(each) for each in ids]  # as decode() takes them
-    steps = _steps(json.loads(backend.to_str()).get("decoder"))
+    decoder = backend.decoder
+    steps = [] if decoder is None else _steps(json.loads(decoder.__getstate__()))
     kinds = [each["type"] for each in steps]
     if not _is_token_by_token(steps):
         raise _refusal(kinds)
@@ -51,7 +54,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
         pairs = zip(ids, tokens, strict=True)
         pieces = [each.encode() if at in added else _byte_level(each) for at, each in pairs]
     else:
-        pieces = _decoded(tokens, backend.decoder, kinds)
+        pieces = _decoded(tokens, decoder, kinds)
     table = [b""] * (max([*ids, *added], default=-1) + 1)
     for index, piece in zip(ids, pieces, strict=True):
         table[index] = piece
@@ -63,10 +66,8 @@ def _is_special(added: Any) -> bool:
     return added is not None and bool(added.special)
 
 
-def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     """The steps of a decoder, as tokenizer.json writes them, one after the other."""
-    if decoder is None:
-        return []
     if decoder["type"] != "Sequence":
         return [decoder]
     return [step for each in decoder["decoders"] for step in _steps(each)]
@@ -93,10 +94,10 @@ def _refusal(kinds: list[str]) -> ModelError:
 
 
 def _byte_level(token: str) -> bytes:
-    table = _byte_of_character()
-    if any(character not in table for character in token):
+    try:
+        return bytes(map(_byte_of_character().__getitem__, token))
+    except KeyError:
         return token.encode()
-    return bytes(table[character] for character in token)
 
 
 @lru_cache(maxsize=1)
@@ -136,7 +137,7 @@ def _check(tokenizer: Any, table: list[bytes], kinds: list[str]) -> None:
         said = [index for index in said if index not in tokenizer.added_tokens_decoder]
     if "ByteFallback" in kinds:  # single bytes that are no text have spellings of their own
         said = [index for index in said if not (len(table[index]) == 1 and table[index] > b"\x7f")]
-    words = [index for index in said if re.fullmatch(rb" ?[A-Za-z]+ ?", table[index])][:1]
+    words = list(islice((each for each in said if WORD.fullmatch(table[each])), 1))
     draw = random.Random(0)
     for _ in range(SAMPLES if said else 0):
         drawn = draw.choices(said, k=6)
