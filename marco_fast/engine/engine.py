@@ -97,9 +97,10 @@ class Engine:
 
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
-                code, quantised weights, a sliding window shorter than the context, attention that
-                is not softmax alone.
-            ValueError: an option is out of its range.
+                code, quantised weights, tensors that are missing or of no use, a tokenizer of
+                another model, a sliding window shorter than the context, attention that is not
+                softmax alone.
+            ValueError: an option is out of its range, or the path is not Unicode.
         """
         model, tokenizer = load_model(path, device, dtype)
         return cls(model, tokenizer, name=str(path), max_branches=max_branches, kv_tokens=kv_tokens)

@@ -63,8 +63,8 @@ def solve(
         with SearchResult.error) once something was decoded.
 
     Raises:
-        ValueError: a question is empty, a chat is not as above or not what the model's template
-            takes, or one does not fit into the model's context.
+        ValueError: a question is empty or not Unicode, a chat is not as above or not what the
+            model's template takes, or one does not fit into the model's context.
         KVCacheFull: the KV cache cannot hold one prompt and one branch.
     """
     single = not isinstance(question, Sequence) or isinstance(question, str | bytes)

@@ -93,6 +93,7 @@ def test_tied_tensors_are_not_missing(copy):
         "model.layers.0.self_attn.o_proj.bias",
         "model.layers.0.self_attn.q_proj.weight_scale",
         "model.layers.0.self_attn.sinks",
+        "model.layers.0.self_attn.bias",
         "lm_head.bias",
         "score.weight",
         "visual.patch_embed.weight",

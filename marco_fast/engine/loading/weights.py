@@ -15,9 +15,11 @@ __all__ = ["check_loaded", "check_weight_files"]
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
-# What older versions of transformers saved beside the weights: tables that a model computes itself.
+# What older versions of transformers saved beside the weights: tables that a model computes itself,
+# of RoPE, of positions, and the causal mask of GPT's relatives.
 TABLES = re.compile(
-    r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|(attn|attention)\.(masked_)?bias)$"
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids"
+    r"|(attn|attention)\.(masked_)?bias)$"
 )
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 SHOWN = 3  # tensors that a message names
