@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from marco_fast.search.marco import as_messages, untemplated_prompt
+from marco_fast.search.marco import as_messages, check_unicode, untemplated_prompt
 
 if TYPE_CHECKING:
     from marco_fast.engine.engine import Engine
@@ -109,10 +109,7 @@ def _question(line: bytes, number: int, system: str | None) -> Asked:
     one = Asked(
         str(number if name is None else name), messages, None if answer is None else str(answer)
     )
-    try:
-        json.dumps(one, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("expected Unicode text, got half of a surrogate pair") from error
+    check_unicode(one.id, one.answer or "")
     return one
 
 

@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.loading.context import context_of, memory_of
-from marco_fast.engine.loading.load import eos_ids_of, load_model
+from marco_fast.engine.loading.load import load_model
+from marco_fast.engine.loading.tokenizer import eos_ids_of
 from marco_fast.engine.native_runner import NativeRunner
+from marco_fast.engine.prompts import Prompts
 from marco_fast.engine.runner import Runner, TreeBatch
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.engine.transformers_runner import TransformersRunner
@@ -37,6 +38,7 @@ class Engine:
         max_branches: branches decoded in one batch.
         cache: the PagedKVCache.
         token_bytes: UTF-8 bytes of each token id. eos_ids: ids that end a sequence.
+        prompts: makes token ids of chats.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Engine:
         # ids that only pad the model's vocabulary stand for nothing
         self.token_bytes = table + [b""] * (config.vocab_size - len(table))
         self.eos_ids = eos_ids_of(model, tokenizer)
+        self.prompts = Prompts(tokenizer, name)
         self.lock = threading.Lock()
 
     @classmethod
@@ -102,8 +105,10 @@ class Engine:
 
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
-                code, quantised weights, attention that is not softmax alone.
-            ValueError: an option is out of its range; a context is longer than the model's.
+                code, quantised weights, tensors that are missing or of no use, a tokenizer of
+                another model, attention that is not softmax alone.
+            ValueError: an option is out of its range, a context is longer than the model's, or the
+                path is not Unicode.
         """
         model, tokenizer = load_model(path, device, dtype)
         return cls(
@@ -127,33 +132,28 @@ class Engine:
         )
 
     def prompt_token_ids(self, messages: list[dict[str, str]], without_template: str) -> list[int]:
-        """A chat as the model's prompt for its reply.
+        """A chat as the model's prompt for its reply; what its contents say is text, never special.
 
         Args:
             messages: role and content of each.
-            without_template: the prompt of a model that has no chat template.
+            without_template: the prompt of a model that has no chat template. The tokens with which
+                its tokenizer begins a sequence, such as a BOS, come in front.
 
         Raises:
-            ValueError: the model's template does not take such a chat.
+            ValueError: the model's template does not take such a chat, fails, or leaves the
+                question out; or a content is not Unicode.
         """
-        if self.tokenizer.chat_template is None:
+        if self.tokenizer.chat_template is not None:
+            ids = self.prompts.of_chat(messages)
+        else:
             warnings.warn(
                 f"the model {self.name!r} has no chat template: it gets a prompt of its own",
                 stacklevel=2,
             )
-            text = without_template
-        else:
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=False
-                )
-            except TemplateError as error:
-                roles = ", ".join(each["role"] for each in messages)
-                raise ValueError(
-                    f"expected a chat that the template of {self.name!r} takes, got the roles "
-                    f"{roles}: {error}"
-                ) from error
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = self.prompts.of_text(without_template)
+        if not ids:
+            raise ValueError("expected a question that the tokenizer knows, got one without tokens")
+        return ids
 
     @torch.inference_mode()
     def sample(

@@ -63,11 +63,11 @@ def solve(
         with SearchResult.error) once something was decoded.
 
     Raises:
-        ValueError: a question is empty, a chat is not as above or not what the model's template
-            takes, or one does not fit into the model's context.
+        ValueError: a question is empty or not Unicode, a chat is not as above or not what the
+            model's template takes, or one does not fit into the model's context.
         KVCacheFull: the KV cache cannot hold one prompt and one branch.
     """
-    single = not isinstance(question, Sequence) or isinstance(question, str)
+    single = not isinstance(question, Sequence) or isinstance(question, str | bytes)
     single = single or any(isinstance(each, Mapping) for each in question)
     chats = [as_messages(each, system) for each in ([question] if single else question)]  # type: ignore[arg-type]
     prompts = [_prompt(messages, engine) for messages in chats]

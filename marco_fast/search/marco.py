@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["MARCO_PROMPT", "REFLECTION", "Chat", "as_messages", "untemplated_prompt"]
+__all__ = [
+    "MARCO_PROMPT",
+    "REFLECTION",
+    "Chat",
+    "as_messages",
+    "check_unicode",
+    "untemplated_prompt",
+]
 
 Chat = Sequence[Mapping[str, str]]  # {"role": "system", "user" or "assistant", "content": text}
 
@@ -35,10 +42,13 @@ def as_messages(question: str | Chat, system: str | None = None) -> list[dict[st
         system: the system prompt; "marco-o1" stands for MARCO_PROMPT. None: none.
 
     Raises:
-        ValueError: no text, a message of another form, or two system prompts.
+        ValueError: no text, text that is not Unicode, a message of another form, a system prompt
+            that is no text, or two of them.
     """
-    if not isinstance(question, Sequence):
+    if not isinstance(question, Sequence) or isinstance(question, bytes | bytearray | memoryview):
         raise ValueError(f"expected a question with some text or a chat, got {question!r}")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"expected a system prompt that is a text, got {system!r}")
     if isinstance(question, str):
         messages = [{"role": "user", "content": question}]
     else:
@@ -55,7 +65,23 @@ def as_messages(question: str | Chat, system: str | None = None) -> list[dict[st
             )
         text = MARCO_PROMPT if system == "marco-o1" else system
         messages.insert(0, {"role": "system", "content": text})
+    check_unicode(*(each["content"] for each in messages))
     return messages
+
+
+def check_unicode(*texts: str) -> None:
+    """Refuses half of a surrogate pair, which Python's texts can hold and no encoding can.
+
+    Bytes that are not UTF-8 become such halves in the arguments of a program.
+
+    Raises:
+        ValueError: one of the texts is not Unicode.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("expected Unicode text, got half of a surrogate pair") from error
 
 
 def _checked(message: Mapping[str, str], index: int) -> dict[str, str]:

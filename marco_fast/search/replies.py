@@ -4,6 +4,7 @@ Text is handled as UTF-8 bytes: a character may span tokens or nodes, and every 
 a search in bytes finds it exactly where a search in the decoded text would.
 """
 
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
@@ -13,7 +14,10 @@ from marco_fast.search.marco import REFLECTION
 __all__ = ["MARCO", "REPLIES", "Event", "PathText", "Reply", "ReplyFormat", "parse_reply"]
 
 REFLECTION_MARK = REFLECTION.strip().encode()
-STEP_END = b"\n\n"
+# A line may hold white space and still be blank; it may end with a carriage return as well.
+_SPACE = rb"(?:[ \t\r\f\v]|\xc2\xa0|\xe3\x80\x80)*"
+BLANK_LINE = re.compile(rb"\n" + _SPACE + rb"\n")
+MARGIN = re.compile(rb"(?:" + _SPACE + rb"\n)*" + _SPACE)  # in front of a step's first character
 
 
 class Reply(NamedTuple):
@@ -21,7 +25,7 @@ class Reply(NamedTuple):
 
     Attributes:
         thought: the reasoning, as far as it goes; "" without any.
-        answer: the result; None while it is not complete.
+        answer: the result; None while it is not complete, and where there is nothing in it.
     """
 
     thought: str
@@ -45,14 +49,16 @@ class ReplyFormat(NamedTuple):
 
 
 def parse_reply(text: str) -> Reply:
-    """Cut a reply in Marco-o1's tags, both parts stripped of surrounding white space."""
-    _, opened, after = text.partition("<Thought>")
-    thought = after.partition("</Thought>")[0].strip() if opened else ""
-    body, closed, _ = text.partition("</Output>")
+    """Cut a reply in Marco-o1's tags, both parts stripped of surrounding white space.
+
+    A thought that is not closed in front of the answer ends where the answer begins.
+    """
+    body, ended, _ = text.partition("</Output>")
     _, output, answer = body.rpartition("<Output>")
-    if not (closed and output):
-        return Reply(thought.partition("<Output>")[0].strip(), None)
-    return Reply(thought, answer.strip())
+    thought, closed, _ = body.partition("<Thought>")[2].partition("</Thought>")
+    if not closed:
+        thought = thought.partition("<Output>")[0]
+    return Reply(thought.strip(), (ended and output and answer.strip()) or None)
 
 
 MARCO = ReplyFormat("marco", b"</Thought>", b"</Output>", parse_reply)
@@ -87,7 +93,7 @@ class PathText:
         self.steps = steps
         seen = REFLECTION_MARK in text or form.thought_end in text
         self.reflect = reflect and bool(form.thought_end) and not seen
-        ends = (form.thought_end, form.answer_end, STEP_END)
+        ends = (form.thought_end, form.answer_end, b"\n")
         self.last_bytes = tuple({end[-1:] for end in ends if end})
 
     def push(self, piece: bytes) -> Event:
@@ -109,8 +115,11 @@ class PathText:
                 return Event.THOUGHT
             # One that began in an earlier action (a rollout was cut off there) is not taken back.
             self.reflect = begin < 0
-        if self.steps and STEP_END in self.text[self.action_begin :].lstrip(b"\n"):
-            return Event.STEP
+        if self.steps:
+            margin = MARGIN.match(self.text, self.action_begin)
+            assert margin is not None  # it matches no text at all, too
+            if BLANK_LINE.search(self.text, margin.end()):
+                return Event.STEP
         return Event.NONE
 
     def _find(self, marker: bytes, old: int) -> int:

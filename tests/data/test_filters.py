@@ -35,7 +35,7 @@ FILTERED = [
     ("tags", [("Well: " + GOOD, 0.9)], OPEN),
     ("tags", [("<Thought>a</Thought> so <Output>3</Output>", 0.9)], OPEN),
     ("tags", [("<Thought> \n</Thought>\n<Output>3</Output>", 0.9)], OPEN),
-    ("tags", [("<Thought>a</Thought>\n<Output>\n\n</Output>", 0.9)], OPEN),
+    ("answer", [("<Thought>a</Thought>\n<Output>\n\n</Output>", 0.9)], OPEN),
     ("tags", [("<Thought>a\ufffd</Thought>\n<Output>3</Output>", 0.9)], OPEN),
     ("tags", [("<Thought>a<|im_end|></Thought>\n<Output>3</Output>", 0.9)], OPEN),
     (None, [("\n<Thought>a</Thought>\n\n<Output>3</Output>.", 0.9)], OPEN),

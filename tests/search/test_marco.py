@@ -41,12 +41,39 @@ def test_a_system_prompt_stands_in_front():
         ([{"role": "user", "content": ["x"]}], "messages like"),
         (["x", "y"], "got 'x' at index 0"),
         ([{"role": "user", "content": " \n"}], "some text"),
+        ([{"role": "user", "content": None}], "messages like"),
+        ([{"role": "user", "content": b"x"}], "messages like"),
+        ([{"role": ["user"], "content": "x"}], "to be 'user'"),
+        ([None], "got None at index 0"),
         (" ", "some text"),
+        (None, "some text or a chat, got None"),
+        (3, "some text or a chat, got 3"),
+        (b"Why?", "some text or a chat, got b'Why"),
+        ({"role": "user", "content": "x"}, "some text or a chat, got {'role'"),
+        ("caf\udce9?", "Unicode text, got half of a surrogate pair"),
+        ([{"role": "user", "content": "\ud83d"}], "Unicode text"),
+        ([*CHAT[:1], {"role": "assistant", "content": "\udc00"}, CHAT[2]], "Unicode text"),
+        ([{"role": "system", "content": "\ud83d"}, CHAT[2]], "Unicode text"),
     ],
 )
 def test_other_chats_are_refused(chat, says):
     with pytest.raises(ValueError, match=says):
         as_messages(chat)
+
+
+@pytest.mark.parametrize(
+    ("system", "says"),
+    [
+        (3, "a system prompt that is a text, got 3"),
+        (b"Be brief.", "got b'Be brief.'"),
+        (["Be brief."], "system prompt that is a text"),
+        (False, "got False"),
+        ("Be \ud83d brief.", "Unicode text, got half of a surrogate pair"),
+    ],
+)
+def test_other_system_prompts_are_refused(system, says):
+    with pytest.raises(ValueError, match=says):
+        as_messages("Why?", system)
 
 
 def test_two_system_prompts_are_refused():

@@ -19,11 +19,16 @@ REPLY = "<Thought>\nOne.\n\nTwo.\n</Thought>\n<Output>\n42\n</Output>"
         ("<Thought>half a", "half a", None),
         ("<Thought>a</Thought>", "a", None),
         ("<Thought>a</Thought><Output>b", "a", None),
-        ("<Thought>a</Thought><Output></Output>", "a", ""),
+        ("<Thought>a</Thought><Output></Output>", "a", None),
+        ("<Thought>a</Thought><Output> \n</Output>", "a", None),
         ("<Output>x</Output>", "", "x"),
         ("x</Output>", "", None),
         ("<Output>a<Output>b</Output>", "", "b"),
-        ("<Thought>never closed <Output>7</Output>", "never closed <Output>7</Output>", "7"),
+        ("<Thought>never closed <Output>7</Output>", "never closed", "7"),
+        ("<Thought>x<Output>1</Output></Thought>", "x", "1"),
+        ("<Thought>x<Output></Output>", "x", None),
+        ("<Thought>what <Output> is for</Thought><Output>1</Output>", "what <Output> is for", "1"),
+        ("<Thought>what <Output> is for</Thought>", "what <Output> is for", None),
         ("<Thought>答案</Thought><Output> 四十二 </Output>", "答案", "四十二"),
         ("<Thought>a</Thought><Output>1</Output> and <Output>2</Output>", "a", "1"),
     ],
@@ -73,6 +78,20 @@ def test_steps_end_at_blank_lines_wherever_tokens_are_cut(seed):
     for each in actions[:-1]:
         assert b"\n\n" in each.lstrip(b"\n")
         assert len(each.split()) >= 1
+
+
+@pytest.mark.parametrize(
+    "blank", ["\n\n", "\r\n\r\n", "\n \n", "\n\t\n", "\r\n \t\r\n", "\n\u3000\n", "\n\xa0\n"]
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_line_of_white_space_is_blank_wherever_tokens_are_cut(blank, seed):
+    path = PathText(b"", MARCO, steps=True, reflect=False)
+    head = f"{blank}  {blank}one\r\ntwo\n  three\n\t"
+    for piece in pieces(head, random.Random(seed)):
+        assert path.push(piece) is Event.NONE
+    events = [path.push(piece) for piece in pieces(f"four{blank}", random.Random(seed))]
+    assert events[-1] is Event.STEP
+    assert set(events[:-1]) <= {Event.NONE}
 
 
 def test_blank_lines_end_nothing_in_mini_steps():

@@ -7,17 +7,26 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from marco_fast.engine.loading.architectures import check_architecture
+from marco_fast.engine.loading.tokenizer import check_template, check_vocabulary, load_tokenizer
+from marco_fast.engine.loading.weights import check_loaded, check_weight_files
+from marco_fast.engine.prompts import check_unicode
 from marco_fast.errors import ModelError
 
-__all__ = ["BUNDLED", "eos_ids_of", "load_model"]
+__all__ = ["BUNDLED", "load_model"]
 
 BUNDLED = ("nano-marco", "nano-llama")
 GGUF = (
     "transformers converts a GGUF file: AutoModelForCausalLM.from_pretrained(folder, "
     "gguf_file=name, quantization_config=GgufConfig(dequantize=True)).save_pretrained(new_folder)"
+)
+JSON_FILES = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
 )
 
 
@@ -30,37 +39,46 @@ def load_model(
     target = _device(device)
     chosen = _dtype(dtype, target)
     source = str(path)
+    check_unicode(source)
     if source in BUNDLED:
         source = str(Path(__file__).parents[2] / "models" / source)
     options: dict[str, Any] = {"trust_remote_code": False}
     _check_source(source, options)
+    part = "model"
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
         check_architecture(config)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=chosen, use_safetensors=True, **options
-        )
-        tokenizer = _tokenizer(source, options)
+        if Path(source).is_dir():
+            check_weight_files(Path(source))
+        model = _model(source, config, chosen, options)
+        part = "tokenizer"
+        tokenizer = load_tokenizer(source, options)
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ModelError(f"expected a tokenizer.json in {str(path)!r}, got a slow tokenizer")
+        check_vocabulary(tokenizer, model)
+        check_template(tokenizer, str(path))
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each names its cause
-        cause = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(f"expected a loadable model {str(path)!r}, got: {cause}") from error
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelError(f"expected a tokenizer.json in {str(path)!r}, got a slow tokenizer")
-    return model.to(target), tokenizer  # type: ignore[arg-type]
+        unclear = isinstance(error, LookupError | TypeError | AttributeError) or not str(error)
+        cause = " ".join((repr(error) if unclear else str(error)).split())[:400]
+        raise ModelError(f"expected a loadable {part} {str(path)!r}, got: {cause}") from error
+    return model.to(target), tokenizer
 
 
-def _tokenizer(source: str, options: dict[str, Any]) -> Any:
-    """The tokenizer as its tokenizer.json defines it, if its configuration names no special class.
-
-    AutoTokenizer would take the class of the model's family (Qwen2Tokenizer for "qwen2"), which
-    replaces the file's rule for cutting text into words by its own.
-    """
-    named = get_tokenizer_config(source, **options).get("tokenizer_class")
-    if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
-        return transformers.PreTrainedTokenizerFast.from_pretrained(source, **options)
-    return transformers.AutoTokenizer.from_pretrained(source, **options)
+def _model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report names them
+        **options,
+    )
+    model, report = loaded
+    check_loaded(model, report)
+    return model
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -99,15 +117,9 @@ def _check_source(source: str, options: dict[str, Any]) -> None:
             raise ModelError(f"expected {known}, a model folder or a hub id, got {source!r}")
         return
     options["local_files_only"] = True
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise ModelError(f"expected a config.json in {source!r}, got none")
-    try:  # not files.read_json: configurations may hold Infinity
-        fields = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"expected readable JSON in {str(config)!r}, got: {error}") from error
-    if not isinstance(fields, dict):
-        raise ModelError(f"expected a JSON object in {str(config)!r}, got {type(fields).__name__}")
+    fields = _read_text_files(folder)
     if fields.get("auto_map"):
         raise ModelError(f"expected a model that transformers knows, got remote code in {source!r}")
     if not (folder / "tokenizer.json").is_file():
@@ -120,9 +132,24 @@ def _check_source(source: str, options: dict[str, Any]) -> None:
         raise ModelError(f"expected safetensors weights in {source!r}, got {got}")
 
 
-def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    found = {tokenizer.eos_token_id}
-    for config in (model.generation_config, model.config):
-        ids = getattr(config, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list) else [ids])
-    return frozenset(each for each in found if each is not None)
+def _read_text_files(folder: Path) -> dict[str, Any]:
+    """The fields of config.json; all that transformers reads beside it must be readable, too.
+
+    Some of it transformers would go without, in silence.
+    """
+    for name in ("chat_template.jinja", *JSON_FILES):
+        path = folder / name
+        if not path.exists():
+            continue
+        fields: Any = {}
+        try:  # not files.read_json: configurations may hold Infinity
+            text = path.read_text(encoding="utf-8")
+            if name in JSON_FILES:
+                fields = json.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
+            kind = "JSON" if name in JSON_FILES else "text"
+            raise ModelError(f"expected readable {kind} in {str(path)!r}, got: {error}") from error
+        if not isinstance(fields, dict):
+            got = type(fields).__name__
+            raise ModelError(f"expected a JSON object in {str(path)!r}, got {got}")
+    return fields
