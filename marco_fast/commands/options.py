@@ -1,11 +1,15 @@
-"""What the commands share: exit codes, and the options of engines and searches."""
+"""What the commands share: exit codes, and the options of engines and searches.
+
+The exit codes: OK, a finished answer or the file asked for is there; FAILED, something failed on
+the way, and what there is was printed; BAD_INPUT, one line says what was expected; UNFINISHED, no
+path finished, and the best unfinished reply was printed; INTERRUPTED, Ctrl-C ended the search.
+"""
 
 import argparse
-import os
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any
 
+from marco_fast.files import check_apart, check_writable
 from marco_fast.search.config import SearchConfig, option_of
 
 __all__ = [
@@ -13,14 +17,16 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "OK",
+    "UNFINISHED",
     "add_config_options",
     "add_engine_options",
+    "check_apart",
     "check_writable",
     "config_of",
     "engine_options",
 ]
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def add_engine_options(parser: Any) -> None:
@@ -59,14 +65,3 @@ def add_config_options(group: Any, **defaults: Any) -> None:
 def config_of(options: argparse.Namespace) -> SearchConfig:
     """The SearchConfig that the options name."""
     return SearchConfig(**{each.name: getattr(options, each.name) for each in fields(SearchConfig)})
-
-
-def check_writable(path: Path, option: str) -> None:
-    """A file that cannot be written is found before the work, not after it."""
-    folder = path.parent
-    if path.is_dir():
-        raise ValueError(f"expected {option} to name a file, got the folder {str(path)!r}")
-    if not folder.is_dir():
-        raise ValueError(f"expected {option} in a folder that exists, got {str(path)!r}")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise ValueError(f"expected {option} to be writable, got {str(path)!r}")

@@ -1,8 +1,11 @@
 """How long a path may be, and how much memory there is for its KV."""
 
-import os
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from marco_fast.errors import ModelError
@@ -27,7 +30,30 @@ def context_of(config: Any, kv_tokens: int | None) -> int:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory of the device."""
+    """Bytes of memory of the device; of the machine's, what a container's limit leaves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([psutil.virtual_memory().total, *_limits()])
+
+
+def _limits(root: Path = Path("/")) -> Iterator[int]:
+    """The limits of this process's control groups and of all that they are in, on Linux."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    mount = root / "sys/fs/cgroup"
+    for group in groups:
+        _, kinds, path = group.split(":", 2)
+        if kinds == "":
+            base, name = mount, "memory.max"
+        elif "memory" in kinds.split(","):
+            base, name = mount / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = base / path.strip("/")
+        for each in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max": no limit
+                yield int((each / name).read_text())
+            if each == base:
+                break
