@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     interrupts = Interrupts(_leave if argv is None else None)
     with interrupts.listening():  # before the imports, which take a second
-        code = _run(sys.argv[1:] if argv is None else argv)
+        try:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:  # at the very end
+            code = SIGNALLED + 2
         ended = interrupts.number and code != 1
         return SIGNALLED + interrupts.number if ended else code
 

@@ -109,6 +109,9 @@ def _why(result: "SearchResult", context: int) -> str:
     cut = sum(length >= context for length in lengths)
     if len(ends) > cut:
         return f"{len(ends) - cut} paths ended without <Output>, which this model does not write"
+    if cut and result.stop_reason not in ("interrupted", "seconds", "tokens"):
+        told = f"{cut} of {len(ends)} ended paths were cut off by the context of {context} tokens"
+        return f"{told}; give more --kv-tokens, if the model's own is longer, or ask for less"
     ended = {
         "interrupted": "the search was interrupted",
         "seconds": f"the search ended after {done.seconds:.1f} s; give more --max-seconds",
@@ -116,10 +119,7 @@ def _why(result: "SearchResult", context: int) -> str:
         "expansions": f"the search ended after --expansions {done.expansions}, its paths cut off "
         f"by --rollout-tokens {result.config.rollout_tokens}; give more of either",
     }
-    if result.stop_reason in ended:
-        return ended[result.stop_reason]
-    told = f"{cut} of {len(ends)} paths were cut off by the context of {context} tokens"
-    return f"{told}; give more --kv-tokens, if the model's own is longer, or ask for less"
+    return ended.get(result.stop_reason, f"the search ended: {result.stop_reason}")
 
 
 def _print_figures(result: "SearchResult") -> None:

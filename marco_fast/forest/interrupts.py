@@ -3,16 +3,20 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["Interrupts", "interrupts"]
 
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+SAME_SECONDS = 0.5
 
 
 class Interrupts:
     """A handler of signals. While it is held, the first signal sets the event; a later one raises.
+
+    What comes right after the first is taken for the same: a terminal that closes sends two.
 
     Attributes:
         event: set by the first signal.
@@ -25,18 +29,19 @@ class Interrupts:
 
     def __init__(self, at_once: Callable[[int], None] | None = None) -> None:
         self.event, self.number, self.holders = threading.Event(), 0, 0
+        self.came = 0.0  # when the first one came
         self.at_once, self.whole_process = at_once, at_once is not None
 
     def __call__(self, number: int, frame: Any) -> None:
-        first = not self.number
-        self.number = self.number or number
+        first, now = not self.number, time.monotonic()
+        if first:
+            self.came, self.number = now, number  # in this order: another may come in between
         if self.at_once is not None:
             self.at_once(number)
-        if not first:  # before the event: whoever is setting it holds its lock
+        if not self.holders or now - self.came >= SAME_SECONDS:
             raise KeyboardInterrupt
-        self.event.set()
-        if not self.holders:
-            raise KeyboardInterrupt
+        if first:  # once: whoever is setting the event holds its lock
+            self.event.set()
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[threading.Event]:

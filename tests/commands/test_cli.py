@@ -84,7 +84,7 @@ def test_without_an_answer_it_prints_the_best_reply_and_says_what_may_help(
 def test_paths_that_the_context_cuts_off_are_told_of(capfd, monkeypatch):
     monkeypatch.setattr("marco_fast.engine.engine.context_of", lambda *_, **__: 64)
     assert main(["solve", QUESTION, "--quiet", *FAST]) == 3
-    assert "4 of 4 paths were cut off by the context of 64 tokens" in capfd.readouterr().err
+    assert "ended paths were cut off by the context of 64 tokens" in capfd.readouterr().err
 
 
 def test_a_model_that_does_not_write_the_tags_is_told_of(capfd, tmp_path):
