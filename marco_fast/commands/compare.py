@@ -138,13 +138,14 @@ class _View(StderrView):
         with interrupts() as interrupted:
             if interrupted.is_set():  # as a search ended
                 raise KeyboardInterrupt
-        if not self.shown:
-            return
         total = len(comparison.models) * sum(map(len, comparison.asked.values()))
-        bar = ProgressBar(total=total, completed=done, width=self.console.width)
         seconds = time.monotonic() - self.began
+        self.show(lambda: self._render(comparison, done, total, seconds))
+
+    def _render(self, comparison: "Comparison", done: int, total: int, seconds: float) -> Group:
+        bar = ProgressBar(total=total, completed=done, width=self.console.width)
         line = Text(f"{done} of {total} answers, {seconds:.0f} s", style="dim")
-        self.show(Group(table(comparison), bar, line))
+        return Group(table(comparison), bar, line)
 
 
 def table(comparison: "Comparison") -> Table:
@@ -180,4 +181,4 @@ def _cell(comparison: "Comparison", model: str, test: str) -> Text:
 
 def _share(share: "Share") -> str:
     low, high = round(100 * share.low), round(100 * share.high)
-    return f"{share.right}/{share.total} ({low}–{high}%)" if share.total else "-"
+    return f"{share.right}/{share.total} ({low}-{high}%)" if share.total else "-"

@@ -225,8 +225,9 @@ class _View(StderrView):
     """The progress bar on a terminal."""
 
     def __call__(self, now: "DataProgress") -> None:
-        if not self.shown:
-            return
+        self.show(lambda: self._render(now))
+
+    def _render(self, now: "DataProgress") -> Table:
         seconds = max(now.seconds, 1e-9)
         left = "?"
         if now.new:
@@ -242,4 +243,4 @@ class _View(StderrView):
         grid = Table.grid()
         grid.add_row(bar)
         grid.add_row(line)
-        self.show(grid)
+        return grid

@@ -41,11 +41,13 @@ class SafeConsole(Console):
     """rich's console; what the environment says of its size is no reason to fail."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
         try:
-            _ = self.size
+            super().__init__(**options)
         except ValueError:  # COLUMNS=² counts as digits
-            self.size = ConsoleDimensions(80, 25)
+            super().__init__(**options, width=80, height=25)
+        width, height = self.size
+        if width < 1 or height < 1:  # COLUMNS=0
+            self.size = ConsoleDimensions(width or 80, height or 25)
 
     def on_broken_pipe(self) -> None:
         """Not the end of the process, as rich has it: an error like any other."""
@@ -87,16 +89,16 @@ class StderrView:
     ) -> None:
         self._draw(self.live.stop)
 
-    def show(self, view: RenderableType) -> None:
-        """Takes the place of what was shown before."""
+    def show(self, view: Callable[[], RenderableType]) -> None:
+        """What the function makes takes the place of what was shown before."""
         if self.shown:
-            self._draw(lambda: self.live.update(view, refresh=True))
+            self._draw(lambda: self.live.update(view(), refresh=True))
 
     def _draw(self, draw: Callable[[], None]) -> None:
         """A view that cannot be drawn, such as on a terminal that is gone, stops no search."""
         try:
             draw()
-        except (OSError, ValueError):
+        except Exception:
             self.failed = True
 
 
@@ -111,8 +113,7 @@ class LiveView(StderrView):
     """Shows each Progress that it is called with."""
 
     def __call__(self, progress: Progress) -> None:
-        if self.shown:
-            self.show(self._render(progress))
+        self.show(lambda: self._render(progress))
 
     def _render(self, progress: Progress) -> Group:
         width = self.console.width
