@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from marco_fast.errors import ModelError
 
 __all__ = ["context_of", "memory_of"]
+
+UNKNOWN_MEMORY = 8 << 30  # of a system that psutil does not know: a small laptop's
 
 
 def context_of(config: Any, kv_tokens: int | None) -> int:
@@ -33,7 +34,16 @@ def memory_of(device: torch.device) -> int:
     """Bytes of memory of the device; of the machine's, what a container's limit leaves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    return min([psutil.virtual_memory().total, *_limits()])
+    return min([_machine(), *_limits()])
+
+
+def _machine() -> int:
+    try:
+        import psutil
+
+        return psutil.virtual_memory().total
+    except (ImportError, AttributeError, OSError, NotImplementedError):
+        return UNKNOWN_MEMORY
 
 
 def _limits(root: Path = Path("/")) -> Iterator[int]:
