@@ -210,8 +210,8 @@ def replacing(path: Name, temporary: Name | None = None) -> Iterator[BinaryIO]:
 
     Args:
         path: the target, in a folder that exists.
-        temporary: the name that is written first, in the same folder; a file of that name is
-            overwritten. By default a new name, so that any number of writers do not meet.
+        temporary: the name that is written first, in the same folder; what has that name is
+            removed. By default a new name, so that any number of writers do not meet.
 
     Raises:
         ValueError: `path` names no file; as target_of says.
@@ -219,9 +219,11 @@ def replacing(path: Name, temporary: Name | None = None) -> Iterator[BinaryIO]:
     """
     target = target_of(path)
     found, name = _stat(target), os.fspath(temporary or _temporary(target))
-    alone = os.O_EXCL if temporary is None else os.O_TRUNC
-    flags = os.O_WRONLY | os.O_CREAT | alone | getattr(os, "O_BINARY", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(name)  # and not what a link of that name names
         # The system applies the umask to a new file; a replaced one gets its permissions back.
         handle = os.open(name, flags, 0o666 if found is None else 0o600)
         with os.fdopen(handle, "wb") as file:

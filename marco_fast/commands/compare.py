@@ -135,9 +135,10 @@ class _View(StderrView):
         self.comparison = comparison
         done = sum(comparison.share(model).total for model in comparison.models)
         self.answered = done > 0
-        with interrupts() as interrupted:
-            if interrupted.is_set():  # as a search ended
-                raise KeyboardInterrupt
+        if self.answered:
+            with interrupts() as interrupted:
+                if interrupted.is_set():  # as a search ended
+                    raise KeyboardInterrupt
         total = len(comparison.models) * sum(map(len, comparison.asked.values()))
         seconds = time.monotonic() - self.began
         self.show(lambda: self._render(comparison, done, total, seconds))

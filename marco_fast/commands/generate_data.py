@@ -211,6 +211,8 @@ def _print_summary(summary: "DataSummary") -> None:
 def _exit_code(summary: "DataSummary", out: str) -> int:
     if summary.complete:
         print(f"wrote {out}", file=sys.stderr)
+        if not summary.kept:
+            tell(PROGRAM, "note: no reply passed the filters, so the output is empty")
         return OK
     kind, code = "interrupted", INTERRUPTED
     if summary.error is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from marco_fast.data.filters import Limits, refused_by
-from marco_fast.files import replacing, sync_folder
+from marco_fast.files import replacing, sync_folder, target_of
 
 __all__ = ["FORMAT", "Journal", "beside"]
 
@@ -41,10 +41,11 @@ class Journal:
 
     Raises:
         ValueError: another process holds the lock, the file has another header, or it is not a
-            journal.
+            journal, nor any file.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, restart: bool) -> None:
+        target_of(path, "the journal")
         self.path, self.header = path, json.loads(json.dumps(header))
         self.begin = 0  # byte at which the first entry begins
         self.fresh = False  # whether this object wrote the header
