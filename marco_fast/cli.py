@@ -75,7 +75,7 @@ def _parser() -> "argparse.ArgumentParser":
     import argparse
 
     from marco_fast.commands import compare, generate_data, info, solve, tree
-    from marco_fast.commands.options import BAD_INPUT
+    from marco_fast.commands.options import BAD_INPUT, EXIT_CODES
 
     class Parser(argparse.ArgumentParser):
         """Answers bad input with one line on standard error."""
@@ -83,7 +83,10 @@ def _parser() -> "argparse.ArgumentParser":
         def error(self, message: str) -> NoReturn:
             self.exit(BAD_INPUT, f"{self.prog}: error: {' '.join(message.split())}\n")
 
-    parser = Parser(prog="marco-fast", description="Tree search over a model's reasoning.")
+    parser = Parser(
+        prog="marco-fast", description="Tree search over a model's reasoning.", epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"marco-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for command in (solve, compare, generate_data, tree, info):

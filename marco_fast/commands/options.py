@@ -1,9 +1,4 @@
-"""What the commands share: exit codes, and the options of engines and searches.
-
-The exit codes: OK, a finished answer or the file asked for is there; FAILED, something failed on
-the way, and what there is was printed; BAD_INPUT, one line says what was expected; UNFINISHED, no
-path finished, and the best unfinished reply was printed; INTERRUPTED, Ctrl-C ended the search.
-"""
+"""What the commands share: exit codes, and the options of engines and searches."""
 
 import argparse
 from dataclasses import MISSING, fields
@@ -14,6 +9,7 @@ from marco_fast.search.config import SearchConfig, option_of
 
 __all__ = [
     "BAD_INPUT",
+    "EXIT_CODES",
     "FAILED",
     "INTERRUPTED",
     "OK",
@@ -27,6 +23,15 @@ __all__ = [
 ]
 
 OK, FAILED, BAD_INPUT, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_CODES = """\
+exit codes:
+  0    a finished answer, or the file that was asked for, is there
+  1    something failed on the way; what there is was printed
+  2    bad input: one line says what was expected
+  3    solve: no path finished; the best unfinished reply was printed
+  130  Ctrl-C; also 143 (SIGTERM) and 129 (SIGHUP): the best so far was printed and saved, and
+       what generate-data has done is in its journal
+"""
 
 
 def add_engine_options(parser: Any) -> None:

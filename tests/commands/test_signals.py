@@ -83,3 +83,30 @@ def test_a_journal_that_is_no_file_is_refused(kind, tmp_path, capfd):
     assert main(words) == 2
     assert "expected the journal to name a file, got the " in capfd.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["out.journal", "q.jsonl"]
+
+
+def test_a_signal_while_the_tree_is_saved_lets_it_be_saved(tmp_path, capfd, monkeypatch):
+    tree, real = tmp_path / "t.json", os.fsync
+
+    def fsync(file):
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    question = "How many times does the letter r occur in strawberry?"
+    words = ["solve", question, "--expansions", "2", "--quiet", "--save", str(tree)]
+    assert main(words) == 143
+    assert capfd.readouterr().out == "3\n"
+    assert json.loads(tree.read_text())["answer"] == "3"
+    assert os.listdir(tmp_path) == ["t.json"]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_while_the_model_is_loaded_is_one_line(number, code, capfd, monkeypatch):
+    def load(*_, **__):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("marco_fast.engine.engine.Engine.from_pretrained", load)
+    assert main(["solve", "q"]) == code
+    assert capfd.readouterr() == ("", "marco-fast solve: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

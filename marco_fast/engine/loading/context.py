@@ -49,7 +49,7 @@ def _machine() -> int:
 def _limits(root: Path = Path("/")) -> Iterator[int]:
     """The limits of this process's control groups and of all that they are in, on Linux."""
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     mount = root / "sys/fs/cgroup"
