@@ -61,7 +61,12 @@ def wait_for(terminal: int, wanted: bytes, seconds: float = 90) -> bytes:
 def check_saved(tree, out: bytes) -> None:
     saved = json.loads(tree.read_text())
     assert saved["stop_reason"] == "interrupted"
-    assert saved["answer"] == out.decode().strip()
+    text, node = "", saved["nodes"][saved["answer_node"]]
+    while node["parent"] >= 0:
+        text = "".join(node["texts"]) + text
+        node = saved["nodes"][node["parent"]]
+    assert out.decode() == (saved["answer"] or text) + "\n"
+    assert text
     assert os.listdir(tree.parent) == [tree.name]
 
 
