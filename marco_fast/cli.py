@@ -1,50 +1,94 @@
 """The command line: marco-fast solve | compare | generate-data | tree | info."""
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from marco_fast import __version__
-from marco_fast.commands import compare, generate_data, info, solve, tree
-from marco_fast.commands.options import BAD_INPUT, INTERRUPTED
-from marco_fast.errors import MarcoFastError
+from marco_fast.forest.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["main"]
 
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that answers bad input with one line on standard error and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+SIGNALLED = 128  # a shell's exit code of a process that signal n ended is SIGNALLED + n
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    Args:
+        argv: the words after the program's name. None is the program itself, which takes its words
+            from the process and may end it: a signal before anything was begun does so at once.
+
     Returns:
-        The exit code. 0: done; 1: the model failed during a search; 2: bad input, and one line on
-        standard error says what was expected; 130: interrupted, and the best answer so far was
-        printed.
+        The exit code. 0: a finished answer, or the file that was asked for, is there; 1: something
+        failed on the way, and what there is was printed; 2: bad input, and one line on standard
+        error says what was expected; 3: no path of the search finished, and the best unfinished
+        reply was printed; 130, 143 and 129: Ctrl-C, SIGTERM or SIGHUP came, and the best so far was
+        printed and saved. A reader of standard output that went away is no error.
     """
-    options = _parser().parse_args(argv)
+    interrupts = Interrupts(_leave if argv is None else None)
+    with interrupts.listening():  # before the imports, which take a second
+        try:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:  # at the very end
+            code = SIGNALLED + 2
+        ended = interrupts.number and code != 1
+        return SIGNALLED + interrupts.number if ended else code
+
+
+def _leave(number: int) -> NoReturn:
+    """Ends a process that has begun nothing; an exception could get lost in an import."""
     try:
-        code: int = options.run(options)
+        os.write(2, b"marco-fast: interrupted\n")
+    finally:
+        os._exit(SIGNALLED + number)
+
+
+def _run(argv: Sequence[str]) -> int:
+    from marco_fast.commands.console import notes, standard_streams, tell
+    from marco_fast.commands.options import BAD_INPUT, FAILED, INTERRUPTED
+    from marco_fast.errors import MarcoFastError
+
+    with standard_streams() as output:
+        options = _parser().parse_args(argv)
+        program = f"marco-fast {options.command}"
+        with notes(program):
+            try:
+                code: int = options.run(options)
+            except (ValueError, OSError, MarcoFastError) as error:
+                tell(program, f"error: {error}")
+                code = BAD_INPUT
+            except KeyboardInterrupt:
+                tell(program, "interrupted")
+                code = INTERRUPTED
+        if output.failure is not None:
+            tell(program, f"error: the output was not printed: {output.failure}")
+            code = FAILED
         return code
-    except (ValueError, OSError, MarcoFastError) as error:
-        message = " ".join(str(error).split())
-        print(f"marco-fast {options.command}: error: {message}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"marco-fast {options.command}: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="marco-fast", description="Tree search over a model's reasoning.")
+def _parser() -> "argparse.ArgumentParser":
+    import argparse
+
+    from marco_fast.commands import compare, generate_data, info, solve, tree
+    from marco_fast.commands.options import BAD_INPUT, EXIT_CODES
+
+    class Parser(argparse.ArgumentParser):
+        """Answers bad input with one line on standard error."""
+
+        def error(self, message: str) -> NoReturn:
+            self.exit(BAD_INPUT, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    parser = Parser(
+        prog="marco-fast", description="Tree search over a model's reasoning.", epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"marco-fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for command in (solve, compare, generate_data, tree, info):
         command.add(commands)
     return parser

@@ -1,17 +1,16 @@
 """marco-fast generate-data: searches a file of questions and writes fine-tuning data."""
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from marco_fast.commands.console import print_json, tell
 from marco_fast.commands.options import (
     BAD_INPUT,
     FAILED,
@@ -19,11 +18,13 @@ from marco_fast.commands.options import (
     OK,
     add_config_options,
     add_engine_options,
+    check_apart,
     check_writable,
     config_of,
     engine_options,
 )
-from marco_fast.forest.live import StderrView
+from marco_fast.forest.interrupts import interrupts
+from marco_fast.forest.live import SafeConsole, StderrView
 
 if TYPE_CHECKING:
     from marco_fast.data.filters import Limits
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add"]
 
+PROGRAM = "marco-fast generate-data"
 SHOWN = 20  # most bad lines that are named
 DESCRIPTION = """\
 Searches every question of a JSONL file and writes the replies that pass the filters as ChatML
@@ -65,9 +67,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.set_defaults(run=run)
     parser.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DATA.jsonl", help="the file to write"
-    )
+    parser.add_argument("--out", required=True, metavar="DATA.jsonl", help="the file to write")
     parser.add_argument("--model", default="nano-marco", help="bundled name, folder or hub id")
     add_engine_options(parser)
     parser.add_argument(
@@ -128,7 +128,12 @@ def _add_filters(group: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Searches; shows progress on standard error, prints the summary on standard output."""
+    """Searches; shows progress on standard error, prints the summary on standard output.
+
+    Returns:
+        The exit code. OK: the output is written, with whatever replies passed the filters; FAILED
+        and INTERRUPTED: what is done is in the journal, and the same command goes on from there.
+    """
     from marco_fast.data.filters import Limits
     from marco_fast.data.generate import check_output
 
@@ -141,8 +146,8 @@ def run(options: argparse.Namespace) -> int:
     check_output(options.out, restart=options.restart)
     if not options.questions.is_file():
         raise ValueError(f"expected a file of questions, got {str(options.questions)!r}")
-    if options.out.exists() and options.out.samefile(options.questions):
-        raise ValueError("expected --out to be another file than the questions, got the same")
+    inputs = {"the questions": options.questions, "the model": options.model}
+    check_apart(options.out, "--out", inputs)
     return _generate(options, config, limits)
 
 
@@ -158,28 +163,31 @@ def _generate(options: argparse.Namespace, config: Any, limits: "Limits") -> int
         _name(questions.bad, skipped=options.bad_lines == "skip")
         if questions.bad and options.bad_lines == "refuse":
             return BAD_INPUT
-        with _View() as view:
-            summary = generate_data(
-                questions, options.out, engine, config, limits=limits, batch=options.batch,
-                restart=options.restart, progress=view,
-            )  # fmt: skip
-    if options.json:
-        print(json.dumps(summary.to_dict(), ensure_ascii=False))
-    else:
-        _print_summary(summary)
-    return _exit_code(summary, options.out)
+        with interrupts():
+            try:
+                with _View() as view:
+                    summary = generate_data(
+                        questions, options.out, engine, config, limits=limits,
+                        batch=options.batch, restart=options.restart, progress=view,
+                    )  # fmt: skip
+            except OSError as error:
+                tell(PROGRAM, f"error: {error}; the same command goes on from what is done")
+                return FAILED
+            if options.json:
+                print_json(summary.to_dict())
+            else:
+                _print_summary(summary)
+            return _exit_code(summary, options.out)
 
 
 def _name(bad: list["BadLine"], *, skipped: bool) -> None:
     """Prints the first bad lines and their number on standard error."""
     for each in bad[:SHOWN]:
-        print(f"marco-fast generate-data: line {each.line}: {each.message}", file=sys.stderr)
+        tell(PROGRAM, f"line {each.line}: {each.message}")
     if bad:
         rest = f" ({len(bad) - SHOWN} of them not shown)" if len(bad) > SHOWN else ""
         end = "left out" if skipped else "nothing was done; --bad-lines skip leaves them out"
-        print(
-            f"marco-fast generate-data: error: {len(bad)} bad lines{rest}: {end}", file=sys.stderr
-        )
+        tell(PROGRAM, f"error: {len(bad)} bad lines{rest}: {end}")
 
 
 def _print_summary(summary: "DataSummary") -> None:
@@ -187,7 +195,7 @@ def _print_summary(summary: "DataSummary") -> None:
     rows += [("searched", summary.done, f"{summary.resumed} of them by earlier runs")]
     rows += [(f"- {name}", n, FILTER_TITLES[name]) for name, n in summary.refused.items()]
     rows += [("kept", summary.kept, "")]
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     if not console.is_terminal:
         for name, count, text in rows:
             print(f"{name} {count}{f' ({text})' if text else ''}")
@@ -200,19 +208,18 @@ def _print_summary(summary: "DataSummary") -> None:
     console.print(table)
 
 
-def _exit_code(summary: "DataSummary", out: Path) -> int:
+def _exit_code(summary: "DataSummary", out: str) -> int:
     if summary.complete:
         print(f"wrote {out}", file=sys.stderr)
+        if not summary.kept:
+            tell(PROGRAM, "note: no reply passed the filters, so the output is empty")
         return OK
     kind, code = "interrupted", INTERRUPTED
     if summary.error is not None:
         kind = f"the model failed: {type(summary.error).__name__}: {summary.error}"
         code = FAILED
-    print(
-        f"marco-fast generate-data: {kind}; {summary.done} of {summary.questions} questions are "
-        "done, the same command goes on from there",
-        file=sys.stderr,
-    )
+    done = f"{summary.done} of {summary.questions} questions are done"
+    tell(PROGRAM, f"{kind}; {done}, the same command goes on from there")
     return code
 
 
@@ -220,8 +227,9 @@ class _View(StderrView):
     """The progress bar on a terminal."""
 
     def __call__(self, now: "DataProgress") -> None:
-        if not self.console.is_terminal:
-            return
+        self.show(lambda: self._render(now))
+
+    def _render(self, now: "DataProgress") -> Table:
         seconds = max(now.seconds, 1e-9)
         left = "?"
         if now.new:
@@ -237,4 +245,4 @@ class _View(StderrView):
         grid = Table.grid()
         grid.add_row(bar)
         grid.add_row(line)
-        self.show(grid)
+        return grid

@@ -1,12 +1,12 @@
 """marco-fast info: versions, devices, and which backend runs what."""
 
 import argparse
-import json
 import os
 import sys
 from typing import Any
 
 from marco_fast import __version__
+from marco_fast.commands.console import print_json
 from marco_fast.commands.options import OK
 
 __all__ = ["add"]
@@ -23,13 +23,14 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report as tables or as JSON."""
     report = _report()
     if options.json:
-        print(json.dumps(report, indent=2))
+        print_json(report, indent=2)
         return OK
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from marco_fast.forest.live import SafeConsole
+
+    console = SafeConsole(highlight=False)
     for section in ("versions", "devices", "cpu"):
         table = Table(title=section, title_justify="left", show_header=False)
         for name, value in report[section].items():

@@ -1,26 +1,37 @@
 """What the commands share: exit codes, and the options of engines and searches."""
 
 import argparse
-import os
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any
 
+from marco_fast.files import check_apart, check_writable
 from marco_fast.search.config import SearchConfig, option_of
 
 __all__ = [
     "BAD_INPUT",
+    "EXIT_CODES",
     "FAILED",
     "INTERRUPTED",
     "OK",
+    "UNFINISHED",
     "add_config_options",
     "add_engine_options",
+    "check_apart",
     "check_writable",
     "config_of",
     "engine_options",
 ]
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_CODES = """\
+exit codes:
+  0    a finished answer, or the file that was asked for, is there
+  1    something failed on the way; what there is was printed
+  2    bad input: one line says what was expected
+  3    solve: no path finished; the best unfinished reply was printed
+  130  Ctrl-C; also 143 (SIGTERM) and 129 (SIGHUP): the best so far was printed and saved, and
+       what generate-data has done is in its journal
+"""
 
 
 def add_engine_options(parser: Any) -> None:
@@ -65,14 +76,3 @@ def add_config_options(group: Any, **defaults: Any) -> None:
 def config_of(options: argparse.Namespace) -> SearchConfig:
     """The SearchConfig that the options name."""
     return SearchConfig(**{each.name: getattr(options, each.name) for each in fields(SearchConfig)})
-
-
-def check_writable(path: Path, option: str) -> None:
-    """A file that cannot be written is found before the work, not after it."""
-    folder = path.parent
-    if path.is_dir():
-        raise ValueError(f"expected {option} to name a file, got the folder {str(path)!r}")
-    if not folder.is_dir():
-        raise ValueError(f"expected {option} in a folder that exists, got {str(path)!r}")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise ValueError(f"expected {option} to be writable, got {str(path)!r}")

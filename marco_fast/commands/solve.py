@@ -1,28 +1,33 @@
 """marco-fast solve: answer a question by tree search."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marco_fast.commands.console import print_json, read_question, saved, tell
 from marco_fast.commands.options import (
     FAILED,
     INTERRUPTED,
     OK,
+    UNFINISHED,
     add_config_options,
     add_engine_options,
+    check_apart,
     check_writable,
     config_of,
     engine_options,
 )
 from marco_fast.errors import KVCacheFull
 from marco_fast.files import read_json
+from marco_fast.forest.interrupts import interrupts
 
 if TYPE_CHECKING:
     from marco_fast.forest.result import SearchResult
 
 __all__ = ["add"]
+
+PROGRAM = "marco-fast solve"
 
 
 def add(commands: Any) -> None:
@@ -39,9 +44,7 @@ def add(commands: Any) -> None:
         "--history", type=Path, default=None, metavar="CHAT.json",
         help='messages in front of the question: [{"role": "user", "content": "..."}, ...]',
     )  # fmt: skip
-    parser.add_argument(
-        "--save", type=Path, default=None, metavar="TREE.json", help="write the tree"
-    )
+    parser.add_argument("--save", default=None, metavar="TREE.json", help="write the tree")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, not as text")
     parser.add_argument("--quiet", action="store_true", help="print the answer alone")
     add_config_options(parser.add_argument_group("search"))
@@ -50,12 +53,14 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Searches; the live view and figures go to standard error, the answer to standard output."""
     config = config_of(options)
-    question = sys.stdin.read() if options.question == "-" else options.question
+    if options.save is not None:
+        check_writable(options.save, "--save")
+        inputs = {"--history": options.history, "the model": options.model}
+        check_apart(options.save, "--save", inputs)
+    question = read_question() if options.question == "-" else options.question
     if not question.strip():
         raise ValueError("expected a question with some text, got an empty one")
     chat = [*_history(options.history), {"role": "user", "content": question.strip()}]
-    if options.save is not None:
-        check_writable(options.save, "--save")
     from marco_fast.engine.engine import Engine
     from marco_fast.engine.quiet import silence_libraries
     from marco_fast.forest.solve import solve
@@ -63,15 +68,10 @@ def run(options: argparse.Namespace) -> int:
     silence_libraries()
     if not options.quiet and sys.stderr.isatty():
         print(f"loading {options.model} ...", end="\r", file=sys.stderr, flush=True)
-    with Engine.from_pretrained(options.model, **engine_options(options)) as engine:
+    # From here on Ctrl-C ends the search, and leaves time for what comes after it.
+    with Engine.from_pretrained(options.model, **engine_options(options)) as engine, interrupts():
         result = solve(chat, engine, config, system=options.system, progress=not options.quiet)
-    if options.save is not None:
-        result.save(options.save)
-    if options.json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
-    else:
-        _print_result(result, quiet=options.quiet)
-    return _exit_code(result)
+        return _hand_over(result, options, engine.context)
 
 
 def _history(path: Path | None) -> list[dict[str, str]]:
@@ -80,38 +80,64 @@ def _history(path: Path | None) -> list[dict[str, str]]:
     return read_json(path, "a list of messages", list)
 
 
-def _exit_code(result: "SearchResult") -> int:
+def _hand_over(result: "SearchResult", options: argparse.Namespace, context: int) -> int:
+    """Prints the result before anything else that may fail; returns the exit code."""
+    if not options.json and not options.quiet:
+        _print_figures(result)
+    if options.json:
+        print_json(result.to_dict())
+    else:
+        print(result.answer if result.answers else result.text)
+    code = INTERRUPTED if result.stop_reason == "interrupted" else OK
     if result.error is not None:
         kind = "" if isinstance(result.error, KVCacheFull) else f"{type(result.error).__name__}: "
-        print(f"marco-fast solve: the search ended early: {kind}{result.error}", file=sys.stderr)
-        return FAILED
-    return INTERRUPTED if result.stop_reason == "interrupted" else OK
+        tell(PROGRAM, f"the search ended early: {kind}{result.error}")
+        code = FAILED
+    elif not result.answers:
+        tell(PROGRAM, f"no path finished: {_why(result, context)}")
+        code = code or UNFINISHED
+    if options.save is not None and not saved(PROGRAM, lambda: result.save(options.save)):
+        code = FAILED
+    return code
 
 
-def _print_result(result: "SearchResult", *, quiet: bool) -> None:
-    """Thought and figures to standard error, the answer last and alone to standard output."""
-    if not quiet:
-        from rich.console import Console
+def _why(result: "SearchResult", context: int) -> str:
+    """Why no path of a search finished, and what to change."""
+    tree, done = result.tree, result.stats
+    ends = [node for node, terminal in enumerate(tree.terminal) if terminal]
+    lengths = [len(result.prompt_token_ids) + len(tree.path_token_ids(node)) for node in ends]
+    cut = sum(length >= context for length in lengths)
+    if len(ends) > cut:
+        return f"{len(ends) - cut} paths ended without <Output>, which this model does not write"
+    if cut and result.stop_reason not in ("interrupted", "seconds", "tokens"):
+        told = f"{cut} of {len(ends)} ended paths were cut off by the context of {context} tokens"
+        return f"{told}; give more --kv-tokens, if the model's own is longer, or ask for less"
+    ended = {
+        "interrupted": "the search was interrupted",
+        "seconds": f"the search ended after {done.seconds:.1f} s; give more --max-seconds",
+        "tokens": f"the search ended after {done.tokens} tokens; give more --max-tokens",
+        "expansions": f"the search ended after --expansions {done.expansions}, its paths cut off "
+        f"by --rollout-tokens {result.config.rollout_tokens}; give more of either",
+    }
+    return ended.get(result.stop_reason, f"the search ended: {result.stop_reason}")
 
-        console = Console(stderr=True, highlight=False)
-        console.print("[bold]thought[/]")
-        console.print(result.thought or "(none)", style="dim", markup=False)
-        stats = result.stats
-        sharing = stats.kv_tokens_path / max(1, stats.kv_tokens_unique)
-        console.print(f"[bold]confidence[/]  {result.confidence:.3f}")
-        console.print(
-            f"[bold]search[/]      {stats.expansions} expansions in {stats.seconds:.1f} s "
-            f"({stats.expansions_per_second:.1f}/s), stopped by: {result.stop_reason}"
-        )
-        console.print(
-            f"[bold]tokens[/]      {stats.tokens} ({stats.tokens_per_second:.0f}/s), "
-            f"KV sharing {sharing:.1f}x"
-        )
-        if result.answers:
-            console.print("[bold]answer[/]")
-    if not result.answers:
-        print(
-            "no path reached an answer: give more --expansions, --rollout-tokens or time",
-            file=sys.stderr,
-        )
-    print(result.answer, flush=True)
+
+def _print_figures(result: "SearchResult") -> None:
+    """Thought and figures to standard error; the answer comes below them."""
+    from marco_fast.forest.live import SafeConsole
+
+    console = SafeConsole(stderr=True, highlight=False)
+    console.print("[bold]thought[/]")
+    console.print(result.thought or "(none)", style="dim", markup=False)
+    stats = result.stats
+    sharing = stats.kv_tokens_path / max(1, stats.kv_tokens_unique)
+    console.print(f"[bold]confidence[/]  {result.confidence:.3f}")
+    console.print(
+        f"[bold]search[/]      {stats.expansions} expansions in {stats.seconds:.1f} s "
+        f"({stats.expansions_per_second:.1f}/s), stopped by: {result.stop_reason}"
+    )
+    console.print(
+        f"[bold]tokens[/]      {stats.tokens} ({stats.tokens_per_second:.0f}/s), "
+        f"KV sharing {sharing:.1f}x"
+    )
+    console.print("[bold]answer[/]")

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from marco_fast.commands.options import OK, check_writable
+from marco_fast.commands.console import saved
+from marco_fast.commands.options import FAILED, OK, check_apart, check_writable
+from marco_fast.forest.interrupts import interrupts
 
 __all__ = ["add"]
 
@@ -14,9 +16,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("tree", help="write an HTML page that shows a saved tree")
     parser.set_defaults(run=run)
     parser.add_argument("tree", type=Path, metavar="TREE.json", help="the file of solve --save")
-    parser.add_argument(
-        "--html", type=Path, required=True, metavar="OUT.html", help="the page to write"
-    )
+    parser.add_argument("--html", required=True, metavar="OUT.html", help="the page to write")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,6 +25,10 @@ def run(options: argparse.Namespace) -> int:
     from marco_fast.tree_view.read import read_tree
 
     check_writable(options.html, "--html")
-    write_tree_page(read_tree(options.tree), options.html)
+    check_apart(options.html, "--html", {"the tree": options.tree})
+    tree = read_tree(options.tree)
+    with interrupts():  # it does not take long enough to stop half-way
+        if not saved("marco-fast tree", lambda: write_tree_page(tree, options.html)):
+            return FAILED
     print(f"wrote {options.html}")
     return OK

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marco_fast import __version__
 from marco_fast.data.filters import FILTERS, Limits, entry_of, refused_by
-from marco_fast.data.journal import FORMAT, Journal
+from marco_fast.data.journal import FORMAT, Journal, beside
 from marco_fast.data.questions_file import Asked, Questions
+from marco_fast.files import target_of
 from marco_fast.forest.result import Progress
 from marco_fast.search.config import SearchConfig
 
@@ -107,21 +108,26 @@ def default_batch(engine: "Engine", config: SearchConfig) -> int:
     return -(-engine.max_branches // config.parallel)
 
 
-def journal_of(out: Path) -> Path:
-    """The path of the journal that belongs to an output."""
-    return out.with_name(out.name + ".journal")
+def journal_of(out: str | os.PathLike[str]) -> Path:
+    """The path of the journal that belongs to an output, however a link names it."""
+    return beside(_target(out), ".journal")
 
 
-def check_output(out: Path, *, restart: bool = False) -> None:
+def _target(out: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(target_of(out, "the output"))
+    except ValueError as error:
+        raise ValueError(f"expected a file as output: {error}") from None
+
+
+def check_output(out: str | os.PathLike[str], *, restart: bool = False) -> None:
     """Refuses an output that a run would overwrite, before any work is done.
 
     Raises:
         ValueError: the output exists, has no journal of an unfinished run, and restart is False;
             or it is not a regular file.
     """
-    if out.exists() and not out.is_file():
-        raise ValueError(f"expected a file as output, got {str(out)!r}, which is none")
-    if out.exists() and not restart and not journal_of(out).exists():
+    if _target(out).exists() and not restart and not journal_of(out).exists():
         raise ValueError(
             f"expected an output that does not exist yet, got {str(out)!r}; "
             "--restart (restart=True) makes it anew"
@@ -130,7 +136,7 @@ def check_output(out: Path, *, restart: bool = False) -> None:
 
 def generate_data(
     questions: Questions,
-    out: Path,
+    out: str | os.PathLike[str],
     engine: "Engine",
     config: SearchConfig = SearchConfig(),  # noqa: B008 (frozen)
     *,
@@ -147,7 +153,7 @@ def generate_data(
 
     Args:
         questions: from read_questions; its bad lines are left out.
-        out: the JSONL file, written whole at the end.
+        out: the JSONL file, written whole at the end; the file behind it, if it is a link.
         engine, config: as solve() takes them. With max_seconds the same call gives other trees.
         limits: of the filters.
         batch: how many questions are searched together; by default as many as fill the decode
@@ -173,9 +179,9 @@ def generate_data(
     summary = DataSummary(len(questions.asked), len(questions.bad))
     header = _header(questions, engine, config, batch)
     with Journal(journal_of(out), header, restart=restart) as journal:
-        if journal.fresh and not restart and out.exists():
+        if journal.fresh and not restart and _target(out).exists():
             # A run that held the lock until now has just written the output.
-            os.unlink(journal.path)
+            journal.discard()
             check_output(out)
         seen = journal.resume([each.id for each in questions.asked], batch)
         for each in seen:
@@ -183,7 +189,7 @@ def generate_data(
         summary.resumed = summary.done
         _search(_Run(questions.asked, engine, config, limits, batch, progress, journal, summary))
         if summary.done == summary.questions:
-            journal.write_output(out, limits)
+            journal.write_output(_target(out), limits)
             summary.complete = True
     return summary
 

@@ -1,21 +1,38 @@
 """The journal of generate_data: the file from which an interrupted or killed run is continued."""
 
-import fcntl
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from marco_fast.data.filters import Limits, refused_by
+from filelock import FileLock, Timeout
 
-__all__ = ["FORMAT", "Journal"]
+from marco_fast.data.filters import Limits, refused_by
+from marco_fast.files import replacing, sync_folder, target_of
+
+__all__ = ["FORMAT", "Journal", "beside"]
 
 FORMAT = {"format": "marco-fast-journal", "version": 1}
+MOST_BYTES = 255  # in the name of a file
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The path with an ending; a name that becomes too long for a file is cut and gets a hash."""
+    name = os.fsencode(path.name)
+    if len(name) + len(ending) > MOST_BYTES:
+        mark = hashlib.sha256(name).hexdigest()[:16]
+        begin = name[: MOST_BYTES - len(mark) - len(ending)].decode(errors="ignore")
+        return path.with_name(begin + mark + ending)
+    return path.with_name(path.name + ending)
 
 
 class Journal:
     """A file with a header line and one line per entry, locked by one process at a time.
+
+    The lock is a file of its own beside it, since Windows lets nobody read what is locked.
 
     Args:
         path: of the file, which is created if it does not exist.
@@ -24,27 +41,52 @@ class Journal:
 
     Raises:
         ValueError: another process holds the lock, the file has another header, or it is not a
-            journal.
+            journal, nor any file.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, restart: bool) -> None:
+        target_of(path, "the journal")
         self.path, self.header = path, json.loads(json.dumps(header))
-        self.file = _lock(path)
         self.begin = 0  # byte at which the first entry begins
         self.fresh = False  # whether this object wrote the header
+        self.lock = _lock(path)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self.file = os.open(path, flags, 0o666)
+        except BaseException:
+            self._unlock()
+            raise
         try:
             if restart:
                 os.ftruncate(self.file, 0)
             self._check_header()
         except BaseException:
-            os.close(self.file)
+            self.close()
             raise
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.file)  # releases the lock
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and let other runs have it."""
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+        self._unlock()
+
+    def _unlock(self) -> None:
+        with contextlib.suppress(OSError):  # where it cannot be removed it stays, and is used again
+            os.remove(self.lock.lock_file)  # while it is ours
+        self.lock.release()
+
+    def discard(self) -> None:
+        """Remove the file; other runs are still kept out."""
+        os.close(self.file)  # Windows removes no open file
+        self.file = -1
+        os.unlink(self.path)
 
     def _check_header(self) -> None:
         line = next(self._lines(0), b"")
@@ -55,7 +97,7 @@ class Journal:
             os.ftruncate(self.file, 0)  # a run was killed while it wrote the header
             line = _dump(self.header)
             self._write(line)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
             self.fresh = True
         self.begin = len(line)
         try:
@@ -125,35 +167,29 @@ class Journal:
 
     def write_output(self, out: Path, limits: Limits) -> None:
         """Writes the lines that the filters keep, all or none, and removes the journal."""
-        temporary = out.with_name(out.name + ".tmp")  # only the holder of the lock writes it
-        with open(temporary, "wb") as file:
+        # Only the holder of the lock writes it, so that a run that is killed leaves one at most.
+        with replacing(out, beside(out, ".tmp")) as file:
             for line in self._lines(self.begin):
                 entry = json.loads(line)
                 if refused_by(entry["seen"], limits) is None:
                     file.write(_dump(entry["record"]))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-        _sync_folder(out.parent)  # before the journal goes, the output must survive a power loss
-        os.unlink(self.path)
-        _sync_folder(out.parent)
+        # The output now survives a loss of power, and the journal may go.
+        self.discard()
+        sync_folder(out.parent)
 
 
-def _lock(path: Path) -> int:
-    """Opens and locks a file; the system releases the lock when the process ends in any way."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
-                return file
-        except BlockingIOError:
-            os.close(file)
-            raise ValueError(
-                f"expected to be the only run that writes this output, got another one, which has "
-                f"locked {str(path)!r}"
-            ) from None
-        os.close(file)  # the run that held the lock has just finished and removed the file
+def _lock(path: Path) -> FileLock:
+    """The lock of a journal; the system releases it when the process ends in any way."""
+    lock = FileLock(beside(path, ".lock"), thread_local=False)
+    try:
+        # A moment, not none: a run that has just ended may have removed the file under our hands.
+        lock.acquire(timeout=0.1, poll_interval=0.02)
+    except Timeout:
+        raise ValueError(
+            f"expected to be the only run that writes this output, got another one, which has "
+            f"locked {str(path)!r}"
+        ) from None
+    return lock
 
 
 def _entry_of(line: bytes) -> dict[str, Any] | None:
@@ -172,12 +208,3 @@ def _dump(value: Mapping[str, Any]) -> bytes:
     for sign in ("\x85", "\u2028", "\u2029"):
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text.encode() + b"\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes files created, renamed or removed in a folder survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from marco_fast.engine.kv_cache import PagedKVCache
-from marco_fast.engine.loading.context import context_of, memory_of
+from marco_fast.engine.loading.context import context_of
 from marco_fast.engine.loading.load import load_model
+from marco_fast.engine.loading.memory import memory_of
 from marco_fast.engine.loading.tokenizer import eos_ids_of
 from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.engine.prompts import Prompts

@@ -206,19 +206,21 @@ class Forest:
     def on_step(self) -> bool:
         """Look at the budgets, give back what finished questions held, report."""
         now = time.perf_counter()
+        # Read once: what is set after this waits for the next step, which ends its branches.
+        interrupted = self.interrupted.is_set()
         for question in self.questions[self.first_open :]:
             if math.isnan(question.began):
                 break  # questions are opened in order
             if not question.released:
-                self._check_budgets(question, now)
+                self._check_budgets(question, now, interrupted)
         if self.tell_progress is not None and now - self.reported >= REPORT_SECONDS:
             self.reported = now
             self.tell_progress(self.report.progress())
-        return not self.interrupted.is_set()
+        return not interrupted
 
-    def _check_budgets(self, question: Question, now: float) -> None:
+    def _check_budgets(self, question: Question, now: float, interrupted: bool) -> None:
         search = question.search
-        reason = "interrupted" if self.interrupted.is_set() else question.over_budget(now)
+        reason = "interrupted" if interrupted else question.over_budget(now)
         if reason:
             self._stop(question, reason)
         elif not question.attempts and (search.asked >= self.config.expansions or search.exhausted):

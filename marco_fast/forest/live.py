@@ -1,9 +1,11 @@
 """The live view of a search on a terminal."""
 
+import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -14,7 +16,7 @@ from marco_fast.forest.result import Progress
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LiveView", "StderrView", "counters"]
+__all__ = ["LiveView", "SafeConsole", "StderrView", "counters"]
 
 
 def counters(progress: Progress) -> list[tuple[str, str]]:
@@ -35,20 +37,48 @@ def counters(progress: Progress) -> list[tuple[str, str]]:
     return rows
 
 
+class SafeConsole(Console):
+    """rich's console; what the environment says of its size is no reason to fail."""
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValueError:  # COLUMNS=² counts as digits
+            super().__init__(**options, width=80, height=25)
+        width, height = self.size
+        if width < 1 or height < 1:  # COLUMNS=0
+            self.size = ConsoleDimensions(width or 80, height or 25)
+
+    def on_broken_pipe(self) -> None:
+        """Not the end of the process, as rich has it: an error like any other."""
+        raise
+
+
 class StderrView:
     """A context manager that shows what show() was given last, and clears it at the end.
 
     Written to standard error, so that standard output holds results alone; silent where standard
-    error is not a terminal.
+    error is not a terminal that can move its cursor, and once it can no longer be written.
     """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.live = Live(console=self.console, transient=True, auto_refresh=False)
+        self.console = SafeConsole(stderr=True, highlight=False)
+        if not _isatty(sys.stderr) or self.console.is_dumb_terminal:  # whatever FORCE_COLOR says
+            self.console = SafeConsole(stderr=True, highlight=False, force_terminal=False)
+        self.live = Live(
+            console=self.console, transient=True, auto_refresh=False,
+            redirect_stdout=_isatty(sys.stdout),
+        )  # fmt: skip
+        self.failed = False
+
+    @property
+    def shown(self) -> bool:
+        """Whether anybody sees it."""
+        return self.console.is_terminal and not self.failed
 
     def __enter__(self) -> "Self":
-        if self.console.is_terminal:
-            self.live.start()
+        if self.shown:
+            self._draw(self.live.start)
         return self
 
     def __exit__(
@@ -57,20 +87,33 @@ class StderrView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
+        self._draw(self.live.stop)
 
-    def show(self, view: RenderableType) -> None:
-        """Takes the place of what was shown before."""
-        self.live.update(view, refresh=True)
+    def show(self, view: Callable[[], RenderableType]) -> None:
+        """What the function makes takes the place of what was shown before."""
+        if self.shown:
+            self._draw(lambda: self.live.update(view(), refresh=True))
+
+    def _draw(self, draw: Callable[[], None]) -> None:
+        """A view that cannot be drawn, such as on a terminal that is gone, stops no search."""
+        try:
+            draw()
+        except Exception:
+            self.failed = True
+
+
+def _isatty(stream: Any) -> bool:
+    try:
+        return stream is not None and bool(stream.isatty())
+    except (OSError, ValueError):
+        return False
 
 
 class LiveView(StderrView):
     """Shows each Progress that it is called with."""
 
     def __call__(self, progress: Progress) -> None:
-        if self.console.is_terminal:
-            self.show(self._render(progress))
+        self.show(lambda: self._render(progress))
 
     def _render(self, progress: Progress) -> Group:
         width = self.console.width

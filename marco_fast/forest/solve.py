@@ -1,13 +1,12 @@
 """solve(): a question, an engine and a search in one call."""
 
 import contextlib
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import overload
 
 from marco_fast.engine.engine import Engine
 from marco_fast.forest.forest import Forest, ProgressFunction
+from marco_fast.forest.interrupts import interrupts
 from marco_fast.forest.result import SearchResult
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import Chat, as_messages, untemplated_prompt
@@ -97,23 +96,3 @@ def _watch(progress: bool | ProgressFunction) -> Iterator[ProgressFunction | Non
             yield view
     else:
         yield progress or None
-
-
-@contextlib.contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that no decode step is cut in half; a second one raises."""
-    event = threading.Event()
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield event  # in another thread, or where somebody else handles Ctrl-C, it stays theirs
-        return
-
-    def on_interrupt(*_: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,14 +1,11 @@
-"""How long a path may be, and how much memory there is for its KV."""
+"""How long a path may be."""
 
-import os
 import warnings
 from typing import Any, NamedTuple
 
-import torch
-
 from marco_fast.errors import ModelError
 
-__all__ = ["context_of", "limit_of", "memory_of"]
+__all__ = ["context_of", "limit_of"]
 
 
 class Window(NamedTuple):
@@ -108,10 +105,3 @@ def context_of(config: Any, name: str, context: int | None, kv_tokens: int | Non
             f"{name!r} runs within {cause}: a path may have {longest} tokens{of}", stacklevel=4
         )
     return longest
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory of the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
