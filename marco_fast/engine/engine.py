@@ -10,6 +10,8 @@ import torch
 from jinja2 import TemplateError
 
 from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.engine.loading.attention_shape import attention_shape
+from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import context_of, memory_of
 from marco_fast.engine.loading.load import eos_ids_of, load_model
 from marco_fast.engine.native_runner import NativeRunner
@@ -48,6 +50,7 @@ class Engine:
         max_branches: int = 64,
         kv_tokens: int | None = None,
         page_size: int = 16,
+        check: bool = True,
     ) -> None:
         if max_branches < 1:
             raise ValueError(f"expected max_branches of at least 1, got {max_branches}")
@@ -56,14 +59,18 @@ class Engine:
         config = model.config
         self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
         self.max_branches = max_branches
-        self.num_heads = config.num_attention_heads
-        self.num_kv_heads = getattr(config, "num_key_value_heads", None) or self.num_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.device, self.dtype = model.device, model.dtype
         self.context = context_of(config, kv_tokens)
-        self.cache = self._make_cache(config.num_hidden_layers, kv_tokens, page_size)
-        native = NativeRunner.of(model, self.cache)
-        self.runner: Runner = native or TransformersRunner(model, self.cache)
+        shape = attention_shape(model, self.context)
+        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
+        self.head_dim = shape.head_dim
+        self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size)
+        plain = ForwardCheck(model, tokenizer, self.cache, self.context) if check else None
+        self.runner: Runner = NativeRunner.of(model, self.cache) or TransformersRunner(
+            model, self.cache, num_heads=self.num_heads, context=self.context
+        )
+        if plain:
+            plain.compare(self.runner)
         table = token_bytes(tokenizer)
         # ids that only pad the model's vocabulary stand for nothing
         self.token_bytes = table + [b""] * (config.vocab_size - len(table))
@@ -79,6 +86,7 @@ class Engine:
         dtype: torch.dtype | str | None = None,
         max_branches: int = 64,
         kv_tokens: int | None = None,
+        check: bool = True,
     ) -> "Engine":
         """Load a model.
 
@@ -91,15 +99,17 @@ class Engine:
             max_branches: branches decoded in one batch, at least 1.
             kv_tokens: capacity of the KV cache in tokens; by default max_branches whole contexts,
                 as far as a quarter of the device's memory goes.
+            check: compare the logprobs of one short path with those of transformers alone.
 
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
-                code, quantised weights, a sliding window shorter than the context, attention that
-                is not softmax alone.
+                code, quantised weights, a sliding window shorter than the context, layers that are
+                not softmax attention over what the cache holds, or the check found other logprobs.
             ValueError: an option is out of its range.
         """
         model, tokenizer = load_model(path, device, dtype)
-        return cls(model, tokenizer, name=str(path), max_branches=max_branches, kv_tokens=kv_tokens)
+        options: dict[str, Any] = {"max_branches": max_branches, "kv_tokens": kv_tokens}
+        return cls(model, tokenizer, name=str(path), check=check, **options)
 
     def _make_cache(self, layers: int, kv_tokens: int | None, page_size: int) -> PagedKVCache:
         token_size = 2 * layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
