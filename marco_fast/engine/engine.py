@@ -10,6 +10,7 @@ import torch
 from jinja2 import TemplateError
 
 from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.engine.loading.architectures import check_architecture
 from marco_fast.engine.loading.attention_shape import attention_shape
 from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import context_of, memory_of
@@ -57,6 +58,7 @@ class Engine:
         if kv_tokens is not None and kv_tokens < page_size:
             raise ValueError(f"expected kv_tokens of at least {page_size}, got {kv_tokens}")
         config = model.config
+        check_architecture(config)
         self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
         self.max_branches = max_branches
         self.device, self.dtype = model.device, model.dtype

@@ -43,7 +43,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note": {"text_config": {"model_type": "dots3_note_text"}},
+    "dots3_note": {
+        "audio_config": {},
+        "text_config": {"model_type": "dots3_note_text"},
+        "vision_config": {},
+    },
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma4_assistant": {
         "text_config": {

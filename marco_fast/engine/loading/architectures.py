@@ -6,6 +6,7 @@ What a configuration does not tell, `attention_shape` and `PlainPaths` find when
 from typing import Any
 
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from marco_fast.errors import ModelError
 
@@ -149,8 +150,8 @@ def _class(config: Any) -> str | None:
     """What reads in both directions, and classes whose attention cannot be swapped."""
     if getattr(config, "use_bidirectional_attention", None) is True:
         return "which reads in both directions (use_bidirectional_attention)"
-    encoders = tuple(transformers.MODEL_FOR_MASKED_LM_MAPPING)
-    if isinstance(config, encoders) and not getattr(config, "is_decoder", False):
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if encoder and not getattr(config, "is_decoder", False):
         return "an encoder, which reads in both directions (is_decoder is false)"
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     swaps = getattr(known.get(type(config), None), "_can_set_attn_implementation", None)

@@ -13,7 +13,7 @@ from marco_fast.engine.runner import Runner, TreeBatch, plan_segments
 from marco_fast.engine.transformers_runner import ATTENTION_NAME, set_attention
 from marco_fast.errors import ModelError
 
-__all__ = ["TOLERANCE", "ForwardCheck", "distance", "named_errors"]
+__all__ = ["ForwardCheck", "distance", "looked_at", "tolerance"]
 
 TEXT = (
     "A train leaves at nine in the morning and needs 3 hours and 20 minutes. "
@@ -62,11 +62,10 @@ class ForwardCheck:
         own = model.config._attn_implementation
         # An engine that had the model before has left its attention there.
         plain = "eager" if own == ATTENTION_NAME else own
-        with torch.inference_mode(), set_attention(model, plain), named_errors(model):
+        with set_attention(model, plain), looked_at(model):
             logits = model(input_ids=tokens, use_cache=False).logits[:, -steps:]
         self.logprobs = logits.float().log_softmax(-1)  # [branches, steps, V]
 
-    @torch.inference_mode()
     def compare(self, runner: Runner) -> None:
         """Compute the same by a runner, in the pages of its cache, which keeps no trace of it.
 
@@ -77,12 +76,12 @@ class ForwardCheck:
         # The same pages with bookkeeping of their own: a search then gets the first node and page.
         runner.cache = copy.deepcopy(cache, {id(cache.k): cache.k, id(cache.v): cache.v})
         try:
-            with named_errors(self.model):
+            with looked_at(self.model):
                 errors = self._errors(runner, runner.cache)
         finally:
             runner.cache = cache
         apart = distance(errors, self.logprobs)
-        if not apart <= TOLERANCE[self.model.dtype]:  # NaN is apart, too
+        if not apart <= tolerance(self.model.dtype):  # NaN is apart, too
             name, largest = self.model.config.model_type, errors.abs().max().item()
             raise ModelError(
                 f"expected the logprobs of {name!r} as transformers computes them, got others by "
@@ -112,11 +111,22 @@ class ForwardCheck:
         return torch.stack(errors, 1)
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest `distance` of a right model of that dtype."""
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        dtype = torch.bfloat16  # products may be rounded as far
+    return TOLERANCE.get(dtype, 0.0)
+
+
 @contextmanager
-def named_errors(model: Any) -> Iterator[None]:
-    """What a model's forward pass raises inside becomes a ModelError of one line."""
+def looked_at(model: Any) -> Iterator[None]:
+    """What a model's forward pass raises inside becomes a ModelError of one line.
+
+    Inside it computes in its own dtype, whatever the caller has set.
+    """
     try:
-        yield
+        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+            yield
     except Exception as error:  # models raise many kinds; each names its cause
         name = model.config.model_type
         cause = (str(error).strip() or repr(error)).splitlines()[0]
