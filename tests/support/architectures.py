@@ -36,6 +36,7 @@ SIZES: dict[str, Any] = {
     "vocab_size_per_layer_input": 512,
 }
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks")
+KINDS = ("layer_types", "layers_block_type")  # properties of some configurations
 # What the validation of some configurations wants beside small sizes.
 NEEDED: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
@@ -99,7 +100,7 @@ def _shrunk(default: Any) -> dict[str, Any]:
     fields = default.to_dict()
     small = {name: size for name, size in SIZES.items() if _is_size(fields.get(name, ""))}
     small = {name: size for name, size in small.items() if size != WINDOW or fields[name]}
-    layers = _layers(fields)
+    layers = _layers([*fields.values(), *(getattr(default, name, 0) for name in KINDS)])
     depth = next((fields[name] for name in LAYERS if name in fields), None)
     for name, value in fields.items():
         if name in LAYERS:
@@ -121,9 +122,9 @@ def _is_size(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _layers(fields: dict[str, Any]) -> int:
+def _layers(values: list[Any]) -> int:
     """So many that every kind of layer of the default pattern occurs."""
-    lists = [value for value in fields.values() if isinstance(value, list)]
+    lists = [value for value in values if isinstance(value, list | tuple)]
     kinds = [value for value in lists if all(isinstance(each, str) for each in value)]
     return max([2, *(1 + value.index(each) for value in kinds for each in value)])
 
@@ -186,4 +187,4 @@ def _engine(folder: Path) -> Engine:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or repr(error)
+    return (" ".join(str(error).split()) or repr(error))[:300]
