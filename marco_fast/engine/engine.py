@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from marco_fast.engine.kv_cache import PagedKVCache
-from marco_fast.engine.loading.context import context_of
+from marco_fast.engine.loading.architectures import check_architecture
+from marco_fast.engine.loading.attention_shape import attention_shape
+from marco_fast.engine.loading.check import ForwardCheck
+from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
 from marco_fast.engine.loading.memory import memory_of
 from marco_fast.engine.loading.tokenizer import eos_ids_of
@@ -52,24 +55,32 @@ class Engine:
         context: int | None = None,
         kv_tokens: int | None = None,
         page_size: int = 16,
+        check: bool = True,
     ) -> None:
         if max_branches < 1:
             raise ValueError(f"expected max_branches of at least 1, got {max_branches}")
         if kv_tokens is not None and kv_tokens < page_size:
             raise ValueError(f"expected kv_tokens of at least {page_size}, got {kv_tokens}")
         config = model.config
+        check_architecture(config)
         self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
         self.max_branches = max_branches
-        self.num_heads = config.num_attention_heads
-        self.num_kv_heads = getattr(config, "num_key_value_heads", None) or self.num_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.device, self.dtype = model.device, model.dtype
-        self.context = context_of(config, name, context, kv_tokens)
-        self.cache = self._make_cache(config.num_hidden_layers, kv_tokens, page_size)
+        self.context = context_of(limit_of(config), name, context, kv_tokens)
+        shape = attention_shape(model, self.context)
+        if shape.reach < self.context:  # a window that the configuration calls by another name
+            self.context = context_of(Limit(shape.reach, REACH), name, context, kv_tokens)
+        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
+        self.head_dim = shape.head_dim
+        self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size)
         if context is None:  # no path is longer than all that the cache holds
             self.context = min(self.context, self.cache.num_pages * page_size)
-        native = NativeRunner.of(model, self.cache)
-        self.runner: Runner = native or TransformersRunner(model, self.cache)
+        plain = ForwardCheck(model, tokenizer, self.cache, self.context) if check else None
+        self.runner: Runner = NativeRunner.of(model, self.cache) or TransformersRunner(
+            model, self.cache, num_heads=self.num_heads, context=self.context
+        )
+        if plain:
+            plain.compare(self.runner)
         table = token_bytes(tokenizer)
         # ids that only pad the model's vocabulary stand for nothing
         self.token_bytes = table + [b""] * (config.vocab_size - len(table))
@@ -87,6 +98,7 @@ class Engine:
         max_branches: int = 64,
         context: int | None = None,
         kv_tokens: int | None = None,
+        check: bool = True,
     ) -> "Engine":
         """Load a model.
 
@@ -103,18 +115,20 @@ class Engine:
                 holds. A longer path than the KV cache holds ends where the cache is full.
             kv_tokens: capacity of the KV cache in tokens, all branches together; by default
                 max_branches whole contexts, as far as a quarter of the device's memory goes.
+            check: compare the logprobs of one short path with those of transformers alone.
 
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
                 code, quantised weights, tensors that are missing or of no use, a tokenizer of
-                another model, attention that is not softmax alone.
+                another model, layers that are not softmax attention over what the cache holds, or
+                the check found other logprobs.
             ValueError: an option is out of its range, a context is longer than the model's, or the
                 path is not Unicode.
         """
         model, tokenizer = load_model(path, device, dtype)
         return cls(
-            model, tokenizer, name=str(path),
-            max_branches=max_branches, context=context, kv_tokens=kv_tokens,
+            model, tokenizer, name=str(path), max_branches=max_branches,
+            context=context, kv_tokens=kv_tokens, check=check,
         )  # fmt: skip
 
     def _make_cache(self, layers: int, kv_tokens: int | None, page_size: int) -> PagedKVCache:

@@ -1,9 +1,13 @@
 """TransformersRunner: a Hugging Face model, its attention swapped by name in two registries.
 
-A forward pass carries an object (`marco_batch=`) down to every attention layer. The object knows
-the pages and the plan; the layers know nothing of trees.
+While a forward pass runs, an object computes the attention of every layer. The object knows the
+pages and the plan; the layers know nothing of trees. It is not an argument of the forward pass:
+some models hand no options down to their layers.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +19,12 @@ from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.errors import ModelError
 from marco_fast.ops import SampledTokens, append_kv, sample_confidence, tree_attention
 
-__all__ = ["ATTENTION_NAME", "TransformersRunner"]
+__all__ = ["ATTENTION_NAME", "Attention", "Mask", "TransformersRunner", "forward", "set_attention"]
 
 ATTENTION_NAME = "marco_tree"
+OWN_MASK = "expected plain causal attention, got a mask that the model makes itself"
+# What models hand to attention and what changes no result, whatever its value.
+HARMLESS = {"output_attentions", "output_router_logits", "position_ids", "use_cache"}
 
 
 class TransformersRunner:
@@ -28,12 +35,11 @@ class TransformersRunner:
         cache: where K and V are kept.
     """
 
-    def __init__(self, model: Any, cache: PagedKVCache) -> None:
+    def __init__(self, model: Any, cache: PagedKVCache, *, num_heads: int, context: int) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
         self.model, self.cache = model, cache
-        self.num_heads: int = model.config.num_attention_heads
+        self.num_heads, self.context = num_heads, context
 
-    @torch.inference_mode()
     def sample(
         self,
         token_ids: torch.Tensor,
@@ -42,17 +48,14 @@ class TransformersRunner:
         options: dict[str, Any],
     ) -> SampledTokens:
         """As Runner.sample, from the logits of the model's own head."""
-        output = self.model(
-            input_ids=token_ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            marco_batch=TreeAttention(self.cache, batch),
-        )
+        attention = TreeAttention(self.cache, batch, self.context)
+        output = forward(self.model, token_ids[None], positions[None], attention)
         return sample_confidence(output.logits[0], **options)
 
     def write_kv(self, token_ids: list[int], positions: list[int], batch: TreeBatch) -> None:
         """As Runner.write_kv."""
-        self._layers(token_ids, torch.tensor(positions), TreeAttention(self.cache, batch))
+        attention = TreeAttention(self.cache, batch, self.context)
+        self._layers(token_ids, torch.tensor(positions), attention)
 
     def compute(self, segment: Segment, slots: torch.Tensor, rows: int) -> None:
         """As Runner.compute: a prompt by PyTorch's attention, other segments as they were decoded.
@@ -68,35 +71,66 @@ class TransformersRunner:
             end = min(begin + PREFILL_BATCH, len(segment.tokens))
             positions = torch.arange(segment.start + begin, segment.start + end)
             path = path_slots[: segment.start + end]
-            attention = PromptAttention(self.cache, slots[begin:end], path)
+            attention = PromptAttention(self.cache, slots[begin:end], path, self.context)
             self._layers(segment.tokens[begin:end], positions, attention)
 
-    @torch.inference_mode()
     def _layers(self, token_ids: list[int], positions: torch.Tensor, attention: Any) -> None:
-        """The model without its head: K and V are all that is wanted."""
+        """The model without its head, where it can do without: K and V are all that is wanted."""
         device = self.cache.device
-        base = getattr(self.model, self.model.base_model_prefix)
-        base(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=positions.to(device)[None],
-            use_cache=False,
-            marco_batch=attention,
-        )
+        ids = torch.tensor([token_ids], device=device)
+        forward(self.model.base_model, ids, positions.to(device)[None], attention)
 
 
 class Attention(Protocol):
-    """What a forward pass hands to its attention layers."""
+    """What computes the attention of a forward pass.
+
+    Attributes:
+        context: positions that a path may have.
+    """
+
+    context: int
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor: ...
 
 
+@torch.inference_mode()
+def forward(
+    model: Any, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention
+) -> Any:
+    """One forward pass whose attention is swapped.
+
+    Args:
+        model: it has the attention "marco_tree".
+        token_ids: [B, T] int64.
+        positions: [1, T] int64.
+        attention: what computes it.
+    """
+    before = _RUNNING.set(attention)
+    try:
+        return model(input_ids=token_ids, position_ids=positions, use_cache=False)
+    finally:
+        _RUNNING.reset(before)
+
+
+@contextmanager
+def set_attention(model: Any, name: str) -> Iterator[None]:
+    """The model has attention of that name inside, and its own again afterwards."""
+    own = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
+
+
 class TreeAttention:
     """One forward pass of a TreeBatch, by tree attention."""
 
-    def __init__(self, cache: PagedKVCache, batch: TreeBatch) -> None:
+    def __init__(self, cache: PagedKVCache, batch: TreeBatch, context: int) -> None:
         self.cache, self.plan, self.slots = cache, batch.plan, batch.slots
+        self.context = context
         self.out: torch.Tensor | None = None
 
     def attend(
@@ -120,10 +154,13 @@ class PromptAttention:
         cache: where K and V are kept.
         slots: [n] int64, the slots of the n tokens of this pass.
         path_slots: [t] int64, the slots of every token from the root to the last of them.
+        context: positions that a path may have.
     """
 
-    def __init__(self, cache: PagedKVCache, slots: torch.Tensor, path_slots: torch.Tensor) -> None:
-        self.cache, self.slots = cache, slots
+    def __init__(
+        self, cache: PagedKVCache, slots: torch.Tensor, path_slots: torch.Tensor, context: int
+    ) -> None:
+        self.cache, self.slots, self.context = cache, slots, context
         self.pages = path_slots // cache.page_size
         self.offsets = path_slots % cache.page_size
         new, total = len(slots), len(path_slots)
@@ -143,12 +180,16 @@ class PromptAttention:
         out = torch.nn.functional.scaled_dot_product_attention(
             q, keys, values, attn_mask=self.mask, is_causal=self.mask is None, scale=scale
         )
-        return out.transpose(1, 2)
+        return out.transpose(1, 2).contiguous()
 
     def _gather(self, cache: torch.Tensor, group: int) -> torch.Tensor:
         """[1, num_heads, t, head_dim] of the whole path."""
         path = cache[self.pages, :, self.offsets].transpose(0, 1)
         return path.repeat_interleave(group, dim=0).unsqueeze(0)
+
+
+# The attention of the forward pass that runs in this context, which is one thread's.
+_RUNNING: ContextVar[Attention | None] = ContextVar(ATTENTION_NAME, default=None)
 
 
 def _attend(
@@ -158,25 +199,65 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
-    marco_batch: Attention | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    if marco_batch is None:
+    attention = _RUNNING.get()
+    if attention is None:
         raise ModelError(
-            f"expected marco_batch= in the forward call of a model whose attention is "
-            f"{ATTENTION_NAME!r}, got none: run the model through marco_fast.Engine"
+            f"expected a model whose attention is {ATTENTION_NAME!r} to be called by its engine, "
+            "got a call of its own: run it through marco_fast.Engine"
         )
-    for name in ("softcap", "s_aux"):
-        if options.get(name) is not None:
-            raise ModelError(f"expected softmax attention alone, got a model that uses {name!r}")
-    if attention_mask is not None:
-        raise ModelError("expected no attention mask: the plan alone says what a token sees")
+    if isinstance(attention_mask, Mask):
+        attention.note_mask(attention_mask)
+    elif attention_mask is not None:
+        raise ModelError(OWN_MASK)
+    options.setdefault("is_causal", getattr(module, "is_causal", None))
+    for name, option in options.items():
+        if option is not None and not _is_harmless(name, option, attention.context):
+            shown = f" ({option})" if isinstance(option, int | float) else ""
+            raise ModelError(f"expected plain causal attention, got {name!r}{shown} of the model")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return marco_batch.attend(layer, query, key, value, scale), None
+    return attention.attend(layer, query, key, value, scale), None
+
+
+def _is_harmless(name: str, option: Any, context: int) -> bool:
+    """Whether what a model hands to its attention changes nothing."""
+    if name == "is_causal":
+        return option is True
+    if name == "dropout":
+        return option == 0
+    if name in ("sliding_window", "chunk_size", "attention_chunk_size"):
+        return option >= context
+    return name in HARMLESS
+
+
+class Mask:
+    """Stands for a mask while a model is looked at.
+
+    Attributes:
+        sees: `sees(b, h, q, k)`: whether token q may see token k; tensors of indices.
+    """
+
+    def __init__(self, sees: Callable[..., torch.Tensor]) -> None:
+        self.sees = sees
+
+    def __getitem__(self, part: Any) -> "Mask":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        raise ModelError(OWN_MASK)
+
+    def __radd__(self, other: Any) -> Any:
+        raise ModelError(OWN_MASK)
+
+
+def _mask(*args: Any, mask_function: Any = None, **options: Any) -> Mask | None:
+    """No mask: the plan alone says what a token sees. Attention that takes note gets a `Mask`."""
+    noted = hasattr(_RUNNING.get(), "note_mask")
+    return Mask(mask_function) if noted and mask_function else None
 
 
 # Both registries: a mask name that is not registered silently turns masks into None.
 AttentionInterface.register(ATTENTION_NAME, _attend)
-AttentionMaskInterface.register(ATTENTION_NAME, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(ATTENTION_NAME, _mask)

@@ -217,7 +217,10 @@ def test_a_prompt_of_one_token(qwen2):
 
 def test_the_attention_alone_says_what_it_needs(qwen2, monkeypatch):
     monkeypatch.setattr(NativeRunner, "of", lambda model, cache: None)
-    with Engine.from_pretrained(qwen2) as engine, pytest.raises(ModelError, match="marco_batch"):
+    with (
+        Engine.from_pretrained(qwen2) as engine,
+        pytest.raises(ModelError, match="got a call of its own"),
+    ):
         engine.model(input_ids=torch.tensor([[1, 2]]), use_cache=False)
 
 

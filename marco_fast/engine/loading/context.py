@@ -3,9 +3,7 @@
 import warnings
 from typing import Any, NamedTuple
 
-from marco_fast.errors import ModelError
-
-__all__ = ["context_of", "limit_of"]
+__all__ = ["REACH", "Limit", "context_of", "limit_of"]
 
 
 class Window(NamedTuple):
@@ -20,6 +18,7 @@ class Window(NamedTuple):
 
 
 POSITIONS = "the positions"
+REACH = "the reach of its layers"
 SCALED_ROPE = "the length up to which its RoPE is not scaled"
 WINDOWS = {
     "sliding_window": Window("sliding", "its sliding window"),
@@ -42,8 +41,6 @@ def limit_of(config: Any) -> Limit:
     keys that are stored once stay right as long as the rotation of a position does not depend on
     the length of the path.
 
-    Raises:
-        ModelError: the configuration holds no such length.
     """
     fields = ("max_position_embeddings", *WINDOWS)
     lengths = {name: getattr(config, name, None) for name in fields}
@@ -59,11 +56,6 @@ def limit_of(config: Any) -> Limit:
         if isinstance(size, int) and size > 0
     ]
     limits += [Limit(size, SCALED_ROPE) for size in _rope_lengths(config)]
-    if not limits:
-        raise ModelError(
-            f"expected max_position_embeddings in the configuration of {config.model_type!r}, "
-            "got none: nothing says how long a path may be"
-        )
     return min(limits)
 
 
@@ -79,17 +71,17 @@ def _rope_lengths(config: Any) -> list[int]:
     ]
 
 
-def context_of(config: Any, name: str, context: int | None, kv_tokens: int | None) -> int:
+def context_of(limit: Limit, name: str, context: int | None, kv_tokens: int | None) -> int:
     """The longest path in tokens; a warning says when a window alone makes it shorter.
 
     Args:
-        config: the model's. name: the model's, for messages.
+        limit: the model's. name: the model's, for messages.
         context: what the caller asked for. kv_tokens: what the cache is to hold.
 
     Raises:
         ValueError: the context is not in the range of the model.
     """
-    longest, cause = limit_of(config)
+    longest, cause = limit
     if context is not None:
         if not 2 <= context <= longest:
             raise ValueError(
@@ -99,9 +91,7 @@ def context_of(config: Any, name: str, context: int | None, kv_tokens: int | Non
     if kv_tokens is not None and kv_tokens <= longest:
         return kv_tokens
     if cause != POSITIONS:
-        positions = getattr(config, "max_position_embeddings", None)
-        of = "" if positions is None else f" of the {positions} positions"
         warnings.warn(
-            f"{name!r} runs within {cause}: a path may have {longest} tokens{of}", stacklevel=4
+            f"{name!r} runs within {cause}: a path may have {longest} tokens", stacklevel=4
         )
     return longest
