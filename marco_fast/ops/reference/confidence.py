@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from marco_fast.ops.isolation import isolated
 from marco_fast.ops.reference.philox import philox_uniform
 
 __all__ = [
@@ -89,6 +90,10 @@ def softmax_of(z: torch.Tensor, temperature: torch.Tensor) -> Softmax:
     largest = z.amax(-1, keepdim=True)
     # Entries of +inf equal the maximum and share the probability; a row without any logit has none.
     shifted = torch.where(z == largest, 0.0, z - largest) / temperature[:, None]
+    # A difference beyond the largest number may have a logprob: each is divided alone.
+    beyond = (shifted == -torch.inf) & z.isfinite() & largest.isfinite()
+    apart = z / temperature[:, None] - largest / temperature[:, None]
+    shifted = torch.where(beyond, apart, shifted)
     shifted = shifted.masked_fill(largest == -torch.inf, -torch.inf)
     masses = shifted.exp()
     total = masses.sum(-1, keepdim=True)
@@ -129,6 +134,7 @@ def score_of(
     )
 
 
+@isolated
 def topk_confidence(
     logits: torch.Tensor,
     token_ids: torch.Tensor,
@@ -200,6 +206,7 @@ def _per_row(value: float | torch.Tensor, rows: torch.Tensor, dtype: torch.dtype
     return torch.as_tensor(value, dtype=dtype, device=rows.device).expand(len(rows))
 
 
+@isolated
 def sample_confidence(
     logits: torch.Tensor,
     *,
@@ -276,6 +283,7 @@ def lm_head_records(
     )
 
 
+@isolated
 def lm_head_confidence(
     hidden: torch.Tensor,
     weight: torch.Tensor,
