@@ -17,6 +17,7 @@ from marco_fast.engine.runner import Runner, TreeBatch
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.engine.transformers_runner import TransformersRunner
 from marco_fast.ops import SampledTokens
+from marco_fast.ops.isolation import isolated
 
 __all__ = ["Engine"]
 
@@ -39,6 +40,7 @@ class Engine:
         token_bytes: UTF-8 bytes of each token id. eos_ids: ids that end a sequence.
     """
 
+    @isolated
     def __init__(
         self,
         model: Any,
@@ -71,6 +73,7 @@ class Engine:
         self.lock = threading.Lock()
 
     @classmethod
+    @isolated
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
@@ -145,6 +148,7 @@ class Engine:
                 ) from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    @isolated
     @torch.inference_mode()
     def sample(
         self,

@@ -128,9 +128,7 @@ class MergedShards:
             token[some] = at + record.vocab_begin
             logit[some] = z.gather(1, at[:, None])[:, 0]
 
-    def logits_of_shard(
-        self, logits_of: LogitsOf, shard: int, rows: torch.Tensor
-    ) -> torch.Tensor:
+    def logits_of_shard(self, logits_of: LogitsOf, shard: int, rows: torch.Tensor) -> torch.Tensor:
         """What the caller's function gives, checked."""
         z = float_tensor("what logits_of returns", logits_of(shard, rows))
         shape = (len(rows), self.records[shard].entries)

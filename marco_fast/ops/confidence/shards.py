@@ -159,8 +159,14 @@ def tensors_of(records: LMHeadRecords) -> LMHeadRecords:
     """
     if not isinstance(records, LMHeadRecords):
         raise ValueError(f"expected what lm_head_records returns, got {type(records).__name__}")
-    names = ("top", "sums", "infs", "nans", "topk_logits", "topk_ids")
-    return records._replace(**{name: tensor_of(name, getattr(records, name)) for name in names})
+    return records._replace(
+        top=tensor_of("top", records.top),
+        sums=tensor_of("sums", records.sums),
+        infs=tensor_of("infs", records.infs),
+        nans=tensor_of("nans", records.nans),
+        topk_logits=tensor_of("topk_logits", records.topk_logits),
+        topk_ids=tensor_of("topk_ids", records.topk_ids),
+    )
 
 
 def _check_shards(records: Sequence[LMHeadRecords], top_k: int) -> int:

@@ -8,21 +8,10 @@ from marco_fast.ops.isolation import isolated
 from marco_fast.ops.reference.philox import philox_uniform
 
 __all__ = [
-    "GREEDY_TEMPERATURE",
-    "LOG2_E",
-    "LMHeadRecords",
-    "SampledTokens",
-    "TopKConfidence",
-    "add_to_paths",
-    "clean",
-    "first_beyond",
-    "lm_head_confidence",
-    "lm_head_records",
-    "sample_confidence",
-    "score_of",
-    "softmax_of",
-    "topk_confidence",
-]
+    "GREEDY_TEMPERATURE", "LOG2_E", "LMHeadRecords", "SampledTokens", "TopKConfidence",
+    "add_to_paths", "clean", "first_beyond", "lm_head_confidence", "lm_head_records",
+    "sample_confidence", "score_of", "softmax_of", "topk_confidence",
+]  # fmt: skip
 
 
 GREEDY_TEMPERATURE = 1e-5  # below it a draw is the largest
@@ -89,11 +78,10 @@ def clean(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch
 def softmax_of(z: torch.Tensor, temperature: torch.Tensor) -> Softmax:
     largest = z.amax(-1, keepdim=True)
     # Entries of +inf equal the maximum and share the probability; a row without any logit has none.
-    shifted = torch.where(z == largest, 0.0, z - largest) / temperature[:, None]
-    # A difference beyond the largest number may have a logprob: each is divided alone.
-    beyond = (shifted == -torch.inf) & z.isfinite() & largest.isfinite()
-    apart = z / temperature[:, None] - largest / temperature[:, None]
-    shifted = torch.where(beyond, apart, shifted)
+    scale = temperature[:, None]
+    gap = torch.where(z == largest, 0.0, z - largest)
+    # Where the difference of two logits is beyond the largest number, each is divided alone.
+    shifted = torch.where(gap == -torch.inf, z / scale - largest / scale, gap / scale)
     shifted = shifted.masked_fill(largest == -torch.inf, -torch.inf)
     masses = shifted.exp()
     total = masses.sum(-1, keepdim=True)
