@@ -265,4 +265,5 @@ def _head_norms(attention: Any) -> tuple[Any, Any]:
 
 def _forget(linear: torch.nn.Linear) -> None:
     """Gives a layer's weights up: they are packed elsewhere."""
-    linear.weight = torch.nn.Parameter(torch.empty(0, device="cpu"), requires_grad=False)
+    nothing = torch.empty(0, dtype=linear.weight.dtype, device="cpu")
+    linear.weight = torch.nn.Parameter(nothing, requires_grad=False)

@@ -85,8 +85,9 @@ class PageTable(NodeTable):
 
         Their slots are those of `slots_ahead`. Raises as it does.
         """
-        n = checked_tokens(n)
-        self._lengths[self._reserved_entries(nodes, n)] += n
+        entries = self._reserved_entries(nodes, n)
+        if len(entries):  # of none, any count
+            self._lengths[entries] += checked_tokens(n)
 
     def truncate(self, node: int, n: int) -> None:
         """Keeps the first n tokens of `node` and frees its pages beyond them, reserved ones too.

@@ -14,7 +14,7 @@ from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.errors import ModelError
 from marco_fast.ops import SampledTokens, append_kv, sample_confidence, tree_attention
-from marco_fast.ops.isolation import isolated
+from marco_fast.ops.isolation import exact_products, isolated
 
 __all__ = ["ATTENTION_NAME", "TransformersRunner"]
 
@@ -35,6 +35,7 @@ class TransformersRunner:
         self.num_heads: int = model.config.num_attention_heads
 
     @isolated
+    @exact_products
     @torch.inference_mode()
     def sample(
         self,
@@ -77,6 +78,7 @@ class TransformersRunner:
             attention = PromptAttention(self.cache, slots[begin:end], path)
             self._layers(segment.tokens[begin:end], positions, attention)
 
+    @exact_products
     @torch.inference_mode()
     def _layers(self, token_ids: list[int], positions: torch.Tensor, attention: Any) -> None:
         """The model without its head: K and V are all that is wanted."""

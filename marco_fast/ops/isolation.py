@@ -3,18 +3,20 @@
 A default device and `with torch.device(...)` are modes of torch functions; FakeTensorMode is a mode
 of dispatch, as users have of their own; the transforms of torch.func wrap every new tensor;
 autocast rounds products. All of them belong to the thread. Inside an `isolated` function none of
-them is on, and afterwards all are as before.
+them is on, and afterwards all are as before. How float32 products are rounded belongs to the
+process: `exact_products`.
 """
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["isolated"]
+__all__ = ["exact_products", "isolated"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,3 +68,63 @@ def _without_function_modes() -> Iterator[None]:
     finally:
         for mode in reversed(modes):
             torch._C._push_on_torch_function_stack(mode)
+
+
+class _Exactness:
+    """float32 products in float32 while any thread is inside: the setting is the whole process's.
+
+    The last one out puts back what the first one in found.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.put_back: list[Callable[[], object]] = []
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.put_back = _settings_of_exactness()
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                for put_back in self.put_back:
+                    put_back()
+
+
+def _settings_of_exactness() -> list[Callable[[], object]]:
+    """Sets float32 products to float32; what puts the process's own setting back."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # each backend has a setting of its own, which this one cannot tell
+        found: list[Callable[[], object]] = []
+        each: Any
+        for each in (torch.backends.mkldnn, torch.backends.cuda):
+            each = each.matmul
+            found.append(functools.partial(setattr, each, "fp32_precision", each.fp32_precision))
+            each.fp32_precision = "ieee"
+        return found
+    if before == "highest":
+        return []
+    torch.set_float32_matmul_precision("highest")
+    return [functools.partial(torch.set_float32_matmul_precision, before)]
+
+
+_exactness = _Exactness()
+
+
+def exact_products(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with float32 products in float32: no TF32, no bfloat16."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        _exactness.enter()
+        try:
+            return function(*args, **options)
+        finally:
+            _exactness.leave()
+
+    return call

@@ -47,8 +47,8 @@ def real(value: Any) -> float | None:
 
 
 def described(value: Any) -> str:
-    """A wrong value, short enough for a message."""
-    text = repr(value)
+    """A wrong value, short enough for a message. A tensor is not read: there may be no memory."""
+    text = type(value).__name__ if isinstance(value, torch.Tensor) else repr(value)
     return text if len(text) <= 60 else type(value).__name__
 
 

@@ -32,9 +32,13 @@ def tensor_of(name: str, value: Any, wanted: str = "a tensor") -> Tensor:
     if value.requires_grad:
         value = value.detach()
     try:
-        fine = value.is_contiguous() and (
-            value.untyped_storage().nbytes()
-            >= (value.storage_offset() + value.numel()) * value.element_size()
+        fine = (
+            not value.is_nested
+            and value.is_contiguous()
+            and (
+                value.untyped_storage().nbytes()
+                >= (value.storage_offset() + value.numel()) * value.element_size()
+            )
         )
         if (fine or _inside_storage(value)) and (value.data_ptr() or not value.numel()):
             return value.resolve_neg() if value.is_neg() else value

@@ -1,6 +1,7 @@
 """What a program may have set in PyTorch, each as a context that puts it back."""
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -9,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["SETTINGS"]
+__all__ = ["SETTINGS", "TRANSFORMS"]
 
 Setting = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -39,10 +40,7 @@ def default_dtype(dtype: torch.dtype) -> Setting:
 
 
 def default_device(device: str) -> Setting:
-    def get() -> torch.device | None:
-        return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None) and torch.device("cpu")
-
-    return lambda: put_back(get, torch.set_default_device, device)
+    return lambda: put_back(lambda: None, torch.set_default_device, device)
 
 
 def autocast(kind: str, dtype: torch.dtype) -> Setting:
@@ -54,14 +52,10 @@ def autocast(kind: str, dtype: torch.dtype) -> Setting:
     return enter
 
 
-@contextlib.contextmanager
-def forced_cuda_autocast() -> Iterator[None]:
-    with put_back(
-        lambda: torch.is_autocast_enabled("cuda"),
-        lambda on: torch.set_autocast_enabled("cuda", on),
-        True,
-    ):
-        yield
+def forced_autocast(kind: str) -> Setting:
+    return lambda: put_back(
+        lambda: False, functools.partial(torch.set_autocast_enabled, kind), True
+    )
 
 
 @contextlib.contextmanager
@@ -97,7 +91,7 @@ SETTINGS: dict[str, Setting] = {
     "autocast bfloat16": autocast("cpu", torch.bfloat16),
     "autocast float16": autocast("cpu", torch.float16),
     "autocast of no GPU": autocast("cuda", torch.float16),
-    "autocast forced on no GPU": forced_cuda_autocast,
+    "autocast forced on no GPU": forced_autocast("cuda"),
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
     "grad": torch.enable_grad,
@@ -107,8 +101,20 @@ SETTINGS: dict[str, Setting] = {
     "flushed denormals": flushed_denormals,
     "a mode of functions": Logged,
     "a mode of dispatch": Watched,
-    "no mkldnn": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "no mkldnn": lambda: put_back(
+        torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled, False
+    ),
     "products in bfloat16": lambda: put_back(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
+}
+
+ONE = torch.ones(3)
+# Each runs a function of a tensor [3] that gives a number, inside a transform.
+TRANSFORMS: dict[str, Callable[[Callable], object]] = {
+    "grad": lambda f: torch.func.grad(f)(ONE),
+    "vmap": lambda f: torch.vmap(f)(ONE[None]),
+    "jvp": lambda f: torch.func.jvp(f, (ONE,), (ONE,)),
+    "functionalize": lambda f: torch.func.functionalize(f)(ONE),
+    "vmap of grad": lambda f: torch.vmap(torch.func.grad(f))(ONE[None]),
 }

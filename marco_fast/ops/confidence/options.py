@@ -163,7 +163,7 @@ def _row_option(
         if not low <= number <= high:
             raise ValueError(f"expected {name} in [{low}, {high}], got {number}")
         return int(number) if dtype == _INT32 else float(number)
-    if not (hasattr(value, "__dlpack__") and getattr(value, "shape", None) is not None):
+    if not hasattr(value, "__dlpack__"):
         raise ValueError(f"expected {name} as a number or a tensor, got {type(value).__name__}")
     allowed: tuple[torch.dtype, ...] = (torch.float64, *FLOATS)
     if dtype == _INT32:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from marco_fast.ops.isolation import isolated
+from marco_fast.ops.isolation import exact_products, isolated
 
 if TYPE_CHECKING:
     from marco_fast.ops.attention.plan import TreeAttentionPlan
@@ -36,6 +36,7 @@ def append_kv(
 
 
 @isolated
+@exact_products
 def tree_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,

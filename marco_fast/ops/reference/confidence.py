@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from marco_fast.ops.isolation import isolated
+from marco_fast.ops.isolation import exact_products, isolated
 from marco_fast.ops.reference.philox import philox_uniform
 
 __all__ = [
@@ -272,6 +272,7 @@ def lm_head_records(
 
 
 @isolated
+@exact_products
 def lm_head_confidence(
     hidden: torch.Tensor,
     weight: torch.Tensor,
