@@ -27,24 +27,8 @@ def tensor_of(name: str, value: Any, wanted: str = "a tensor") -> Tensor:
         ValueError: it is none of these, or a tensor without memory of its own: fake, meta, sparse,
             nested, inside a transform, or with its storage freed.
     """
-    if type(value) is not Tensor:
-        value = _plain(name, value, wanted)
-    if value.requires_grad:
-        value = value.detach()
-    try:
-        fine = (
-            not value.is_nested
-            and value.is_contiguous()
-            and (
-                value.untyped_storage().nbytes()
-                >= (value.storage_offset() + value.numel()) * value.element_size()
-            )
-        )
-        if (fine or _inside_storage(value)) and (value.data_ptr() or not value.numel()):
-            return value.resolve_neg() if value.is_neg() else value
-    except (RuntimeError, NotImplementedError):  # as sparse and wrapped tensors answer
-        pass
-    raise _no_memory(name, wanted, _kind(value))
+    tensor = _memory(name, value, wanted)
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def written_tensor(name: str, value: Any) -> Tensor:
@@ -55,9 +39,10 @@ def written_tensor(name: str, value: Any) -> Tensor:
     """
     if isinstance(value, np.ndarray) and not value.flags.writeable:
         raise ValueError(f"expected {name} writable, got a read-only array")
-    if isinstance(value, Tensor) and value.layout is torch.strided and value.is_neg():
+    tensor = _memory(name, value, "a tensor")
+    if tensor.is_neg():
         raise ValueError(f"expected {name} as its memory holds it, got a view that negates it")
-    return tensor_of(name, value)
+    return tensor
 
 
 def mark_written(*tensors: Tensor | None) -> None:
@@ -65,6 +50,22 @@ def mark_written(*tensors: Tensor | None) -> None:
     for each in tensors:
         if each is not None:
             torch.autograd.graph.increment_version(each)
+
+
+def _memory(name: str, value: Any, wanted: str) -> Tensor:
+    """The value as a tensor that a kernel may follow the address of."""
+    if type(value) is not Tensor:
+        value = _plain(name, value, wanted)
+    if value.requires_grad:
+        value = value.detach()
+    try:
+        whole = value.untyped_storage().nbytes() == value.nbytes
+        if (whole or _inside_storage(value)) and not value.is_nested:
+            if value.data_ptr() or not value.numel():
+                return value
+    except (RuntimeError, NotImplementedError):  # as sparse and wrapped tensors answer
+        pass
+    raise _no_memory(name, wanted, _kind(value))
 
 
 def _no_memory(name: str, wanted: str, got: str) -> ValueError:
