@@ -17,7 +17,7 @@ from marco_fast.engine.runner import Runner, TreeBatch
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.engine.transformers_runner import TransformersRunner
 from marco_fast.ops import SampledTokens
-from marco_fast.ops.isolation import isolated
+from marco_fast.ops.isolation import float32_default, isolated
 
 __all__ = ["Engine"]
 
@@ -74,6 +74,7 @@ class Engine:
 
     @classmethod
     @isolated
+    @float32_default
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],

@@ -14,7 +14,7 @@ from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.errors import ModelError
 from marco_fast.ops import SampledTokens, append_kv, sample_confidence, tree_attention
-from marco_fast.ops.isolation import exact_products, isolated
+from marco_fast.ops.isolation import exact_products, float32_default, isolated
 
 __all__ = ["ATTENTION_NAME", "TransformersRunner"]
 
@@ -36,6 +36,7 @@ class TransformersRunner:
 
     @isolated
     @exact_products
+    @float32_default
     @torch.inference_mode()
     def sample(
         self,
@@ -79,6 +80,7 @@ class TransformersRunner:
             self._layers(segment.tokens[begin:end], positions, attention)
 
     @exact_products
+    @float32_default
     @torch.inference_mode()
     def _layers(self, token_ids: list[int], positions: torch.Tensor, attention: Any) -> None:
         """The model without its head: K and V are all that is wanted."""

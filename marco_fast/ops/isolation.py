@@ -3,8 +3,8 @@
 A default device and `with torch.device(...)` are modes of torch functions; FakeTensorMode is a mode
 of dispatch, as users have of their own; the transforms of torch.func wrap every new tensor;
 autocast rounds products. All of them belong to the thread. Inside an `isolated` function none of
-them is on, and afterwards all are as before. How float32 products are rounded belongs to the
-process: `exact_products`.
+them is on, and afterwards all are as before. How float32 products are rounded, and the default
+dtype, belong to the process: `exact_products`, `float32_default`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["exact_products", "isolated"]
+__all__ = ["exact_products", "float32_default", "isolated"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,13 +70,14 @@ def _without_function_modes() -> Iterator[None]:
             torch._C._push_on_torch_function_stack(mode)
 
 
-class _Exactness:
-    """float32 products in float32 while any thread is inside: the setting is the whole process's.
+class _ProcessWide:
+    """A setting of the whole process, as it should be while any thread is inside.
 
     The last one out puts back what the first one in found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], list[Callable[[], object]]]) -> None:
+        self.settle = settle
         self.lock = threading.Lock()
         self.inside = 0
         self.put_back: list[Callable[[], object]] = []
@@ -84,7 +85,7 @@ class _Exactness:
     def enter(self) -> None:
         with self.lock:
             if self.inside == 0:
-                self.put_back = _settings_of_exactness()
+                self.put_back = self.settle()
             self.inside += 1
 
     def leave(self) -> None:
@@ -94,8 +95,21 @@ class _Exactness:
                 for put_back in self.put_back:
                     put_back()
 
+    def around(self, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, run inside."""
 
-def _settings_of_exactness() -> list[Callable[[], object]]:
+        @functools.wraps(function)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            self.enter()
+            try:
+                return function(*args, **options)
+            finally:
+                self.leave()
+
+        return call
+
+
+def _settle_products() -> list[Callable[[], object]]:
     """Sets float32 products to float32; what puts the process's own setting back."""
     try:
         before = torch.get_float32_matmul_precision()
@@ -113,18 +127,22 @@ def _settings_of_exactness() -> list[Callable[[], object]]:
     return [functools.partial(torch.set_float32_matmul_precision, before)]
 
 
-_exactness = _Exactness()
+def _settle_dtype() -> list[Callable[[], object]]:
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        return []
+    torch.set_default_dtype(torch.float32)
+    return [functools.partial(torch.set_default_dtype, before)]
+
+
+_products, _dtype = _ProcessWide(_settle_products), _ProcessWide(_settle_dtype)
 
 
 def exact_products(function: Callable[P, R]) -> Callable[P, R]:
     """The function, with float32 products in float32: no TF32, no bfloat16."""
+    return _products.around(function)
 
-    @functools.wraps(function)
-    def call(*args: P.args, **options: P.kwargs) -> R:
-        _exactness.enter()
-        try:
-            return function(*args, **options)
-        finally:
-            _exactness.leave()
 
-    return call
+def float32_default(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with float32 as the default dtype: for code that is not ours."""
+    return _dtype.around(function)

@@ -60,9 +60,9 @@ def _memory(name: str, value: Any, wanted: str) -> Tensor:
         value = value.detach()
     try:
         whole = value.untyped_storage().nbytes() == value.nbytes
-        if (whole or _inside_storage(value)) and not value.is_nested:
-            if value.data_ptr() or not value.numel():
-                return value
+        inside = (whole or _inside_storage(value)) and not value.is_nested
+        if inside and (value.data_ptr() or not value.numel()):
+            return value
     except (RuntimeError, NotImplementedError):  # as sparse and wrapped tensors answer
         pass
     raise _no_memory(name, wanted, _kind(value))
