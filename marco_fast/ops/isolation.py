@@ -2,9 +2,10 @@
 
 A default device and `with torch.device(...)` are modes of torch functions; FakeTensorMode is a mode
 of dispatch, as users have of their own; the transforms of torch.func wrap every new tensor;
-autocast rounds products. All of them belong to the thread. Inside an `isolated` function none of
-them is on, and afterwards all are as before. How float32 products are rounded, and the default
-dtype, belong to the process: `exact_products`, `float32_default`.
+autocast rounds products; torch.compile cuts functions into pieces, between which a tensor is freed
+that only C++ has the address of. All of them belong to the thread. Inside an `isolated` function
+none of them is on, and afterwards all are as before. How float32 products are rounded, and the
+default dtype, belong to the process: `exact_products`, `float32_default`.
 """
 
 import contextlib
@@ -26,6 +27,8 @@ _function_modes = torch._C._len_torch_function_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _any_autocast = torch._C._is_any_autocast_enabled
 _transform = torch._C._functorch.peek_interpreter_stack
+_trace_by = torch._C._dynamo.eval_frame.set_eval_frame
+_tracer = torch._C._dynamo.eval_frame.get_eval_frame_callback
 AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -34,7 +37,14 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        if _function_modes() or _dispatch_modes() or _any_autocast() or _transform() is not None:
+        # The tracer first: the compiler cannot look into that question, and so runs all as it is.
+        if (
+            _tracer() is not None
+            or _function_modes()
+            or _dispatch_modes()
+            or _any_autocast()
+            or _transform() is not None
+        ):
             with _isolation():
                 return function(*args, **options)
         return function(*args, **options)
@@ -45,6 +55,7 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
 @contextlib.contextmanager
 def _isolation() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
+        stack.callback(_trace_by, _trace_by(None))
         # A wrapper of its own, which counts: what is made inside must be an ordinary tensor.
         if _transform() is not None:
             stack.enter_context(torch._C._DisableFuncTorch())

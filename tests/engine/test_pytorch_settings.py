@@ -108,6 +108,24 @@ def test_a_callback_sees_its_own_settings(folder, want):
     assert set(seen) == {("meta", True)}
 
 
+def test_a_models_own_code_sees_the_usual_settings(folder, monkeypatch):
+    monkeypatch.setattr(NativeRunner, "of", lambda model, cache: None)
+    seen = []
+
+    def look(module, inputs):
+        seen.append((torch.get_default_dtype(), torch.empty(1).device.type))
+        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+
+    settings = ("default dtype bfloat16", "products in bfloat16", "autocast float16")
+    with load(folder) as engine, contextlib.ExitStack() as stack:
+        engine.model.model.norm.register_forward_pre_hook(look)
+        for each in (*settings, "with device meta"):
+            stack.enter_context(SETTINGS[each]())
+        rows(engine)
+        assert torch.get_default_dtype() == torch.bfloat16
+    assert set(seen) == {(torch.float32, "cpu"), ("highest", False)}
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_changed_in_mid_search(folder, native, want, threads):
     if not native:

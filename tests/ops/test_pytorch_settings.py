@@ -119,6 +119,15 @@ def test_a_transform_around_a_call_changes_no_bit(transform, operation, backend)
     assert all(map(same_bits, got, want))
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know")
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("operation", [sample, lm_head], ids=lambda each: each.__name__)
+def test_a_compiled_caller_changes_no_bit(operation):
+    want = operation("cpu")
+    got = torch.compile(lambda: operation("cpu"), backend="eager")()
+    assert all(map(same_bits, got, want))
+
+
 def test_a_setting_is_as_before_after_an_error():
     with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(ValueError, match="expected token_ids"):

@@ -109,6 +109,7 @@ SETTINGS: dict[str, Setting] = {
     ),
 }
 
+
 ONE = torch.ones(3)
 # Each runs a function of a tensor [3] that gives a number, inside a transform.
 TRANSFORMS: dict[str, Callable[[Callable], object]] = {
