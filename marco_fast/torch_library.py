@@ -78,24 +78,9 @@ def sampling(
         for name, default in DEFAULTS.items():
             if options.get(name) is None:
                 options[name] = default
-        result = operation(*inputs, path_sums=path_sums, path_counts=path_counts, **options)
-        _mark_written(path_sums, path_counts)
-        return result
+        return operation(*inputs, path_sums=path_sums, path_counts=path_counts, **options)
 
     return run
-
-
-def append_kv(
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slot_mapping: Tensor,
-    *,
-    backend: str | None = None,
-) -> None:
-    ops.append_kv(k, v, k_cache, v_cache, slot_mapping, backend=backend)
-    _mark_written(k_cache, v_cache)
 
 
 def tree_attention(
@@ -118,13 +103,6 @@ def tree_attention(
         return_lse=True,
         backend=backend,
     )
-
-
-def _mark_written(*tensors: Tensor | None) -> None:
-    # The kernels write through addresses: autograd, which may have saved the tensors, must be told.
-    for each in tensors:
-        if each is not None:
-            torch.autograd.graph.increment_version(each)
 
 
 def _scores(logits: Tensor, top_k: int) -> tuple[Tensor, ...]:
@@ -178,7 +156,7 @@ def _register() -> torch.library.Library:
         ("topk_confidence", ops.topk_confidence, _fake_topk_confidence),
         ("sample_confidence", sampling(ops.sample_confidence), _fake_sample_confidence),
         ("lm_head_confidence", sampling(ops.lm_head_confidence), _fake_lm_head_confidence),
-        ("append_kv", append_kv, _fake_append_kv),
+        ("append_kv", ops.append_kv, _fake_append_kv),
         ("tree_attention", tree_attention, _fake_tree_attention),
     ]
     for name, run, fake in operators:

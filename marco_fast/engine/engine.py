@@ -22,6 +22,7 @@ from marco_fast.engine.runner import Runner, TreeBatch
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.engine.transformers_runner import TransformersRunner
 from marco_fast.ops import SampledTokens
+from marco_fast.ops.isolation import exact_products, float32_default, isolated
 
 __all__ = ["Engine"]
 
@@ -45,6 +46,9 @@ class Engine:
         prompts: makes token ids of chats.
     """
 
+    @isolated
+    @exact_products
+    @float32_default
     def __init__(
         self,
         model: Any,
@@ -89,6 +93,8 @@ class Engine:
         self.lock = threading.Lock()
 
     @classmethod
+    @isolated
+    @float32_default
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
@@ -170,6 +176,7 @@ class Engine:
             raise ValueError("expected a question that the tokenizer knows, got one without tokens")
         return ids
 
+    @isolated
     @torch.inference_mode()
     def sample(
         self,

@@ -19,6 +19,7 @@ from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
 from marco_fast.ops.backends import built
 from marco_fast.ops.dtypes import DTYPE_CODES, cpp_view
+from marco_fast.ops.isolation import isolated
 
 __all__ = ["PANEL", "NativeRunner", "pack_bias", "pack_gated", "pack_linear"]
 
@@ -59,7 +60,9 @@ class NativeRunner:
         from marco_fast import _C
 
         config, base = model.config, model.model
-        self.cache, self.head = cache, model.lm_head
+        self.cache = cache
+        head = model.lm_head
+        self.head = head.weight.detach(), None if head.bias is None else head.bias.detach()
         self.num_heads: int = config.num_attention_heads
         self.rotary = base.rotary_emb
         self.context = limit_of(config).tokens
@@ -78,9 +81,10 @@ class NativeRunner:
         )
         for index, layer in enumerate(base.layers):
             self._add_layer(layer, cache.k[index], cache.v[index])
-        self.cos = self.sin = torch.empty(0, attention.head_dim)
+        self.cos = self.sin = torch.empty(0, attention.head_dim, dtype=torch.float32, device="cpu")
 
     @classmethod
+    @isolated
     def of(cls, model: Any, cache: PagedKVCache) -> "NativeRunner | None":
         """A runner for `model`, or None where C++ does not know its like: transformers runs it."""
         config = model.config
@@ -92,6 +96,7 @@ class NativeRunner:
             return None
         return cls(model, cache)
 
+    @isolated
     def sample(
         self,
         token_ids: torch.Tensor,
@@ -101,17 +106,21 @@ class NativeRunner:
     ) -> SampledTokens:
         """As Runner.sample; the logits are never stored."""
         hidden = self.step(token_ids, positions, batch.slots, batch.plan)
-        return lm_head_confidence(hidden, self.head.weight, bias=self.head.bias, **options)
+        weight, bias = self.head
+        return lm_head_confidence(hidden, weight, bias=bias, **options)
 
+    @isolated
     def write_kv(self, token_ids: list[int], positions: list[int], batch: TreeBatch) -> None:
         """As Runner.write_kv."""
-        ids, at = torch.tensor(token_ids), torch.tensor(positions)
+        ids, at = (torch.tensor(each, device="cpu") for each in (token_ids, positions))
         self.step(ids, at, batch.slots, batch.plan, hidden=False)
 
+    @isolated
     def compute(self, segment: Segment, slots: torch.Tensor, rows: int) -> None:
         """As Runner.compute; a row has the same bits in any batch, so batches are large."""
         compute_by_plan(self, segment, slots, PREFILL_BATCH)
 
+    @isolated
     def step(
         self,
         token_ids: torch.Tensor,
@@ -142,7 +151,7 @@ class NativeRunner:
             raise IndexError(f"expected positions below {self.context}, the context, got {last}")
         self._rotate_up_to(last + 1)
         size = self.embedding.shape[1]
-        out = torch.empty(rows if hidden else 0, size, dtype=self.embedding.dtype)
+        out = torch.empty(rows if hidden else 0, size, dtype=self.embedding.dtype, device="cpu")
         self.native.step(
             cpp_view(token_ids),
             positions=positions.data_ptr(),
@@ -158,9 +167,9 @@ class NativeRunner:
     def _rotate_up_to(self, length: int) -> None:
         """Cosines and sines of RoPE for positions below `length`, as the model computes them."""
         if length > len(self.cos):
-            positions = torch.arange(min(self.context, max(256, 2 * length)))[None]
+            positions = torch.arange(min(self.context, max(256, 2 * length)), device="cpu")[None]
             with torch.inference_mode():
-                cos, sin = self.rotary(torch.zeros(1), positions)
+                cos, sin = self.rotary(_float32(), positions)
             self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
 
     def _add_layer(self, layer: Any, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
@@ -229,12 +238,18 @@ def _is_known(model: Any) -> bool:
     base, shape = model.model, (model.config.vocab_size, model.config.hidden_size)
     if base.embed_tokens.weight.shape != shape or model.lm_head.weight.shape != shape:
         return False
-    turned = base.rotary_emb(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
+    position = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
+    turned = base.rotary_emb(_float32(), position)[0].shape[-1]
     return all(
         turned == layer.self_attn.head_dim
         and all(type(each) is torch.nn.Linear for each in _linears(layer))
         for layer in base.layers
     )
+
+
+def _float32() -> torch.Tensor:
+    """What tells a model's RoPE the dtype and the device of the cosines that C++ reads."""
+    return torch.zeros(1, dtype=torch.float32, device="cpu")
 
 
 def _linears(layer: Any) -> list[Any]:
@@ -251,4 +266,5 @@ def _head_norms(attention: Any) -> tuple[Any, Any]:
 
 def _forget(linear: torch.nn.Linear) -> None:
     """Gives a layer's weights up: they are packed elsewhere."""
-    linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    nothing = torch.empty(0, dtype=linear.weight.dtype, device="cpu")
+    linear.weight = torch.nn.Parameter(nothing, requires_grad=False)

@@ -5,9 +5,11 @@ operation. Entries are reused, ids are not, and so a stale id is always noticed.
 """
 
 from collections.abc import Sequence
-from operator import index
+from typing import Any
 
 import numpy as np
+
+from marco_fast.ops.numbers import whole_number
 
 __all__ = ["NodeTable", "Nodes"]
 
@@ -41,8 +43,9 @@ class NodeTable:
         Raises:
             IndexError: `node` does not live.
         """
+        node = whole_number("a node", node)
         entry = self._entry(node)
-        child = self._add(index(node))
+        child = self._add(node)
         self._children[entry] += 1
         return child
 
@@ -55,7 +58,7 @@ class NodeTable:
             ValueError: the node was released before.
             IndexError: no such node was ever made.
         """
-        node = index(node)
+        node = whole_number("a node", node)
         entry = node & ENTRY_MASK
         lives = node >= 0 and entry < len(self._ids) and self._ids[entry] == node
         if not lives and not self._was_made(node):
@@ -79,8 +82,8 @@ class NodeTable:
 
     def path(self, node: int) -> list[int]:
         """The nodes from the root to `node`, both included. Raises IndexError as `parent` does."""
-        self._entry(node)
-        path = [index(node)]
+        path = [whole_number("a node", node)]
+        self._entry(path[0])
         while (parent := int(self._parents[path[-1] & ENTRY_MASK])) >= 0:
             path.append(parent)
         return path[::-1]
@@ -121,15 +124,16 @@ class NodeTable:
         return node < next(spare for spare in self._spare_ids if spare & ENTRY_MASK == entry)
 
     def _entry(self, node: int) -> int:
-        """Where `node` lives; IndexError where it does not."""
-        entry = index(node) & ENTRY_MASK
+        """Where `node` lives; IndexError where it does not, ValueError for what is no integer."""
+        node = whole_number("a node", node)
+        entry = node & ENTRY_MASK
         if entry >= len(self._ids) or self._ids[entry] != node:
             raise IndexError(f"expected a living node, got {node}")
         return entry
 
     def _entries(self, nodes: Nodes) -> np.ndarray:
         """`_entry` of each of `nodes`, [len(nodes)] int64."""
-        given = np.asarray(nodes)
+        given = nodes if isinstance(nodes, np.ndarray) else _array(nodes)
         if given.dtype != np.int64:
             if given.size and given.dtype.kind not in "iu":
                 raise ValueError(f"expected integer nodes, got {given.dtype}")
@@ -152,3 +156,10 @@ class NodeTable:
         if len(set(entries.tolist())) != len(entries):
             raise ValueError(f"expected distinct nodes, got {np.asarray(nodes).tolist()}")
         return entries
+
+
+def _array(nodes: Any) -> np.ndarray:
+    try:
+        return np.asarray(nodes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"expected nodes as integers, got {type(nodes).__name__}") from error

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from marco_fast.engine.branches import Segment
 from marco_fast.engine.runner import Runner
 from marco_fast.errors import KVCacheFull
+from marco_fast.ops.isolation import isolated
 
 __all__ = ["RESERVE_PAGES", "Residency"]
 
@@ -97,6 +98,7 @@ class Residency:
         pages = sum(-(-len(each.tokens) // self.cache.page_size) for each in missing)
         return pages + RESERVE_PAGES
 
+    @isolated
     def _compute(self, segment: Segment) -> None:
         """Compute a segment's KV from its tokens: a new prompt, or a segment that was evicted."""
         if segment.kv < 0:

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from marco_fast.engine.branches import Branch, Segment, Source, Verdict
 from marco_fast.engine.engine import Engine
 from marco_fast.engine.residency import Residency
 from marco_fast.engine.runner import TreeBatch, plan_segments
 from marco_fast.errors import KVCacheFull, ModelError
+from marco_fast.ops.isolation import isolated
 
 __all__ = ["Scheduler"]
 
@@ -154,13 +154,14 @@ class Scheduler:
             if not each.users:
                 del self.read[each]
 
+    @isolated
     def _begin_batch(self) -> None:
         segments, leaves = list(self.read), [branch.segment for branch in self.active]
         self.steps_left = min(branch.reserved for branch in self.active)
         plan = plan_segments(self.engine.runner, segments, leaves, max_new_tokens=self.steps_left)
-        self.batch = TreeBatch(plan, torch.empty(0))
         self._leaf_nodes = np.array([each.kv for each in leaves], dtype=np.int64)
         self._slots = self.cache.slots_ahead(self._leaf_nodes, self.steps_left)
+        self.batch = TreeBatch(plan, self._slots[0])
         self._unique = sum(len(each.tokens) for each in segments)
         self._path = sum(branch.position for branch in self.active)  # tokens in front of it
 
@@ -187,6 +188,7 @@ class Scheduler:
             if branch in self.active:
                 self._settle(branch, self.source.on_token(branch))
 
+    @isolated
     def _draw(self, active: list[Branch]) -> Iterator[tuple[Branch, int, float, float]]:
         """The next token of each branch, with its logprob and its confidence."""
         batch = self.batch

@@ -18,6 +18,7 @@ from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.errors import ModelError
 from marco_fast.ops import SampledTokens, append_kv, sample_confidence, tree_attention
+from marco_fast.ops.isolation import exact_products, float32_default, isolated
 
 __all__ = ["ATTENTION_NAME", "Attention", "Mask", "TransformersRunner", "forward", "set_attention"]
 
@@ -40,6 +41,7 @@ class TransformersRunner:
         self.model, self.cache = model, cache
         self.num_heads, self.context = num_heads, context
 
+    @isolated
     def sample(
         self,
         token_ids: torch.Tensor,
@@ -52,11 +54,13 @@ class TransformersRunner:
         output = forward(self.model, token_ids[None], positions[None], attention)
         return sample_confidence(output.logits[0], **options)
 
+    @isolated
     def write_kv(self, token_ids: list[int], positions: list[int], batch: TreeBatch) -> None:
         """As Runner.write_kv."""
         attention = TreeAttention(self.cache, batch, self.context)
-        self._layers(token_ids, torch.tensor(positions), attention)
+        self._layers(token_ids, torch.tensor(positions, device="cpu"), attention)
 
+    @isolated
     def compute(self, segment: Segment, slots: torch.Tensor, rows: int) -> None:
         """As Runner.compute: a prompt by PyTorch's attention, other segments as they were decoded.
 
@@ -69,7 +73,7 @@ class TransformersRunner:
         path_slots = torch.cat([*before, slots])
         for begin in range(0, len(segment.tokens), PREFILL_BATCH):
             end = min(begin + PREFILL_BATCH, len(segment.tokens))
-            positions = torch.arange(segment.start + begin, segment.start + end)
+            positions = torch.arange(segment.start + begin, segment.start + end, device="cpu")
             path = path_slots[: segment.start + end]
             attention = PromptAttention(self.cache, slots[begin:end], path, self.context)
             self._layers(segment.tokens[begin:end], positions, attention)
@@ -95,6 +99,8 @@ class Attention(Protocol):
     ) -> torch.Tensor: ...
 
 
+@exact_products
+@float32_default
 @torch.inference_mode()
 def forward(
     model: Any, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attention
@@ -166,8 +172,8 @@ class PromptAttention:
         new, total = len(slots), len(path_slots)
         self.mask = None
         if new < total:
-            self.mask = torch.ones(new, total, dtype=torch.bool).tril(total - new)
-            self.mask = self.mask.to(slots.device)
+            every = torch.ones(new, total, dtype=torch.bool, device=slots.device)
+            self.mask = every.tril(total - new)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float

@@ -1,4 +1,7 @@
-"""The backend "torch": the reference in float32, for devices that no kernel runs on."""
+"""The backend "torch": the reference in float32, for devices that no kernel runs on.
+
+In inference mode, as what is written in place may have been made there.
+"""
 
 from typing import Any
 
@@ -25,10 +28,12 @@ __all__ = [
 ]
 
 
+@torch.inference_mode()
 def append_kv(inputs: NewTokens, caches: Caches) -> None:
     reference.append_kv(inputs.k, inputs.v, *caches, inputs.slot_mapping)
 
 
+@torch.inference_mode()
 def tree_attention(
     inputs: AttentionInputs, options: AttentionOptions, result: AttentionResult
 ) -> None:
@@ -39,6 +44,7 @@ def tree_attention(
             filled[queries].copy_(got[queries])
 
 
+@torch.inference_mode()
 def topk_confidence(
     logits: torch.Tensor, token_ids: torch.Tensor, scoring: Scoring, out: TopKConfidence
 ) -> None:
@@ -53,6 +59,7 @@ def topk_confidence(
     _fill(out, result)
 
 
+@torch.inference_mode()
 def sample_confidence(logits: torch.Tensor, sampling: Sampling, out: SampledTokens) -> None:
     options = sampling._asdict()
     result = reference.sample_confidence(
@@ -66,10 +73,12 @@ def sample_confidence(logits: torch.Tensor, sampling: Sampling, out: SampledToke
     _fill(out, result)
 
 
+@torch.inference_mode()
 def lm_head_confidence(head: Head, sampling: Sampling, out: SampledTokens) -> None:
     sample_confidence(_logits(head), sampling, out)
 
 
+@torch.inference_mode()
 def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
     temperature, candidates = sampling.as_rows().temperature, out.topk_ids.shape[1]
     result = reference.lm_head_records(_logits(head), temperature, sampling.tempered, candidates)

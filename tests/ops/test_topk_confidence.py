@@ -211,3 +211,17 @@ def test_nothing_is_read_behind_the_last_row():
         [sys.executable, "-c", GUARDED], cwd=root, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout.strip()) == (0, "inside"), done.stderr
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("temperature", [2.5, 100.0, 1e30])
+def test_logits_further_apart_than_the_largest_number(temperature, backend):
+    most = torch.finfo(torch.float32).max
+    logits = torch.tensor([[most, -most, 0.0, -torch.inf], [-most, -torch.inf, 0.5 * most, 0.0]])
+    ids = torch.tensor([1, 0])
+    got = ops.topk_confidence(logits, ids, top_k=4, temperature=temperature, backend=backend)
+    want = ops.reference.topk_confidence(logits.double(), ids, top_k=4, temperature=temperature)
+    assert torch.equal(got.topk_ids, want.topk_ids)
+    assert got.token_logprobs.isfinite().all()
+    for name in ("topk_logprobs", "token_logprobs", "lse", "confidence"):
+        assert torch.allclose(getattr(got, name), getattr(want, name).float(), rtol=1e-6)

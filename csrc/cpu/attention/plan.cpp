@@ -38,7 +38,7 @@ PlanError check_segments(const TreePlanInput& in) {
       return value_error("expected parents before children, got parents[%lld] = %lld", n, parent,
                          0);
     if (length < 0 || length > kMaxInt32)
-      return value_error("expected segment_lens[%lld] >= 0, got %lld", n, length, 0);
+      return value_error("expected segment_lens[%lld] >= 0 and below 2^31, got %lld", n, length, 0);
   }
   return {};
 }

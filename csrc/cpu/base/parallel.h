@@ -127,10 +127,30 @@ class Team {
   std::atomic<int> sleeping_{0};
 };
 
+// While it lives, this thread rounds and keeps denormal numbers as every helper does, whatever the
+// caller has set (torch.set_flush_denormal): a result must not depend on who computes a part.
+class FloatSettings {
+ public:
+#if defined(__x86_64__)
+  FloatSettings() : before_(_mm_getcsr()) {
+    if ((before_ & kSettings) != kUsual) _mm_setcsr((before_ & ~kSettings) | kUsual);
+  }
+  ~FloatSettings() {
+    if ((before_ & kSettings) != kUsual) _mm_setcsr(before_);
+  }
+
+ private:
+  // Flush to zero, rounding, the masks of exceptions, denormals are zero.
+  static constexpr unsigned kSettings = 0xffc0, kUsual = 0x1f80;
+  unsigned before_;
+#endif
+};
+
 // Runs on at most `threads` threads. f must not throw, and must not wait for another part: where
 // parts depend on each other, call parallel twice.
 template <class F>
 void parallel(int threads, int parts, const F& f) {
+  [[maybe_unused]] const FloatSettings settings;
   if (threads <= 1 || parts <= 1) {
     for (int part = 0; part < parts; ++part) f(part, parts);
     return;

@@ -1,6 +1,6 @@
 """append_kv and tree_attention: the calls over one layer's paged KV cache."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -8,11 +8,17 @@ from marco_fast.ops.attention.checks import check_caches
 from marco_fast.ops.attention.plan import TreeAttentionPlan
 from marco_fast.ops.backends import load_backend
 from marco_fast.ops.dtypes import FLOATS
+from marco_fast.ops.isolation import isolated
+from marco_fast.ops.numbers import described, real
+from marco_fast.ops.tensors import mark_written, tensor_of, written_tensor
 
 __all__ = [
     "AttentionInputs", "AttentionOptions", "AttentionResult", "Caches", "NewTokens", "append_kv",
     "tree_attention",
 ]  # fmt: skip
+
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 class NewTokens(NamedTuple):
@@ -63,6 +69,7 @@ class AttentionResult(NamedTuple):
     lse: torch.Tensor | None
 
 
+@isolated
 def append_kv(
     k: torch.Tensor,
     v: torch.Tensor,
@@ -90,11 +97,16 @@ def append_kv(
         ValueError: a shape, dtype, layout or device not as above.
         IndexError: a slot that is neither -1 nor in the cache; nothing was written.
     """
-    _check_append(k, v, k_cache, v_cache, slot_mapping)
-    tokens, caches = NewTokens(k, v, slot_mapping), Caches(k_cache, v_cache)
-    load_backend(backend, k.device, "append_kv").append_kv(tokens, caches)
+    tokens = NewTokens(
+        tensor_of("k", k), tensor_of("v", v), tensor_of("slot_mapping", slot_mapping)
+    )
+    caches = Caches(written_tensor("k_cache", k_cache), written_tensor("v_cache", v_cache))
+    _check_append(tokens, caches)
+    load_backend(backend, tokens.k.device, "append_kv").append_kv(tokens, caches)
+    mark_written(*caches)
 
 
+@isolated
 def tree_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -141,36 +153,65 @@ def tree_attention(
     Undefined: a cache that holds NaN or infinities where the query's path is; on a GPU also in V of
     tokens that leaf_lens hides from the query.
     """
-    plan.check(q, k_cache, v_cache)
-    spare = q.shape[0] > plan.num_queries
+    inputs = _attention_inputs(q, k_cache, v_cache, plan)
+    result = _attention_result(inputs, out, return_lse)
+    options = AttentionOptions(_scale(scale, plan), _workspace(workspace, plan, inputs.q.device))
+    module = load_backend(backend, inputs.q.device, "tree_attention")
+    module.tree_attention(inputs, options, result)
+    if out is None:
+        out = result.out
+    else:
+        mark_written(result.out)
+        out = out if isinstance(out, torch.Tensor) else result.out
+    return (out, result.lse) if result.lse is not None and return_lse else out
+
+
+def _attention_inputs(q: Any, k_cache: Any, v_cache: Any, plan: Any) -> AttentionInputs:
+    if not isinstance(plan, TreeAttentionPlan):
+        raise ValueError(f"expected a plan of plan_tree_attention, got {type(plan).__name__}")
+    inputs = AttentionInputs(
+        tensor_of("q", q), tensor_of("k_cache", k_cache), tensor_of("v_cache", v_cache), plan
+    )
+    plan.check(*inputs[:3])
+    return inputs
+
+
+def _attention_result(inputs: AttentionInputs, out: Any, return_lse: bool) -> AttentionResult:
+    """What is filled: rows that no query of the plan fills are 0 and -inf already."""
+    q = inputs.q
+    spare = q.shape[0] > inputs.plan.num_queries
     if out is None:
         out = (torch.zeros if spare else torch.empty)(q.shape, dtype=q.dtype, device=q.device)
     else:
+        out = written_tensor("out", out)
         _check_out(out, q)
-    if workspace is None:
-        workspace = torch.empty(plan.workspace_numel, dtype=torch.float32, device=q.device)
-    else:
-        _check_workspace(workspace, plan, q.device)
     lse = None
     if return_lse or q.device.type == "cpu":  # the C++ kernel always writes it
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         if spare:
             lse.fill_(-torch.inf)
-    load_backend(backend, q.device, "tree_attention").tree_attention(
-        AttentionInputs(q, k_cache, v_cache, plan),
-        AttentionOptions(plan.scale if scale is None else scale, workspace),
-        AttentionResult(out, lse),
-    )
-    return (out, lse) if lse is not None and return_lse else out
+    return AttentionResult(out, lse)
 
 
-def _check_append(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
+def _scale(scale: Any, plan: TreeAttentionPlan) -> float:
+    if scale is None:
+        return plan.scale
+    number = real(scale)
+    if number is None or not -LARGEST <= number <= LARGEST:
+        raise ValueError(f"expected scale as a finite number, got {described(scale)}")
+    return float(number)
+
+
+def _workspace(given: Any, plan: TreeAttentionPlan, device: torch.device) -> torch.Tensor:
+    if given is None:
+        return torch.empty(plan.workspace_numel, dtype=torch.float32, device=device)
+    workspace = written_tensor("workspace", given)
+    _check_workspace(workspace, plan, device)
+    return workspace
+
+
+def _check_append(inputs: NewTokens, caches: Caches) -> None:
+    (k, v, slot_mapping), (k_cache, v_cache) = inputs, caches
     if k.ndim != 3 or k.shape != v.shape or k.stride(-1) != 1 or v.stride(-1) != 1:
         raise ValueError(
             "expected k and v [T, num_kv_heads, head_dim] with a contiguous last dimension, got "

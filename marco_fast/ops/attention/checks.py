@@ -7,16 +7,21 @@ import numpy as np
 import torch
 
 from marco_fast.ops.dtypes import FLOATS
+from marco_fast.ops.numbers import described, real, whole
+from marco_fast.ops.tensors import tensor_of
 
 __all__ = [
     "Ints",
-    "check_active",
+    "active_mask",
     "check_caches",
     "check_heads",
     "check_pages",
     "check_planned",
     "int_array",
+    "plan_device",
     "plan_inputs",
+    "plan_room",
+    "plan_sizes",
 ]
 
 Ints = torch.Tensor | np.ndarray | Sequence[int]
@@ -43,25 +48,70 @@ def check_caches(
         )
 
 
-def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
-    """Raises ValueError unless attention has kernels for these heads."""
-    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
+def check_heads(num_heads: Any, num_kv_heads: Any, head_dim: Any) -> tuple[int, int, int]:
+    """The three as ints; ValueError unless attention has kernels for these heads."""
+    heads, kv_heads, dim = whole(num_heads), whole(num_kv_heads), whole(head_dim)
+    if heads is None or kv_heads is None or kv_heads < 1 or heads < 1 or heads % kv_heads:
         raise ValueError(
             "expected num_heads to be a positive multiple of num_kv_heads, "
-            f"got {num_heads} and {num_kv_heads}"
+            f"got {described(num_heads)} and {described(num_kv_heads)}"
         )
-    if head_dim % 16 or not 16 <= head_dim <= 256:
-        raise ValueError(f"expected head_dim to be a multiple of 16 in 16..256, got {head_dim}")
+    if heads >= 2**31:
+        raise ValueError(f"expected num_heads below 2^31, got {heads}")
+    if dim is None or dim % 16 or not 16 <= dim <= 256:
+        raise ValueError(
+            f"expected head_dim to be a multiple of 16 in 16..256, got {described(head_dim)}"
+        )
+    return heads, kv_heads, dim
+
+
+def plan_sizes(page_size: Any, max_new_tokens: Any) -> tuple[int, int]:
+    """Both as ints; ValueError where one is out of range."""
+    size, tokens = whole(page_size), whole(max_new_tokens)
+    if size is None or tokens is None or not (1 <= size < 2**31 and 0 <= tokens < 2**31):
+        raise ValueError(
+            "expected page_size >= 1 and max_new_tokens >= 0, integers below 2^31, got "
+            f"{described(page_size)}, {described(max_new_tokens)}"
+        )
+    return size, tokens
+
+
+def plan_room(room: Any) -> float:
+    """The argument `room` of plan_tree_attention."""
+    factor = real(room)
+    if factor is None or not 1 <= factor < 2**16:
+        raise ValueError(f"expected room in 1..65535, got {described(room)}")
+    return factor
+
+
+def plan_device(device: Any) -> torch.device:
+    """The argument `device` of plan_tree_attention."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"expected device as PyTorch names it, got {described(device)}") from error
 
 
 def int_array(values: Ints, name: str) -> np.ndarray:
-    """The values as a 1-D array; ValueError unless they are integers."""
-    if isinstance(values, torch.Tensor):
-        values = values.cpu().numpy()
-    array = np.asarray(values)
+    """The values as a 1-D array that int64 can hold; ValueError unless they are integers."""
+    array = _array(values, name, "1-D integers")
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise ValueError(f"expected {name} as 1-D integers, got {array.dtype} {array.shape}")
+    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise ValueError(f"expected {name} below 2^63, got {array.max()}")
     return array
+
+
+def _array(values: Any, name: str, wanted: str) -> np.ndarray:
+    """The values on the host; ValueError where they are no array."""
+    if isinstance(values, np.ndarray):
+        return values
+    if hasattr(values, "__dlpack__") and not isinstance(values, np.generic):
+        return tensor_of(name, values, wanted).cpu().numpy()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"expected {name} as {wanted}, got {described(values)}") from error
 
 
 def plan_inputs(
@@ -81,18 +131,23 @@ def plan_inputs(
     )
 
 
-def check_active(active: torch.Tensor | np.ndarray | None, num_queries: int) -> None:
-    """Raises ValueError unless it is [num_queries] bool, or None."""
+def active_mask(active: Any, num_queries: int) -> torch.Tensor | None:
+    """The argument `active` of advance, where it is; ValueError unless it is [num_queries] bool."""
     if active is None:
-        return
-    if active.dtype not in (torch.bool, np.dtype(bool)) or tuple(active.shape) != (num_queries,):
-        raise ValueError(f"expected active [{num_queries}] bool, got {active.dtype} {active.shape}")
+        return None
+    wanted = f"[{num_queries}] bool"
+    if not hasattr(active, "__dlpack__"):
+        active = _array(active, "active", wanted)
+        if active.dtype != bool:
+            raise ValueError(f"expected active {wanted}, got {active.dtype} {active.shape}")
+    mask = tensor_of("active", active, wanted)
+    if mask.dtype != torch.bool or mask.shape != (num_queries,):
+        raise ValueError(f"expected active {wanted}, got {mask.dtype} {tuple(mask.shape)}")
+    return mask.contiguous()
 
 
 def _page_table(block_table: torch.Tensor | np.ndarray) -> np.ndarray:
-    if isinstance(block_table, torch.Tensor):
-        block_table = block_table.cpu().numpy()
-    table = np.asarray(block_table)
+    table = _array(block_table, "block_table", "[N, max_pages] int32")
     if table.ndim != 2 or table.dtype != np.int32:
         raise ValueError(
             f"expected block_table [N, max_pages] int32, got {table.dtype} {table.shape}"

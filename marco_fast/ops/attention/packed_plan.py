@@ -15,6 +15,7 @@ from marco_fast.ops.attention.checks import check_heads
 from marco_fast.ops.attention.plan import TreeAttentionPlan
 from marco_fast.ops.attention.work_items import WorkItems, chunk_tokens, sections_of
 from marco_fast.ops.backends import built, interpreting
+from marco_fast.ops.isolation import isolated
 from marco_fast.ops.reference.plan import PLAN_ARRAYS
 from marco_fast.ops.reference.plan import plan_of_arrays as arrays_by_reference
 from marco_fast.ops.reference.work_items import (
@@ -25,6 +26,7 @@ from marco_fast.ops.reference.work_items import (
     Sizes,
     section_words,
 )
+from marco_fast.ops.tensors import tensor_of
 
 __all__ = ["launch_sizes", "packed_plan", "restore_plan"]
 
@@ -58,6 +60,7 @@ def launch_sizes(plan: TreeAttentionPlan) -> list[int]:
     return [*plan.items(plan.device).sizes] if plan.device.type == "cuda" else []
 
 
+@isolated
 def restore_plan(packed: torch.Tensor, launch: Sequence[int] = ()) -> TreeAttentionPlan:
     """A plan that attends as the one did that `packed_plan` was given.
 
@@ -78,12 +81,13 @@ def restore_plan(packed: torch.Tensor, launch: Sequence[int] = ()) -> TreeAttent
             f"{list(packed.shape)} on {packed.device}"
         )
     if launch and (not packed.is_cpu or interpreting()):
-        return _DevicePlan(packed, launch)
+        return _DevicePlan(tensor_of("the packed plan", packed), launch)
     if launch or not packed.is_cpu:
         raise ValueError(
             "expected a packed plan on a CPU without launch sizes, or on a CUDA device with them, "
             f"got {packed.device} with {len(launch)}"
         )
+    packed = tensor_of("the packed plan", packed)
     header = packed[:HEADER_WORDS].tolist()
     if len(header) < HEADER_WORDS or header[:2] != [MAGIC, VERSION]:
         raise ValueError(

@@ -13,6 +13,7 @@ from marco_fast.ops.attention import checks
 from marco_fast.ops.attention.checks import Ints
 from marco_fast.ops.attention.work_items import WorkItems, pack_again, work_items
 from marco_fast.ops.backends import built, interpreting, load_backend
+from marco_fast.ops.isolation import isolated
 from marco_fast.ops.reference.plan import ReferencePlan
 
 __all__ = ["TreeAttentionPlan", "plan_tree_attention"]
@@ -97,13 +98,12 @@ class TreeAttentionPlan:
         self._pages = 2**31  # of the smallest cache that check() passed
         self._interpreting = interpreting()
         self._items: dict[torch.device, WorkItems] = {}
-        self._steps, self._behind = (
-            0,
-            False,
-        )  # calls of advance; whether only the device has lengths
+        self._steps = 0  # calls of advance
+        self._behind = False  # whether only the device has lengths
         if device.type == "cuda":
             self.items(device)
 
+    @isolated
     def advance(self, active: torch.Tensor | np.ndarray | None = None) -> None:
         """Adds one token to the leaf of every query, or of the queries where active [Q] is true.
 
@@ -113,11 +113,11 @@ class TreeAttentionPlan:
             ValueError: `active` is not [Q] bool, or a leaf already has its max_new_tokens (on a
                 CUDA plan: there were that many calls, active or not); nothing was changed.
         """
-        checks.check_active(active, self.num_queries)
+        mask = checks.active_mask(active, self.num_queries)
         if self.device.type == "cuda":
-            self._advance_on_device(active)
+            self._advance_on_device(mask)
             return
-        self.arrays.advance(active.numpy() if isinstance(active, torch.Tensor) else active)
+        self.arrays.advance(None if mask is None else mask.cpu().numpy())
         # Copies elsewhere are old now.
         self._items = {at: items for at, items in self._items.items() if at.type == "cpu"}
         for items in self._items.values():
@@ -125,14 +125,14 @@ class TreeAttentionPlan:
                 lens = getattr(self.arrays, name)
                 getattr(items.sections, name).numpy()[: len(lens)] = lens
 
-    def _advance_on_device(self, active: torch.Tensor | np.ndarray | None) -> None:
+    def _advance_on_device(self, active: torch.Tensor | None) -> None:
         if self._steps >= self.max_new_tokens:
             raise ValueError(
                 f"expected at most max_new_tokens = {self.max_new_tokens} calls of advance"
             )
         self._steps += 1
         for device, items in self._items.items():
-            mask = None if active is None else torch.as_tensor(active).to(device, non_blocking=True)
+            mask = None if active is None else active.to(device, non_blocking=True)
             kernels = load_backend("triton", device, "tree_attention")
             kernels.advance(items.sections.query_lens, items.sections.query_order, mask)
         if active is None:
@@ -140,6 +140,7 @@ class TreeAttentionPlan:
         else:
             self._behind = True
 
+    @isolated
     def update(
         self,
         parents: Ints,
@@ -175,6 +176,7 @@ class TreeAttentionPlan:
         for items, array in zip(self._items.values(), packed, strict=True):
             items.overwrite(array)
 
+    @isolated
     def _caught_up(self) -> Any:
         """`arrays` with the lengths that the device has; waits for it where they differ."""
         if self._behind:
@@ -186,6 +188,7 @@ class TreeAttentionPlan:
                 self.arrays.advance(active)
         return self.arrays
 
+    @isolated
     def items(self, device: torch.device) -> WorkItems:
         """What the kernels on `device` read there; made at the first call for each device."""
         if device.type == "cuda" and device.index is None:
@@ -240,6 +243,7 @@ class TreeAttentionPlan:
     page_ids = _array("page_ids")
 
 
+@isolated
 def plan_tree_attention(
     parents: Ints,
     segment_lens: Ints,
@@ -280,20 +284,16 @@ def plan_tree_attention(
             in a row of block_table.
         IndexError: a parent, leaf or page id out of range.
     """
-    checks.check_heads(num_heads, num_kv_heads, head_dim)
-    if page_size < 1 or max_new_tokens < 0:
-        raise ValueError(
-            f"expected page_size >= 1 and max_new_tokens >= 0, got {page_size}, {max_new_tokens}"
-        )
-    if not 1 <= room < 2**16:
-        raise ValueError(f"expected room in 1..65535, got {room}")
+    heads = checks.check_heads(num_heads, num_kv_heads, head_dim)
+    page_size, max_new_tokens = checks.plan_sizes(page_size, max_new_tokens)
+    room, on = checks.plan_room(room), checks.plan_device(device)
     leaf_array = checks.int_array(leaves, "leaves")
     inputs = checks.plan_inputs(parents, segment_lens, block_table, leaf_array, leaf_lens)
     return TreeAttentionPlan(
         _make_plan(*inputs, page_size, max_new_tokens),
         leaf_array.size,
-        (num_heads, num_kv_heads, head_dim, page_size),
+        (*heads, page_size),
         max_new_tokens=max_new_tokens,
-        device=torch.device(device),
+        device=on,
         room=room,
     )

@@ -1,15 +1,22 @@
 """lm_head_confidence: check arguments, allocate results, run a backend."""
 
+from typing import Any
+
 import torch
 
 from marco_fast.ops.backends import load_backend
-from marco_fast.ops.confidence.options import Head, check_scoring, sampling_arguments
+from marco_fast.ops.confidence.options import Head, check_scoring, float_tensor, sampling_arguments
 from marco_fast.ops.confidence.sample import SampledTokens, empty_samples
 from marco_fast.ops.dtypes import FLOATS
+from marco_fast.ops.isolation import exact_products, isolated
+from marco_fast.ops.numbers import described
+from marco_fast.ops.tensors import mark_written, tensor_of
 
 __all__ = ["head_arguments", "lm_head_confidence"]
 
 
+@isolated
+@exact_products
 def lm_head_confidence(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -55,7 +62,8 @@ def lm_head_confidence(
         BackendError: the named backend cannot run here.
     """
     head = head_arguments(hidden, weight, bias, round_logits)
-    check_scoring(len(weight), top_k, denominator)
+    hidden = head.hidden
+    top_k = check_scoring(len(head.weight), top_k, denominator)
     sampling = sampling_arguments(
         hidden, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
         denominator, path_sums, path_counts, active,
@@ -63,6 +71,7 @@ def lm_head_confidence(
     module = load_backend(backend, hidden.device, "lm_head_confidence")
     result = empty_samples(len(hidden), top_k, hidden.device)
     module.lm_head_confidence(head, sampling, result)
+    mark_written(sampling.path_sums, sampling.path_counts)
     return result
 
 
@@ -77,38 +86,29 @@ def head_arguments(
     Raises:
         ValueError: as lm_head_confidence documents.
     """
-    _check_operands(hidden, weight)
-    if bias is not None and (
-        not isinstance(bias, torch.Tensor)
-        or bias.dtype not in FLOATS
-        or bias.shape != (len(weight),)
-        or bias.device != hidden.device
-        or not bias.is_contiguous()
-    ):
-        known = isinstance(bias, torch.Tensor)
-        got = f"{bias.dtype} {tuple(bias.shape)}" if known else repr(bias)
-        raise ValueError(
-            f"expected bias [{len(weight)}] float, contiguous, on {hidden.device}, got {got}"
-        )
+    hidden, weight = _operands(hidden, weight)
     if round_logits not in (None, *FLOATS):
         raise ValueError(
             f"expected round_logits to be None, float32, bfloat16 or float16, got {round_logits!r}"
         )
-    return Head(
-        hidden,
-        weight,
-        None if bias is None else bias.float(),
-        round_logits or torch.float32,
-    )
+    bias = None if bias is None else _bias(bias, hidden, weight).float()
+    return Head(hidden, weight, bias, round_logits or torch.float32)
 
 
-def _check_operands(hidden: torch.Tensor, weight: torch.Tensor) -> None:
-    for name, each in (("hidden", hidden), ("weight", weight)):
-        if not isinstance(each, torch.Tensor) or each.dtype not in FLOATS:
-            got = each.dtype if isinstance(each, torch.Tensor) else type(each).__name__
-            raise ValueError(
-                f"expected {name} as a tensor of float32, bfloat16 or float16, got {got}"
-            )
+def _bias(value: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    expected = f"expected bias [{len(weight)}] float, contiguous, on {hidden.device}"
+    try:
+        bias = tensor_of("bias", value)
+    except ValueError as error:
+        raise ValueError(f"{expected}, got {described(value)}") from error
+    same = bias.shape == (len(weight),) and bias.device == hidden.device
+    if not same or bias.dtype not in FLOATS or not bias.is_contiguous():
+        raise ValueError(f"{expected}, got {bias.dtype} {tuple(bias.shape)} on {bias.device}")
+    return bias
+
+
+def _operands(hidden: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden, weight = float_tensor("hidden", hidden), float_tensor("weight", weight)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             "expected hidden [B, H] and weight [V, H], got shapes "
@@ -126,3 +126,4 @@ def _check_operands(hidden: torch.Tensor, weight: torch.Tensor) -> None:
             "expected hidden and weight whose last dimension is contiguous, got strides "
             f"{hidden.stride()} and {weight.stride()}"
         )
+    return hidden, weight

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from marco_fast.ops.confidence.options import Sampling
+from marco_fast.ops.confidence.options import Sampling, float_tensor
 from marco_fast.ops.confidence.sample import sample_confidence
 from marco_fast.ops.reference.confidence import (
     GREEDY_TEMPERATURE,
@@ -121,12 +121,23 @@ class MergedShards:
             if not mine.any():
                 continue
             some = rows[mine]
-            z, _ = clean(logits_of(shard, some), torch.float64)
+            z, _ = clean(self.logits_of_shard(logits_of, shard, some), torch.float64)
             rate = rate_of(self.temperature[some])[:, None]
             mass = ((z - self.top[some, None]) * rate).exp2()
             at = first_beyond(mass, (target - before)[mine])
             token[some] = at + record.vocab_begin
             logit[some] = z.gather(1, at[:, None])[:, 0]
+
+    def logits_of_shard(self, logits_of: LogitsOf, shard: int, rows: torch.Tensor) -> torch.Tensor:
+        """What the caller's function gives, checked."""
+        z = float_tensor("what logits_of returns", logits_of(shard, rows))
+        shape = (len(rows), self.records[shard].entries)
+        if z.shape != shape or z.device != rows.device:
+            raise ValueError(
+                f"expected {list(shape)} logits on {rows.device} of logits_of, got "
+                f"{list(z.shape)} on {z.device}"
+            )
+        return z
 
     def draw_from_all(
         self, rows: torch.Tensor, logits_of: LogitsOf, token: torch.Tensor, logit: torch.Tensor
@@ -134,7 +145,8 @@ class MergedShards:
         """From the logits of all shards, as any draw."""
         if len(rows) == 0:
             return
-        z = torch.cat([logits_of(shard, rows) for shard in range(len(self.records))], 1)
+        shards = range(len(self.records))
+        z = torch.cat([self.logits_of_shard(logits_of, shard, rows) for shard in shards], 1)
         own = self.sampling
         drawn = sample_confidence(
             z, temperature=own.temperature[rows], top_p=own.top_p[rows], min_p=own.min_p[rows],

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from marco_fast.ops.dtypes import FLOATS
+from marco_fast.ops.numbers import described, real, whole
+from marco_fast.ops.tensors import tensor_of, written_tensor
 
 __all__ = [
     "LARGEST",
@@ -14,8 +16,9 @@ __all__ = [
     "Head",
     "Sampling",
     "Scoring",
-    "check_row_tensor",
     "check_scoring",
+    "float_tensor",
+    "row_tensor",
     "sampling_arguments",
 ]
 
@@ -84,45 +87,66 @@ class Head(NamedTuple):
     round_logits: torch.dtype  # float32: they are not rounded
 
 
-def check_scoring(vocab_size: int, top_k: int, denominator: str) -> None:
+def check_scoring(vocab_size: int, top_k: int, denominator: str) -> int:
+    """top_k as an int; ValueError where one of the three is out of range."""
     if vocab_size > _INT32_MAX:
         raise ValueError(f"expected V < 2^31, got {vocab_size}")
-    if not isinstance(top_k, int) or not 1 <= top_k <= vocab_size:
-        raise ValueError(f"expected 1 <= top_k <= {vocab_size} (V), got {top_k!r}")
+    number = whole(top_k)
+    if number is None or not 1 <= number <= vocab_size:
+        raise ValueError(f"expected 1 <= top_k <= {vocab_size} (V), got {described(top_k)}")
     if denominator not in ("top_k", "union"):
         raise ValueError(f"expected denominator to be 'top_k' or 'union', got {denominator!r}")
+    return number
 
 
-def check_row_tensor(
+def float_tensor(name: str, value: Any) -> torch.Tensor:
+    """`tensor_of` for float32, bfloat16 or float16; ValueError for others."""
+    wanted = "a tensor of float32, bfloat16 or float16"
+    tensor = tensor_of(name, value, wanted)
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"expected {name} as {wanted}, got {tensor.dtype}")
+    return tensor
+
+
+def row_tensor(
     name: str,
-    value: torch.Tensor,
+    value: Any,
     logits: torch.Tensor,
     dtypes: tuple[torch.dtype, ...],
-) -> None:
-    """Raises unless `value` is a [B] tensor of one of `dtypes` on the logits' device."""
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"expected {name} as a tensor, got {type(value).__name__}")
-    if value.dtype not in dtypes:
-        raise ValueError(f"expected {name} of {' or '.join(map(str, dtypes))}, got {value.dtype}")
-    if value.dim() != 1 or len(value) != len(logits):
-        raise ValueError(f"expected {name} [{len(logits)}], got shape {tuple(value.shape)}")
-    if not (value.is_cpu and logits.is_cpu) and value.device != logits.device:
-        raise ValueError(f"expected {name} on {logits.device}, got {value.device}")
+    written: bool = False,
+) -> torch.Tensor:
+    """The value as a [B] tensor of one of `dtypes` on the logits' device, else a ValueError."""
+    if isinstance(value, torch.Tensor):
+        _check_device(name, value, logits)
+    tensor = written_tensor(name, value) if written else tensor_of(name, value)
+    if tensor is not value:
+        _check_device(name, tensor, logits)
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"expected {name} of {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+    if tensor.dim() != 1 or len(tensor) != len(logits):
+        raise ValueError(f"expected {name} [{len(logits)}], got shape {tuple(tensor.shape)}")
+    return tensor
 
 
-def _check_updated(
-    name: str, value: torch.Tensor | None, logits: torch.Tensor, dtype: torch.dtype
-) -> None:
+def _check_device(name: str, tensor: torch.Tensor, logits: torch.Tensor) -> None:
+    if not (tensor.is_cpu and logits.is_cpu) and tensor.device != logits.device:
+        raise ValueError(f"expected {name} on {logits.device}, got {tensor.device}")
+
+
+def _updated(
+    name: str, value: Any, logits: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | None:
     if value is None:
-        return
-    check_row_tensor(name, value, logits, (dtype,))
-    if not value.is_contiguous():
-        raise ValueError(f"expected {name} contiguous, got stride {value.stride()}")
+        return None
+    tensor = row_tensor(name, value, logits, (dtype,), written=True)
+    if not tensor.is_contiguous():
+        raise ValueError(f"expected {name} contiguous, got stride {tensor.stride()}")
+    return tensor
 
 
 def _row_option(
     name: str,
-    value: float | torch.Tensor,
+    value: Any,
     logits: torch.Tensor,
     dtype: torch.dtype,
     low: float,
@@ -132,24 +156,28 @@ def _row_option(
 
     The values of a tensor on another device than the CPU are not looked at: that would wait for it.
     """
-    if isinstance(value, torch.Tensor):
-        allowed: tuple[torch.dtype, ...] = (torch.float64, *FLOATS)
-        if dtype == torch.int32:
-            allowed = (torch.int32, torch.int64)
-        check_row_tensor(name, value, logits, allowed)
-        if value.device.type == "cpu" and value.shape[0] > 0:
-            values = value.float().numpy() if dtype == torch.float32 else value.numpy()
-            least, most = np.minimum.reduce(values), np.maximum.reduce(values)
-            if not (least >= low and most <= high):
-                raise ValueError(f"expected {name} in [{low}, {high}], got {least} to {most}")
-        return value.to(dtype).contiguous()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = None if isinstance(value, torch.Tensor) and not value.is_cpu else real(value)
+    if number is not None:
+        if dtype == _INT32 and not isinstance(number, int):
+            raise ValueError(f"expected {name} as an integer, got {described(value)}")
+        if not low <= number <= high:
+            raise ValueError(f"expected {name} in [{low}, {high}], got {number}")
+        return int(number) if dtype == _INT32 else float(number)
+    if not hasattr(value, "__dlpack__"):
         raise ValueError(f"expected {name} as a number or a tensor, got {type(value).__name__}")
-    if dtype == torch.int32 and not isinstance(value, int):
-        raise ValueError(f"expected {name} as an integer, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"expected {name} in [{low}, {high}], got {value}")
-    return int(value) if dtype == _INT32 else float(value)
+    allowed: tuple[torch.dtype, ...] = (torch.float64, *FLOATS)
+    if dtype == _INT32:
+        allowed = (_INT32, torch.int64)
+    tensor = tensor_of(name, value)
+    if tensor.dim() == 0:  # a number on another device
+        tensor = tensor.expand(len(logits))
+    tensor = row_tensor(name, tensor, logits, allowed)
+    if tensor.is_cpu and tensor.shape[0] > 0:
+        values = tensor.float().numpy() if dtype == _FLOAT32 else tensor.numpy()
+        least, most = np.minimum.reduce(values), np.maximum.reduce(values)
+        if not (least >= low and most <= high):
+            raise ValueError(f"expected {name} in [{low}, {high}], got {least} to {most}")
+    return tensor.to(dtype).contiguous()
 
 
 def _filled(value: Any, seeds: torch.Tensor, whole: bool) -> torch.Tensor:
@@ -195,13 +223,15 @@ def sampling_arguments(
         _row_option("min_p", min_p, rows, torch.float32, 0.0, 1.0),
         _row_option("sample_top_k", sample_top_k, rows, torch.int32, 0, _INT32_MAX),
     )
-    check_row_tensor("seeds", seeds, rows, (torch.int64,))
-    check_row_tensor("positions", positions, rows, (torch.int64,))
-    _check_updated("path_sums", path_sums, rows, torch.int64)
-    _check_updated("path_counts", path_counts, rows, torch.int32)
+    keys = (
+        row_tensor("seeds", seeds, rows, (torch.int64,)).contiguous(),
+        row_tensor("positions", positions, rows, (torch.int64,)).contiguous(),
+    )
+    paths = (
+        _updated("path_sums", path_sums, rows, torch.int64),
+        _updated("path_counts", path_counts, rows, _INT32),
+    )
     if active is not None:
-        check_row_tensor("active", active, rows, (torch.bool,))
-        active = active.contiguous()
-    keys = (seeds.contiguous(), positions.contiguous())
+        active = row_tensor("active", active, rows, (torch.bool,)).contiguous()
     how = (score == "tempered", denominator == "union")
-    return Sampling(*options, *keys, path_sums, path_counts, active, *how)
+    return Sampling(*options, *keys, *paths, active, *how)

@@ -1,5 +1,7 @@
 """topk_confidence and sample_confidence: check arguments, allocate results, run a backend."""
 
+from typing import Any
+
 import torch
 
 from marco_fast.ops.backends import load_backend
@@ -7,12 +9,15 @@ from marco_fast.ops.confidence.options import (
     LARGEST,
     SMALLEST,
     Scoring,
-    check_row_tensor,
     check_scoring,
+    float_tensor,
+    row_tensor,
     sampling_arguments,
 )
-from marco_fast.ops.dtypes import FLOATS
+from marco_fast.ops.isolation import isolated
+from marco_fast.ops.numbers import real
 from marco_fast.ops.reference.confidence import SampledTokens, TopKConfidence
+from marco_fast.ops.tensors import mark_written
 
 __all__ = [
     "SampledTokens",
@@ -26,17 +31,16 @@ _FLOAT32, _INT32, _INDEXES = torch.float32, torch.int32, (torch.int64, torch.int
 _empty = torch.empty
 
 
-def _check_logits(logits: torch.Tensor, top_k: int, denominator: str) -> None:
-    if not isinstance(logits, torch.Tensor) or logits.dtype not in FLOATS:
-        got = logits.dtype if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"expected logits as a tensor of float32, bfloat16 or float16, got {got}")
+def _logits_of(value: Any) -> torch.Tensor:
+    """The argument `logits`, checked."""
+    logits = float_tensor("logits", value)
     if logits.dim() != 2:
         raise ValueError(f"expected logits [B, V], got shape {tuple(logits.shape)}")
     if logits.stride(1) != 1 and logits.shape[1] > 1:
         raise ValueError(
             f"expected logits whose last dimension is contiguous, got strides {logits.stride()}"
         )
-    check_scoring(logits.shape[1], top_k, denominator)
+    return logits
 
 
 def _empty_scores(rows: int, top_k: int, device: torch.device) -> TopKConfidence:
@@ -61,6 +65,7 @@ def empty_samples(rows: int, top_k: int, device: torch.device) -> SampledTokens:
     )
 
 
+@isolated
 def topk_confidence(
     logits: torch.Tensor,
     token_ids: torch.Tensor,
@@ -91,12 +96,14 @@ def topk_confidence(
         IndexError: a token id outside [0, V) on a CPU (elsewhere status bit 8).
         BackendError: the named backend cannot run here.
     """
-    _check_logits(logits, top_k, denominator)
-    check_row_tensor("token_ids", token_ids, logits, _INDEXES)
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    logits = _logits_of(logits)
+    top_k = check_scoring(logits.shape[1], top_k, denominator)
+    token_ids = row_tensor("token_ids", token_ids, logits, _INDEXES)
+    number = real(temperature)
+    if number is None:
         raise ValueError(f"expected temperature as a number, got {type(temperature).__name__}")
-    if not SMALLEST <= temperature <= LARGEST:
-        raise ValueError(f"expected temperature in [{SMALLEST}, {LARGEST}], got {temperature}")
+    if not SMALLEST <= number <= LARGEST:
+        raise ValueError(f"expected temperature in [{SMALLEST}, {LARGEST}], got {number}")
     rows, vocab_size = logits.shape
     device = logits.device
     if logits.is_cpu and rows > 0:
@@ -106,11 +113,12 @@ def topk_confidence(
             raise IndexError(f"expected token ids in [0, {vocab_size}), got {got}")
     module = load_backend(backend, device, "topk_confidence")
     result = _empty_scores(rows, top_k, device)
-    scoring = Scoring(float(temperature), denominator == "union")
+    scoring = Scoring(float(number), denominator == "union")
     module.topk_confidence(logits, token_ids.contiguous(), scoring, result)
     return result
 
 
+@isolated
 def sample_confidence(
     logits: torch.Tensor,
     *,
@@ -160,7 +168,8 @@ def sample_confidence(
         ValueError: a dtype, shape, stride or range that is not as above.
         BackendError: the named backend cannot run here.
     """
-    _check_logits(logits, top_k, denominator)
+    logits = _logits_of(logits)
+    top_k = check_scoring(logits.shape[1], top_k, denominator)
     sampling = sampling_arguments(
         logits, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
         denominator, path_sums, path_counts, active,
@@ -168,4 +177,5 @@ def sample_confidence(
     module = load_backend(backend, logits.device, "sample_confidence")
     result = empty_samples(logits.shape[0], top_k, logits.device)
     module.sample_confidence(logits, sampling, result)
+    mark_written(sampling.path_sums, sampling.path_counts)
     return result

@@ -15,13 +15,18 @@ from marco_fast.ops.confidence.lm_head import head_arguments
 from marco_fast.ops.confidence.merge import LogitsOf, MergedShards
 from marco_fast.ops.confidence.options import check_scoring, sampling_arguments
 from marco_fast.ops.confidence.sample import SampledTokens
+from marco_fast.ops.isolation import exact_products, isolated
+from marco_fast.ops.numbers import whole, whole_number
 from marco_fast.ops.reference.confidence import LMHeadRecords, add_to_paths
+from marco_fast.ops.tensors import mark_written, tensor_of
 
 __all__ = ["LMHeadRecords", "lm_head_records", "merge_records"]
 
 CANDIDATES = 16  # of the largest, at least: a filtered draw looks at so many
 
 
+@isolated
+@exact_products
 def lm_head_records(
     hidden: torch.Tensor,
     weight_shard: torch.Tensor,
@@ -54,8 +59,11 @@ def lm_head_records(
         BackendError: the named backend cannot run here.
     """
     head = head_arguments(hidden, weight_shard, bias, round_logits)
-    check_scoring(vocab_size, top_k, "top_k")
-    rows, shard_size, device = len(hidden), len(weight_shard), hidden.device
+    hidden, shard_size = head.hidden, len(head.weight)
+    vocab_begin = whole_number("vocab_begin", vocab_begin)
+    vocab_size = whole_number("vocab_size", vocab_size)
+    top_k = check_scoring(vocab_size, top_k, "top_k")
+    rows, device = len(hidden), hidden.device
     if not 0 <= vocab_begin <= vocab_size - shard_size or shard_size < 1:
         raise ValueError(
             f"expected a shard inside [0, {vocab_size}), got [{vocab_begin}, "
@@ -90,6 +98,7 @@ def _empty_records(
     )
 
 
+@isolated
 def merge_records(
     records: Sequence[LMHeadRecords],
     logits_of: LogitsOf,
@@ -127,7 +136,8 @@ def merge_records(
         ValueError: shards that do not follow each other from 0, or of other rows; an argument that
             is not as above.
     """
-    check_scoring(_check_shards(records, top_k), top_k, denominator)
+    records = [tensors_of(each) for each in records]
+    top_k = check_scoring(_check_shards(records, top_k), top_k, denominator)
     sampling = sampling_arguments(
         records[0].top, temperature, top_p, min_p, sample_top_k, seeds, positions, score,
         denominator, path_sums, path_counts, active,
@@ -135,8 +145,29 @@ def merge_records(
     merged = MergedShards(records, sampling.as_rows())
     token, logit = merged.draw(logits_of)
     result = merged.score(token, logit, top_k)
-    add_to_paths(result.confidence, path_sums, path_counts, active)
+    paths = (sampling.path_sums, sampling.path_counts)
+    with torch.inference_mode():  # where the sums may have been made
+        add_to_paths(result.confidence, *paths, sampling.active)
+    mark_written(*paths)
     return result
+
+
+def tensors_of(records: LMHeadRecords) -> LMHeadRecords:
+    """One shard's records, checked to be memory.
+
+    Raises:
+        ValueError: they are not what lm_head_records returns.
+    """
+    if not isinstance(records, LMHeadRecords):
+        raise ValueError(f"expected what lm_head_records returns, got {type(records).__name__}")
+    return records._replace(
+        top=tensor_of("top", records.top),
+        sums=tensor_of("sums", records.sums),
+        infs=tensor_of("infs", records.infs),
+        nans=tensor_of("nans", records.nans),
+        topk_logits=tensor_of("topk_logits", records.topk_logits),
+        topk_ids=tensor_of("topk_ids", records.topk_ids),
+    )
 
 
 def _check_shards(records: Sequence[LMHeadRecords], top_k: int) -> int:
@@ -155,6 +186,6 @@ def _check_shards(records: Sequence[LMHeadRecords], top_k: int) -> int:
     for each in records:
         if each.vocab_size != begin:
             raise ValueError(f"expected shards of all {each.vocab_size} tokens, got {begin}")
-    if isinstance(top_k, int) and top_k > shape[1]:
+    if (whole(top_k) or 0) > shape[1]:
         raise ValueError(f"expected top_k <= {shape[1]}, as the records hold, got {top_k}")
     return begin

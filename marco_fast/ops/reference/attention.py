@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from marco_fast.ops.isolation import exact_products, isolated
+
 if TYPE_CHECKING:
     from marco_fast.ops.attention.plan import TreeAttentionPlan
 
 __all__ = ["append_kv", "tree_attention"]
 
 
+@isolated
 def append_kv(
     k: torch.Tensor,
     v: torch.Tensor,
@@ -32,6 +35,8 @@ def append_kv(
     v_cache[slots // page_size, :, slots % page_size] = v[kept]
 
 
+@isolated
+@exact_products
 def tree_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -74,7 +79,7 @@ def _path_slots(plan: "TreeAttentionPlan", position: int, page_size: int) -> tor
     pieces = []
     while segment >= 0:
         pages = torch.from_numpy(plan.page_ids[plan.page_begin[segment] :].astype("int64"))
-        tokens = torch.arange(length)
+        tokens = torch.arange(length, device="cpu")
         pieces.append(pages[tokens // page_size] * page_size + tokens % page_size)
         segment = int(plan.segment_parents[segment])
         length = int(plan.segment_lens[segment])

@@ -4,24 +4,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from marco_fast.ops.isolation import exact_products, isolated
 from marco_fast.ops.reference.philox import philox_uniform
 
 __all__ = [
-    "GREEDY_TEMPERATURE",
-    "LOG2_E",
-    "LMHeadRecords",
-    "SampledTokens",
-    "TopKConfidence",
-    "add_to_paths",
-    "clean",
-    "first_beyond",
-    "lm_head_confidence",
-    "lm_head_records",
-    "sample_confidence",
-    "score_of",
-    "softmax_of",
-    "topk_confidence",
-]
+    "GREEDY_TEMPERATURE", "LOG2_E", "LMHeadRecords", "SampledTokens", "TopKConfidence",
+    "add_to_paths", "clean", "first_beyond", "lm_head_confidence", "lm_head_records",
+    "sample_confidence", "score_of", "softmax_of", "topk_confidence",
+]  # fmt: skip
 
 
 GREEDY_TEMPERATURE = 1e-5  # below it a draw is the largest
@@ -88,7 +78,10 @@ def clean(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch
 def softmax_of(z: torch.Tensor, temperature: torch.Tensor) -> Softmax:
     largest = z.amax(-1, keepdim=True)
     # Entries of +inf equal the maximum and share the probability; a row without any logit has none.
-    shifted = torch.where(z == largest, 0.0, z - largest) / temperature[:, None]
+    scale = temperature[:, None]
+    gap = torch.where(z == largest, 0.0, z - largest)
+    # Where the difference of two logits is beyond the largest number, each is divided alone.
+    shifted = torch.where(gap == -torch.inf, z / scale - largest / scale, gap / scale)
     shifted = shifted.masked_fill(largest == -torch.inf, -torch.inf)
     masses = shifted.exp()
     total = masses.sum(-1, keepdim=True)
@@ -129,6 +122,7 @@ def score_of(
     )
 
 
+@isolated
 def topk_confidence(
     logits: torch.Tensor,
     token_ids: torch.Tensor,
@@ -200,6 +194,7 @@ def _per_row(value: float | torch.Tensor, rows: torch.Tensor, dtype: torch.dtype
     return torch.as_tensor(value, dtype=dtype, device=rows.device).expand(len(rows))
 
 
+@isolated
 def sample_confidence(
     logits: torch.Tensor,
     *,
@@ -276,6 +271,8 @@ def lm_head_records(
     )
 
 
+@isolated
+@exact_products
 def lm_head_confidence(
     hidden: torch.Tensor,
     weight: torch.Tensor,

@@ -59,7 +59,7 @@ class ReferencePlan:
             if parent >= n:
                 raise ValueError(f"expected parents before children, got parents[{n}] = {parent}")
             if not 0 <= length < 2**31:
-                raise ValueError(f"expected segment_lens[{n}] >= 0, got {length}")
+                raise ValueError(f"expected segment_lens[{n}] >= 0 and below 2^31, got {length}")
 
     def _check_leaves(
         self, parents: np.ndarray, lens: np.ndarray, leaves: np.ndarray, seen: np.ndarray | None
