@@ -23,8 +23,8 @@ class Interrupts:
         number: of that signal; 0 before.
         at_once: until it is first held, a function that a signal calls with its number; without
             one, a signal raises KeyboardInterrupt.
-        whole_process: whether at_once was given: the process is a program of ours, which a signal
-            may kill when listening has ended.
+        whole_process: whether at_once was given: the process is a program of ours, which ends when
+            listening has ended.
     """
 
     def __init__(self, at_once: Callable[[int], None] | None = None) -> None:
@@ -69,7 +69,8 @@ class Interrupts:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if self.whole_process else handler)
+                # All is done: a program that is ending keeps the exit code that it has.
+                signal.signal(number, signal.SIG_IGN if self.whole_process else handler)
 
 
 @contextlib.contextmanager
