@@ -25,7 +25,8 @@ __all__ = ["ATTENTION_NAME", "Attention", "Mask", "TransformersRunner", "forward
 ATTENTION_NAME = "marco_tree"
 OWN_MASK = "expected plain causal attention, got a mask that the model makes itself"
 # What models hand to attention and what changes no result, whatever its value.
-HARMLESS = {"output_attentions", "output_router_logits", "position_ids", "use_cache"}
+HARMLESS = {"cache_position", "output_attentions", "output_hidden_states", "output_router_logits"}
+HARMLESS |= {"position_ids", "use_cache"}
 
 
 class TransformersRunner:

@@ -102,7 +102,7 @@ class PlainForward:
         """[T, V] float64 logprobs of what follows each token."""
         key = tuple(token_ids)
         if key not in self.cache:
-            logits = self.model(input_ids=torch.tensor([token_ids])).logits[0]
+            logits = self.model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
             self.cache[key] = logits.double().log_softmax(-1)
         return self.cache[key]
 

@@ -57,7 +57,7 @@ def check_head_dim(size: int) -> None:
 def _check_modalities(config: Any) -> None:
     parts = [name for name in config.sub_configs if getattr(config, name, None) is not None]
     models = [name for name in parts if hasattr(getattr(config, name), "num_hidden_layers")]
-    if models and not hasattr(config, "num_hidden_layers"):
+    if models and ("text_config" in parts or not hasattr(config, "num_hidden_layers")):
         got = f"the multimodal or composite {config.model_type!r} ({', '.join(parts)})"
         if (text := getattr(config, "text_config", None)) is not None:
             try:

@@ -88,11 +88,12 @@ def attention_shape(model: Any, context: int) -> AttentionShape:
 
 def _logits(model: Any, apart: Apart) -> torch.Tensor:
     """[2, TOKENS - 1, V] logits of all tokens but the first, which differs between the two."""
-    ids = torch.arange(TOKENS, device=model.device).repeat(2, 1) % model.config.vocab_size
-    ids[1, 0] = TOKENS % model.config.vocab_size
-    positions = torch.arange(TOKENS, device=model.device)[None]
     with set_attention(model, ATTENTION_NAME), looked_at(model):
-        logits = forward(model, ids, positions, apart).logits[:, 1:].float()
+        ids = torch.arange(TOKENS, device=model.device).repeat(2, 1)
+        ids[1, 0] = TOKENS
+        positions = ids[:1].clone()
+        logits = forward(model, ids % model.config.vocab_size, positions, apart).logits[:, 1:]
+        logits = logits.float()
     if not (logits < torch.inf).all():
         raise ModelError("expected finite logits, got NaN or infinity from the model")
     return logits
