@@ -220,7 +220,7 @@ def _attend(
         raise ModelError(OWN_MASK)
     options.setdefault("is_causal", getattr(module, "is_causal", None))
     for name, option in options.items():
-        if option is not None and not _is_harmless(name, option, attention.context):
+        if option is not None and not _is_harmless(name, option, attention):
             shown = f" ({option})" if isinstance(option, int | float) else ""
             raise ModelError(f"expected plain causal attention, got {name!r}{shown} of the model")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -228,14 +228,17 @@ def _attend(
     return attention.attend(layer, query, key, value, scale), None
 
 
-def _is_harmless(name: str, option: Any, context: int) -> bool:
-    """Whether what a model hands to its attention changes nothing."""
+def _is_harmless(name: str, option: Any, attention: Attention) -> bool:
+    """Whether what a model hands to its attention changes nothing; windows may only be noted."""
     if name == "is_causal":
         return option is True
     if name == "dropout":
         return option == 0
     if name in ("sliding_window", "chunk_size", "attention_chunk_size"):
-        return option >= context
+        if hasattr(attention, "note_reach"):
+            attention.note_reach(option)
+            return True
+        return bool(option >= attention.context)
     return name in HARMLESS
 
 

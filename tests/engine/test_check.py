@@ -10,6 +10,7 @@ import transformers
 from marco_fast import Engine, ModelError, PagedKVCache, SearchConfig, solve
 from marco_fast.engine import engine
 from marco_fast.engine.loading import check, load
+from marco_fast.engine.loading.context import Limit
 from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.engine.runner import TreeBatch
 from marco_fast.engine.transformers_runner import (
@@ -262,10 +263,14 @@ def test_the_attention_is_given_back(qwen2):
 
 
 @pytest.mark.parametrize("name", ["mistral", "cohere2", "llama4_text", "gemma3_text"])
-def test_a_window_that_the_context_forgets_is_noticed(name, tmp_path, monkeypatch):
+def test_a_window_that_the_configuration_hides_is_found(name, tmp_path, monkeypatch):
     folder = save_tiny(tiny_config(name), tmp_path)
-    monkeypatch.setattr(engine, "context_of", lambda config, kv_tokens: 65)
-    with pytest.raises(ModelError, match=r"'sliding_window' .64.|reach back 64 tokens"):
-        Engine.from_pretrained(folder, check=False)
-    monkeypatch.setattr(engine, "context_of", lambda config, kv_tokens: 64)
-    Engine.from_pretrained(folder).close()
+    monkeypatch.setattr(engine, "limit_of", lambda config: Limit(65, "the positions"))
+    with pytest.warns(UserWarning, match="runs within the reach of its layers.* have 64 tokens"):
+        made = Engine.from_pretrained(folder)
+    with made:
+        assert made.context == 64
+        result = solve("abc", made, SearchConfig(expansions=1, step_tokens=32))
+    assert PlainForward(folder).check(result, 2e-4) > 32
+    with pytest.raises(ValueError, match=r"a context of 2 to 64 tokens .the reach of its layers"):
+        Engine.from_pretrained(folder, context=65)

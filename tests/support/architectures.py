@@ -161,7 +161,7 @@ def outcome(name: str, folder: Path, **changes: Any) -> Outcome:
     except Exception as error:
         return Outcome("not built", cause=_line(error))
     try:
-        engine = _engine(folder)
+        engine = Engine.from_pretrained(folder, kv_tokens=2 * CONTEXT)
     except ModelError as error:
         return Outcome("refused", cause=str(error))
     with engine:
@@ -174,16 +174,6 @@ def outcome(name: str, folder: Path, **changes: Any) -> Outcome:
     except AssertionError as error:
         return Outcome("wrong", window, _line(error))
     return Outcome(kind, window)
-
-
-def _engine(folder: Path) -> Engine:
-    """An engine for the model; one with so short a context as the error says where it says so."""
-    try:
-        return Engine.from_pretrained(folder, kv_tokens=2 * CONTEXT)
-    except ModelError as error:
-        if f"kv_tokens={WINDOW}" not in str(error):
-            raise
-    return Engine.from_pretrained(folder, kv_tokens=WINDOW)
 
 
 def _line(error: BaseException) -> str:

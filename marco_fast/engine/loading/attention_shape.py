@@ -41,7 +41,7 @@ class Apart:
         self.layers: list[int] = []
         self.shapes: set[tuple[int, int, int, int]] = set()  # heads, KV heads, sizes of K and V
         self.masks: set[Mask] = set()
-        self.reach = context  # how many positions all masks let see the first token
+        self.reach = context  # how many positions all masks and windows let see the first token
         self.causal = True  # whether no mask lets a token see the one behind it
 
     def attend(
@@ -61,8 +61,12 @@ class Apart:
         at = torch.arange(self.context, device=self.device)
         first = at[0]
         seen = mask.sees(first, first, at, first).expand(self.context)
-        self.reach = min(self.reach, int(seen.cumprod(0).sum()))
+        self.note_reach(int(seen.cumprod(0).sum()))
         self.causal &= not mask.sees(first, first, first, first + 1)
+
+    def note_reach(self, tokens: int) -> None:
+        """A layer sees no more tokens than that."""
+        self.reach = min(self.reach, tokens)
 
 
 def attention_shape(model: Any, context: int) -> AttentionShape:
