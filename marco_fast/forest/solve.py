@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from marco_fast.engine.engine import Engine
-from marco_fast.forest.forest import Forest, ProgressFunction
+from marco_fast.forest.callbacks import ProgressFunction
+from marco_fast.forest.forest import Forest
 from marco_fast.forest.result import SearchResult
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import Chat, as_messages, untemplated_prompt

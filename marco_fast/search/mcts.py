@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from marco_fast.search.config import SearchConfig
-from marco_fast.search.numbers import as_float, as_int, as_scores, as_token_ids, shown
+from marco_fast.search.numbers import action_columns, as_float, as_int, shown
 from marco_fast.search.selection import RULES
 from marco_fast.search.tree import SearchTree, child_seed, root_seed
 from marco_fast.search.values import VALUES
 
 __all__ = ["Search", "Ticket"]
-
-ROUNDING = 1e-3  # by which a probability that somebody else computed may be above 1
-LEAST_LOGPROB = -3.5e38  # below any float32
 
 
 @dataclass(eq=False)
@@ -130,25 +127,11 @@ class Search:
             raise ValueError("expected tell() after grow() without more, got another action")
         if terminal and more:
             raise ValueError("expected terminal or more, got both")
-        token_ids = as_token_ids(token_ids)
-        logprobs = as_scores("logprobs", logprobs, LEAST_LOGPROB, ROUNDING)
-        confidences = as_scores("confidences", confidences, 0.0, 1.0 + ROUNDING)
-        if not token_ids or not len(token_ids) == len(logprobs) == len(confidences):
-            raise ValueError(
-                "expected token_ids, logprobs and confidences of one length above 0, got "
-                f"{len(token_ids)}, {len(logprobs)} and {len(confidences)}"
-            )
-        if [each is None for each in logprobs] != [each is None for each in confidences]:
-            raise ValueError(
-                "expected logprobs and confidences to be None for the same tokens, got "
-                f"{shown(logprobs)} and {shown(confidences)}"
-            )
+        columns = action_columns(token_ids, logprobs, confidences)
         node = self.tree.add(
             ticket.node,
             ticket.ordinal,
-            token_ids,
-            logprobs,
-            confidences,
+            *columns,
             terminal=terminal,
             finished=finished,
             rollout=bool(ticket.nodes),

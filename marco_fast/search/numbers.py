@@ -9,8 +9,10 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["as_float", "as_int", "as_scores", "as_token_ids", "shown"]
+__all__ = ["action_columns", "as_float", "as_int", "shown"]
 
+ROUNDING = 1e-3  # by which a probability that somebody else computed may be above 1
+LEAST_LOGPROB = -3.5e38  # below any float32
 _SCORES = {float, type(None)}
 
 
@@ -36,7 +38,39 @@ def as_float(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def as_token_ids(values: Iterable[Any]) -> list[int]:
+def action_columns(
+    token_ids: Iterable[Any], logprobs: Iterable[Any], confidences: Iterable[Any]
+) -> tuple[list[int], list[float | None], list[float | None]]:
+    """The columns of an action as new lists of plain numbers.
+
+    Raises:
+        ValueError: they are not as Search.grow() says.
+    """
+    ids = _token_ids(token_ids)
+    scores = _scores("logprobs", logprobs, LEAST_LOGPROB, ROUNDING)
+    shares = _scores("confidences", confidences, 0.0, 1.0 + ROUNDING)
+    if not ids or not len(ids) == len(scores) == len(shares):
+        raise ValueError(
+            "expected token_ids, logprobs and confidences of one length above 0, got "
+            f"{len(ids)}, {len(scores)} and {len(shares)}"
+        )
+    if [each is None for each in scores] != [each is None for each in shares]:
+        raise ValueError(
+            "expected logprobs and confidences to be None for the same tokens, got "
+            f"{shown(scores)} and {shown(shares)}"
+        )
+    return ids, scores, shares
+
+
+def shown(value: object) -> str:
+    """A value for an error message: short, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # an int of more digits than Python prints, or the class's own failure
+        return f"a {type(value).__name__}"
+
+
+def _token_ids(values: Iterable[Any]) -> list[int]:
     """Token ids as a new list of int; of str where an executor knows its tokens by texts alone.
 
     Raises:
@@ -53,7 +87,7 @@ def as_token_ids(values: Iterable[Any]) -> list[int]:
     return ids
 
 
-def as_scores(name: str, values: Iterable[Any], low: float, high: float) -> list[float | None]:
+def _scores(name: str, values: Iterable[Any], low: float, high: float) -> list[float | None]:
     """Scores of tokens, None where a token has none, as a new list.
 
     Raises:
@@ -66,14 +100,6 @@ def as_scores(name: str, values: Iterable[Any], low: float, high: float) -> list
     if scored and not (math.isfinite(sum(scored)) and min(scored) >= low and max(scored) <= high):
         raise ValueError(f"expected finite {name} from {low:g} to {high:g}, got {shown(scores)}")
     return scores
-
-
-def shown(value: object) -> str:
-    """A value for an error message: short, whatever it is."""
-    try:
-        return reprlib.repr(value)
-    except Exception:  # an int of more digits than Python prints, or the class's own failure
-        return f"a {type(value).__name__}"
 
 
 def _score(value: object) -> float | None:

@@ -20,8 +20,7 @@ def test_budgets_end_the_search_with_the_best_so_far(tiny, plain, budget, value)
     assert len(result.tree) > 1
     plain("qwen2").check(result, ATOL)
     if budget == "max_tokens":
-        assert 90 < result.stats.tokens <= 100
-        assert sum(map(len, result.tree.token_ids)) <= 100
+        assert result.stats.tokens == sum(map(len, result.tree.token_ids)) == 100
 
 
 def test_a_tree_whose_paths_all_end_is_exhausted(nano):
@@ -107,14 +106,4 @@ def test_no_time_at_all_is_an_empty_answer(tiny):
     result = solve("q", tiny, dataclasses.replace(SMALL, max_seconds=0))
     assert (result.stop_reason, result.answer, result.confidence) == ("seconds", "", 0.0)
     assert len(result.tree) == 1
-    assert tiny.cache.used_pages == 0
-
-
-def test_an_exception_in_the_callback_reaches_the_caller_as_error(tiny):
-    def broken(progress: Progress) -> None:
-        if progress.tokens:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        solve("q", tiny, SMALL, progress=broken)
     assert tiny.cache.used_pages == 0
