@@ -1,10 +1,10 @@
 """Engine: a Hugging Face causal language model as it is, over a paged tree KV cache."""
 
+import operator
 import os
-import threading
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jinja2 import TemplateError
@@ -13,6 +13,7 @@ from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.loading.context import context_of, memory_of
 from marco_fast.engine.loading.load import eos_ids_of, load_model
 from marco_fast.engine.native_runner import NativeRunner
+from marco_fast.engine.ownership import SearchLock, check_free, take_over
 from marco_fast.engine.runner import Runner, TreeBatch
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.engine.transformers_runner import TransformersRunner
@@ -28,7 +29,8 @@ class Engine:
 
     Use `Engine.from_pretrained`. A runner computes the model's layers: in C++ on a CPU, for the
     models that it knows, else transformers with the model's attention swapped for tree attention.
-    An engine serves one search at a time; further ones wait.
+    An engine serves one search at a time; those of other threads wait. One that was idle when its
+    process was forked works in the child, too; it cannot be pickled or copied.
 
     Attributes:
         name: how the model was named. model, tokenizer: the transformers objects.
@@ -37,7 +39,16 @@ class Engine:
         max_branches: branches decoded in one batch.
         cache: the PagedKVCache.
         token_bytes: UTF-8 bytes of each token id. eos_ids: ids that end a sequence.
+        lock: held by the search that has the engine.
+
+    Raises:
+        ModelError: the model cannot be run, or its layers belong to another engine.
+        ValueError: an option is out of its range.
     """
+
+    model: Any
+    cache: PagedKVCache
+    runner: Runner
 
     def __init__(
         self,
@@ -49,26 +60,29 @@ class Engine:
         kv_tokens: int | None = None,
         page_size: int = 16,
     ) -> None:
-        if max_branches < 1:
-            raise ValueError(f"expected max_branches of at least 1, got {max_branches}")
-        if kv_tokens is not None and kv_tokens < page_size:
-            raise ValueError(f"expected kv_tokens of at least {page_size}, got {kv_tokens}")
+        max_branches = _at_least("max_branches", max_branches, 1)
+        if kv_tokens is not None:
+            kv_tokens = _at_least("kv_tokens", kv_tokens, page_size)
+        check_free(model)
         config = model.config
-        self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
+        self.name, self.tokenizer, self.lock = name, tokenizer, SearchLock()
         self.max_branches = max_branches
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = getattr(config, "num_key_value_heads", None) or self.num_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.device, self.dtype = model.device, model.dtype
         self.context = context_of(config, kv_tokens)
-        self.cache = self._make_cache(config.num_hidden_layers, kv_tokens, page_size)
-        native = NativeRunner.of(model, self.cache)
-        self.runner: Runner = native or TransformersRunner(model, self.cache)
         table = token_bytes(tokenizer)
         # ids that only pad the model's vocabulary stand for nothing
         self.token_bytes = table + [b""] * (config.vocab_size - len(table))
         self.eos_ids = eos_ids_of(model, tokenizer)
-        self.lock = threading.Lock()
+        self.cache = self._make_cache(config.num_hidden_layers, kv_tokens, page_size)
+        # Last, so that a model which is refused is still whole.
+        self.model = model.eval()
+        attention = config._attn_implementation
+        native = NativeRunner.of(model, self.cache)
+        self.runner = native or TransformersRunner(model, self.cache)
+        self._give_back = take_over(self, model, None if native else attention)
 
     @classmethod
     def from_pretrained(
@@ -124,8 +138,9 @@ class Engine:
             without_template: the prompt of a model that has no chat template.
 
         Raises:
-            ValueError: the model's template does not take such a chat.
+            ValueError: the model's template does not take such a chat, or the engine is closed.
         """
+        self.lock.check_open()
         if self.tokenizer.chat_template is None:
             warnings.warn(
                 f"the model {self.name!r} has no chat template: it gets a prompt of its own",
@@ -157,18 +172,57 @@ class Engine:
     ) -> SampledTokens:
         """Decode one token of every query, and draw the token after it, at the next position.
 
-        Seeds and options are those of `sample_confidence`.
+        Seeds and options are those of `sample_confidence`. Raises ValueError when the engine is
+        closed.
         """
         at = torch.tensor(positions, device=self.device)
         options |= {"seeds": torch.tensor(seeds, device=self.device), "positions": at + 1}
         ids = torch.tensor(token_ids, device=self.device)
         return self.runner.sample(ids, at, batch, options)
 
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self.lock.closed
+
     def close(self) -> None:
-        """Give the model's and the cache's memory back; the engine cannot be used any more."""
-        del self.model, self.cache, self.runner
+        """Give the model's and the cache's memory back; the engine cannot be used any more.
+
+        Closing again changes nothing. A search of another thread is waited for.
+
+        Raises:
+            ValueError: a search of this thread has the engine, which goes on.
+        """
+        if self.closed:
+            return
+        self.lock.acquire()
+        try:
+            if not self.closed:
+                self.lock.closed = True
+                self._give_back()
+                del self.model, self.cache, self.runner
+        finally:
+            self.lock.release()
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in ("model", "cache", "runner") and self.__dict__.get("lock") is not None:
+                self.lock.check_open()
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"Engine({self.name!r}, {self.device}, {self.dtype}{state})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "expected an Engine to stay where it is, got a copy or a pickle of it: load one with "
+            "Engine.from_pretrained in each process"
+        )
 
     def __enter__(self) -> "Engine":
+        self.lock.check_open()
         return self
 
     def __exit__(
@@ -178,3 +232,14 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _at_least(name: str, value: object, least: int) -> int:
+    """`value` as an int, if it is one and large enough."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"expected {name} of at least {least}, got {value!r}")
+    return number
