@@ -1,5 +1,6 @@
 """What a forest tells its caller: results and their figures, and progress while it runs."""
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -38,11 +39,14 @@ class Report:
         confidence = 0.0 if node is None else tree.end_value[node]
         if node is None:  # no answer: the thought of the best path so far
             node = _best_so_far(tree)
+        thought = ""
+        with contextlib.suppress(KeyboardInterrupt):  # the search is over, see _final_answer
+            thought = self._thought(question, node)
         return SearchResult(
             question=question.messages[-1]["content"],
             messages=question.messages,
             answer=question.answers.get(node, ""),
-            thought=self._thought(question, node),
+            thought=thought,
             confidence=confidence,
             tree=tree,
             answers=question.answers,
