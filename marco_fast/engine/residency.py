@@ -26,7 +26,7 @@ class Residency:
     def __init__(self, runner: Runner, rows: int) -> None:
         self.runner, self.rows = runner, rows
         self.cache = runner.cache
-        self.segments: set[Segment] = set()  # all that have a node in the cache
+        self.segments: dict[Segment, None] = {}  # all that have a node in the cache, oldest first
 
     def fits(self, path: list[Segment], opened: bool) -> bool:
         """Whether a branch can ever decode one more token behind this path.
@@ -59,7 +59,7 @@ class Residency:
     def open(self, parent: Segment, start: int) -> Segment:
         """A new segment below one that is in the cache, with one reader."""
         segment = Segment(parent, start, [], kv=self.cache.fork(parent.kv), users=1)
-        self.segments.add(segment)
+        self.segments[segment] = None
         return segment
 
     def reserve(self, segment: Segment, *, alone: bool = False) -> int:
@@ -95,7 +95,7 @@ class Residency:
             return True
         goal = max(pages, self.cache.num_pages // EVICTED_SHARE)
         unused = [each for each in self.segments if not each.users and self._resident(each)]
-        unused.sort(key=lambda each: (each.rank, each.kv))
+        unused.sort(key=lambda each: each.rank)  # of equal ones the oldest first
         for each in unused:
             self.cache.evict(each.kv)
             if self.cache.free_pages >= goal:
@@ -105,13 +105,20 @@ class Residency:
     def release(self, segments: Iterable[Segment]) -> None:
         """Give segments up: no branch reads them and none will continue from them."""
         for segment in segments:
-            self.segments.discard(segment)
             self.cache.release(segment.kv)
+            self.segments.pop(segment, None)
 
     def close(self) -> None:
-        """Give every page back; called again, what an interrupt left over."""
-        while self.segments:
-            self.cache.release(self.segments.pop().kv)
+        """Give every page back; called again, what an interrupt left over.
+
+        Evicted first, a segment holds no page whatever else an interrupt left in the cache.
+        """
+        for segment in list(self.segments):
+            with contextlib.suppress(ValueError, IndexError):  # an interrupt right behind a release
+                if self._resident(segment):
+                    self.cache.evict(segment.kv)
+                self.cache.release(segment.kv)
+            self.segments.pop(segment, None)
 
     def full(self, path: list[Segment]) -> KVCacheFull:
         """The error of a path behind which there is no page for one more token."""
@@ -145,7 +152,7 @@ class Residency:
         if segment.kv < 0:
             parent = segment.parent
             segment.kv = self.cache.add_root() if parent is None else self.cache.fork(parent.kv)
-            self.segments.add(segment)
+            self.segments[segment] = None
             slots = self.cache.extend(segment.kv, len(segment.tokens))
         else:
             slots = self.cache.restore(segment.kv)

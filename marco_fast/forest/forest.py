@@ -77,9 +77,10 @@ class Forest:
         except KeyboardInterrupt:
             reason = "interrupted"
         except Exception as failure:
-            reason, error = "error", failure
+            reason = "kv_full" if isinstance(failure, KVCacheFull) else "error"
+            error = failure
         finally:
-            self.scheduler.close()
+            self._close()
             del self.scheduler.source  # a ring would keep the cache until Python looks for rings
         for question in self.questions:
             self._finish(question, reason, error)
@@ -90,6 +91,14 @@ class Forest:
         with contextlib.suppress(KeyboardInterrupt, RuntimeWarning):  # the results are there
             self.watcher.show(self.report.progress())
         return [self.report.result(each) for each in self.questions]
+
+    def _close(self) -> None:
+        """Give every page back, also when a second Ctrl-C comes in between."""
+        try:
+            self.scheduler.close()
+        except BaseException:
+            self.scheduler.close()
+            raise
 
     def next_branch(self) -> Branch | None:
         """One more branch: of the first question that has one to hand out."""

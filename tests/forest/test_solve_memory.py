@@ -193,3 +193,14 @@ def test_running_out_in_mid_search_costs_neither_the_path_nor_the_rest(folders, 
         assert engine.cache.used_pages == 0
     assert (result.stop_reason, result.stats.expansions) == ("expansions", 10)
     assert plain("qwen2").check(result, ATOL) > 200
+
+
+def test_what_a_cache_held_before_does_not_change_which_segments_it_evicts(folders):
+    """Ids of the cache are reused in another order then."""
+    config = dataclasses.replace(SMALL, expansions=20, rollout_tokens=60, c_uct=5.0)
+    with Engine.from_pretrained(folders["qwen2"], kv_tokens=16 * 24) as engine:
+        evictions = count_calls(engine.cache, "evict")
+        first = solve(QUESTION, engine, config)
+        assert len(evictions) > 10
+        solve("Another one?", engine, config)
+        assert same_tree(first, solve(QUESTION, engine, config))
