@@ -25,7 +25,7 @@ from marco_fast.search.marco import REFLECTION
 from marco_fast.search.mcts import Ticket
 from marco_fast.search.replies import Event, PathText
 
-__all__ = ["Forest"]
+__all__ = ["Forest", "ProgressFunction"]
 
 REPORT_SECONDS = 0.1
 

@@ -110,8 +110,8 @@ class Search:
         Args:
             ticket: from ask(), not told yet.
             token_ids: of the action, 0 to 2^31 - 1, at least one; texts where there are no ids.
-            logprobs: of each token, natural logarithms, at most 0. confidences: in [0, 1]. Both are
-                None where a token was forced, and both may be above their range by 0.001.
+            logprobs: of each token, natural logarithms. confidences: in [0, 1]; one may be above by
+                0.001, a rounding. Both are None where a token was forced.
             terminal: nothing can follow. finished: the path holds a complete answer.
             more: the rollout goes on: the ticket moves to the new node's first child.
 

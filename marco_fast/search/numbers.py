@@ -11,8 +11,8 @@ from typing import Any
 
 __all__ = ["action_columns", "as_float", "as_int", "shown"]
 
-ROUNDING = 1e-3  # by which a probability that somebody else computed may be above 1
-LEAST_LOGPROB = -3.5e38  # below any float32
+ROUNDING = 1e-3  # by which a confidence that somebody else computed may be above 1
+LEAST_LOGPROB, LARGEST_LOGPROB = -3.5e38, 100.0  # below any float32; exp() of it is a float
 _SCORES = {float, type(None)}
 
 
@@ -47,7 +47,7 @@ def action_columns(
         ValueError: they are not as Search.grow() says.
     """
     ids = _token_ids(token_ids)
-    scores = _scores("logprobs", logprobs, LEAST_LOGPROB, ROUNDING)
+    scores = _scores("logprobs", logprobs, LEAST_LOGPROB, LARGEST_LOGPROB)
     shares = _scores("confidences", confidences, 0.0, 1.0 + ROUNDING)
     if not ids or not len(ids) == len(scores) == len(shares):
         raise ValueError(
