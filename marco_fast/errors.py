@@ -25,8 +25,9 @@ class KVCacheFull(MarcoFastError):
     """
 
     def __init__(self, needed: int, free: int, total: int) -> None:
+        fewer = " or decode fewer branches" if needed <= total else ""
         super().__init__(
             f"expected at least {needed} free KV pages, got {free} free of {total}; "
-            "give the engine a larger kv_tokens or decode fewer branches"
+            f"give the engine a larger kv_tokens{fewer}"
         )
         self.needed, self.free, self.total = needed, free, total

@@ -39,6 +39,9 @@ class Rounds:
         self.running -= 1
         return self.verdict.END
 
+    def on_full(self, branch: object, full: Exception) -> None:
+        raise full
+
     def on_step(self) -> bool:
         return True
 

@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from marco_fast.errors import KVCacheFull
+
 __all__ = ["Branch", "Segment", "Source", "Verdict"]
 
 
@@ -122,8 +124,8 @@ class Verdict(Enum):
 class Source(Protocol):
     """Where branches come from and what becomes of their tokens.
 
-    Inside each of the three calls the source may call Scheduler.drop and Scheduler.release, and
-    inside on_token also Scheduler.take_back for the branch it was given.
+    Inside next_branch, on_token and on_step the source may call Scheduler.drop and
+    Scheduler.release, and inside on_token also Scheduler.take_back for the branch it was given.
     """
 
     def next_branch(self) -> Branch | None:
@@ -131,6 +133,13 @@ class Source(Protocol):
 
     def on_token(self, branch: Branch) -> Verdict:
         """A token was appended to the branch's lists."""
+
+    def on_full(self, branch: Branch, full: KVCacheFull) -> None:
+        """The branch's path fills the whole cache, so that even alone it gets no further token.
+
+        It is done, and nothing can follow. Where it has no token in the open action, nothing can
+        follow the segment that it goes on from either. `full` says what it would have needed.
+        """
 
     def on_step(self) -> bool:
         """A step is over; False ends the decoding."""

@@ -1,28 +1,29 @@
 """Engine: a Hugging Face causal language model as it is, over a paged tree KV cache."""
 
 import os
-import threading
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.loading.architectures import check_architecture
-from marco_fast.engine.loading.attention_shape import attention_shape
+from marco_fast.engine.loading.attention_shape import AttentionShape, attention_shape
 from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
 from marco_fast.engine.loading.memory import memory_of
 from marco_fast.engine.loading.tokenizer import eos_ids_of
 from marco_fast.engine.native_runner import NativeRunner
+from marco_fast.engine.ownership import SearchLock, check_free, take_over
 from marco_fast.engine.prompts import Prompts
 from marco_fast.engine.runner import Runner, TreeBatch
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.engine.transformers_runner import TransformersRunner
 from marco_fast.ops import SampledTokens
 from marco_fast.ops.isolation import exact_products, float32_default, isolated
+from marco_fast.ops.numbers import described, whole
 
 __all__ = ["Engine"]
 
@@ -34,7 +35,8 @@ class Engine:
 
     Use `Engine.from_pretrained`. A runner computes the model's layers: in C++ on a CPU, for the
     models that it knows, else transformers with the model's attention swapped for tree attention.
-    An engine serves one search at a time; further ones wait.
+    An engine serves one search at a time; those of other threads wait. One that was idle when its
+    process was forked works in the child, too; it cannot be pickled or copied.
 
     Attributes:
         name: how the model was named. model, tokenizer: the transformers objects.
@@ -43,8 +45,17 @@ class Engine:
         max_branches: branches decoded in one batch.
         cache: the PagedKVCache.
         token_bytes: UTF-8 bytes of each token id. eos_ids: ids that end a sequence.
-        prompts: makes token ids of chats.
+        prompts: makes token ids of chats. lock: held by the search that has the engine.
+
+    Raises:
+        ModelError: the model cannot be run, or its layers belong to another engine.
+        ValueError: an option is out of its range.
     """
+
+    model: Any
+    cache: PagedKVCache
+    context: int
+    runner: Runner
 
     @isolated
     @exact_products
@@ -61,36 +72,55 @@ class Engine:
         page_size: int = 16,
         check: bool = True,
     ) -> None:
-        if max_branches < 1:
-            raise ValueError(f"expected max_branches of at least 1, got {max_branches}")
-        if kv_tokens is not None and kv_tokens < page_size:
-            raise ValueError(f"expected kv_tokens of at least {page_size}, got {kv_tokens}")
-        config = model.config
-        check_architecture(config)
-        self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
+        max_branches = _at_least("max_branches", max_branches, 1)
+        if context is not None:
+            context = _at_least("context", context, 2)
+        if kv_tokens is not None:
+            kv_tokens = _at_least("kv_tokens", kv_tokens, page_size)
+        check_free(model)
+        check_architecture(model.config)
+        self.name, self.tokenizer, self.lock = name, tokenizer, SearchLock()
         self.max_branches = max_branches
         self.device, self.dtype = model.device, model.dtype
-        self.context = context_of(limit_of(config), name, context, kv_tokens)
-        shape = attention_shape(model, self.context)
-        if shape.reach < self.context:  # a window that the configuration calls by another name
-            self.context = context_of(Limit(shape.reach, REACH), name, context, kv_tokens)
-        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
-        self.head_dim = shape.head_dim
+        self.prompts = Prompts(tokenizer, name)
+        table = token_bytes(tokenizer)
+        # ids that only pad the model's vocabulary stand for nothing
+        self.token_bytes = table + [b""] * (model.config.vocab_size - len(table))
+        self.eos_ids = eos_ids_of(model, tokenizer)
+        shape = self._look_at(model.eval(), context, kv_tokens)
         self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size)
         if context is None:  # no path is longer than all that the cache holds
             self.context = min(self.context, self.cache.num_pages * page_size)
-        plain = ForwardCheck(model, tokenizer, self.cache, self.context) if check else None
-        self.runner: Runner = NativeRunner.of(model, self.cache) or TransformersRunner(
+        # Last, so that a model which is refused is still whole.
+        self._take_over(model, check)
+
+    def _look_at(self, model: Any, context: int | None, kv_tokens: int | None) -> AttentionShape:
+        """Find the model's heads, and how long a path may be."""
+        self.context = context_of(limit_of(model.config), self.name, context, kv_tokens)
+        shape = attention_shape(model, self.context)
+        if shape.reach < self.context:  # a window that the configuration calls by another name
+            limit = Limit(shape.reach, REACH)
+            self.context = context_of(limit, self.name, context, kv_tokens)
+        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
+        self.head_dim = shape.head_dim
+        return shape
+
+    def _take_over(self, model: Any, check: bool) -> None:
+        """Make the runner, whose the model's layers then are, and see whether it computes right."""
+        plain = ForwardCheck(model, self.tokenizer, self.cache, self.context) if check else None
+        attention = model.config._attn_implementation
+        native = NativeRunner.of(model, self.cache)
+        self.model = model
+        self.runner = native or TransformersRunner(
             model, self.cache, num_heads=self.num_heads, context=self.context
         )
-        if plain:
-            plain.compare(self.runner)
-        table = token_bytes(tokenizer)
-        # ids that only pad the model's vocabulary stand for nothing
-        self.token_bytes = table + [b""] * (config.vocab_size - len(table))
-        self.eos_ids = eos_ids_of(model, tokenizer)
-        self.prompts = Prompts(tokenizer, name)
-        self.lock = threading.Lock()
+        self._give_back = take_over(self, model, None if native else attention)
+        if plain is not None:
+            try:
+                plain.compare(self.runner)
+            except BaseException:
+                self._give_back()
+                raise
 
     @classmethod
     @isolated
@@ -162,8 +192,9 @@ class Engine:
 
         Raises:
             ValueError: the model's template does not take such a chat, fails, or leaves the
-                question out; or a content is not Unicode.
+                question out; a content is not Unicode; or the engine is closed.
         """
+        self.lock.check_open()
         if self.tokenizer.chat_template is not None:
             ids = self.prompts.of_chat(messages)
         else:
@@ -189,18 +220,57 @@ class Engine:
     ) -> SampledTokens:
         """Decode one token of every query, and draw the token after it, at the next position.
 
-        Seeds and options are those of `sample_confidence`.
+        Seeds and options are those of `sample_confidence`. Raises ValueError when the engine is
+        closed.
         """
         at = torch.tensor(positions, device=self.device)
         options |= {"seeds": torch.tensor(seeds, device=self.device), "positions": at + 1}
         ids = torch.tensor(token_ids, device=self.device)
         return self.runner.sample(ids, at, batch, options)
 
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self.lock.closed
+
     def close(self) -> None:
-        """Give the model's and the cache's memory back; the engine cannot be used any more."""
-        del self.model, self.cache, self.runner
+        """Give the model's and the cache's memory back; the engine cannot be used any more.
+
+        Closing again changes nothing. A search of another thread is waited for.
+
+        Raises:
+            ValueError: a search of this thread has the engine, which goes on.
+        """
+        if self.closed:
+            return
+        self.lock.acquire()
+        try:
+            if not self.closed:
+                self.lock.closed = True
+                self._give_back()
+                del self.model, self.cache, self.runner
+        finally:
+            self.lock.release()
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in ("model", "cache", "runner") and self.__dict__.get("lock") is not None:
+                self.lock.check_open()
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"Engine({self.name!r}, {self.device}, {self.dtype}{state})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "expected an Engine to stay where it is, got a copy or a pickle of it: load one with "
+            "Engine.from_pretrained in each process"
+        )
 
     def __enter__(self) -> "Engine":
+        self.lock.check_open()
         return self
 
     def __exit__(
@@ -210,3 +280,11 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _at_least(name: str, value: object, least: int) -> int:
+    """`value` as an int, if it is one and large enough."""
+    number = whole(value)
+    if number is None or number < least:
+        raise ValueError(f"expected {name} of at least {least}, got {described(value)}")
+    return number

@@ -10,7 +10,7 @@ from marco_fast.engine.branches import Branch, Segment, Source, Verdict
 from marco_fast.engine.engine import Engine
 from marco_fast.engine.residency import Residency
 from marco_fast.engine.runner import TreeBatch, plan_segments
-from marco_fast.errors import KVCacheFull, ModelError
+from marco_fast.errors import ModelError
 from marco_fast.ops.isolation import isolated
 
 __all__ = ["Scheduler"]
@@ -45,11 +45,7 @@ class Scheduler:
         self._unique = self._path = 0
 
     def run(self) -> None:
-        """Step until nothing is left to decode or the source ends the decoding.
-
-        Raises:
-            KVCacheFull: not even one branch fits.
-        """
+        """Step until nothing is left to decode or the source ends the decoding."""
         while self._refill() and self.source.on_step():
             if self.active:
                 self._step()
@@ -96,17 +92,19 @@ class Scheduler:
             branch = self.waiting.popleft() if self.waiting else self.source.next_branch()
             if branch is None:
                 break
-            if not self._admit(branch):
+            path = branch.segment.path()
+            if not self.residency.fits(path, branch.opened):
+                self._end_full(branch, path)
+            elif not self._admit(branch, path):
                 self.waiting.appendleft(branch)
                 if not self.active:
-                    raise self.residency.full(branch.segment.path())
+                    raise self.residency.full(path)
                 break
         return bool(self.active)
 
-    def _admit(self, branch: Branch) -> bool:
+    def _admit(self, branch: Branch, path: list[Segment]) -> bool:
         """Make the branch's path resident and open its segment; False when pages are short."""
-        path = branch.segment.path()
-        if not self.residency.admit(path):
+        if not self.residency.admit(path, alone=not self.active):
             return False
         branch.path = path
         self.read.update(dict.fromkeys(path))
@@ -127,20 +125,33 @@ class Scheduler:
         branch.reserved = 0
 
     def _reserve(self) -> None:
-        """Room for one more token of every active branch; the youngest may have to wait."""
+        """Room for one more token of every active branch; the youngest may have to wait.
+
+        A branch that is alone and fills the whole cache ends.
+        """
         row = 0
         while row < len(self.active):
             branch = self.active[row]
             while branch.reserved == 0:
-                branch.reserved = self.residency.reserve(branch.segment)
+                alone = len(self.active) == 1
+                branch.reserved = self.residency.reserve(branch.segment, alone=alone)
                 if branch.reserved:
                     break
-                if len(self.active) == 1:
-                    raise KVCacheFull(1, self.cache.free_pages, self.cache.num_pages)
+                if alone:
+                    self._end_full(branch, branch.path)
+                    return
                 self._preempt(self.active[-1])
                 if row == len(self.active):
                     return
             row += 1
+
+    def _end_full(self, branch: Branch, path: list[Segment]) -> None:
+        """The branch's path leaves no page for one more token of it."""
+        self.source.on_full(branch, self.residency.full(path))
+        if branch in self.active:
+            self._remove(branch)
+        if branch.opened:
+            self.release([branch.segment])
 
     def _preempt(self, branch: Branch) -> None:
         self._remove(branch)
@@ -176,6 +187,8 @@ class Scheduler:
             self._end_batch()
         if self.batch is None:
             self._reserve()
+            if not self.active:
+                return
             self._begin_batch()
         active = list(self.active)
         # Every branch takes its token before any is judged: a verdict may drop other branches.

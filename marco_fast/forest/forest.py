@@ -7,18 +7,19 @@ The scheduler owns the loop: Scheduler.run() asks this source for branches, deco
 for every token and after every step (engine/branches.py: Source).
 """
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
 
 from marco_fast.engine.branches import Branch, Segment, Verdict
 from marco_fast.engine.engine import Engine
 from marco_fast.engine.scheduler import Scheduler
 from marco_fast.errors import KVCacheFull
+from marco_fast.forest.callbacks import ProgressFunction, Watcher
 from marco_fast.forest.question import Attempt, Question, shared_prefix
 from marco_fast.forest.report import Report, path_text
-from marco_fast.forest.result import Progress, SearchResult
+from marco_fast.forest.result import SearchResult
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import REFLECTION
 from marco_fast.search.mcts import Ticket
@@ -26,7 +27,6 @@ from marco_fast.search.replies import Event, PathText
 
 __all__ = ["Forest", "ProgressFunction"]
 
-ProgressFunction = Callable[[Progress], None]
 REPORT_SECONDS = 0.1
 
 
@@ -48,8 +48,13 @@ class Forest:
         report: ProgressFunction | None,
         interrupted: threading.Event,
     ) -> None:
+        if config.top_k > len(engine.token_bytes):
+            raise ValueError(
+                f"expected top_k of at most {len(engine.token_bytes)}, the model's vocabulary, got "
+                f"{config.top_k}"
+            )
         self.engine, self.config = engine, config
-        self.tell_progress, self.interrupted = report, interrupted
+        self.watcher, self.interrupted = Watcher(report), interrupted
         shared = shared_prefix(prompts, engine.cache.page_size)
         root = Segment(None, 0, prompts[0][:shared], prompt=True) if shared else None
         self.questions = [
@@ -71,25 +76,35 @@ class Forest:
             self.scheduler.run()
         except KeyboardInterrupt:
             reason = "interrupted"
-        except KVCacheFull as full:
-            reason, error = "kv_full", full
         except Exception as failure:
-            reason, error = "error", failure
+            reason = "kv_full" if isinstance(failure, KVCacheFull) else "error"
+            error = failure
         finally:
-            self.scheduler.close()
-        if error is not None and not any(each.tokens for each in self.questions):
-            raise error
+            self._close()
+            del self.scheduler.source  # a ring would keep the cache until Python looks for rings
         for question in self.questions:
-            self._abandon(question, reason)
-        if self.tell_progress is not None:
-            self.tell_progress(self.report.progress())
-        return [self.report.result(each, error) for each in self.questions]
+            self._finish(question, reason, error)
+        failed = [each.error for each in self.questions if each.error is not None]
+        everything = error is not None or len(failed) == len(self.questions)
+        if failed and everything and not any(each.tokens for each in self.questions):
+            raise failed[0]
+        with contextlib.suppress(KeyboardInterrupt, RuntimeWarning):  # the results are there
+            self.watcher.show(self.report.progress())
+        return [self.report.result(each) for each in self.questions]
+
+    def _close(self) -> None:
+        """Give every page back, also when a second Ctrl-C comes in between."""
+        try:
+            self.scheduler.close()
+        except BaseException:
+            self.scheduler.close()
+            raise
 
     def next_branch(self) -> Branch | None:
         """One more branch: of the first question that has one to hand out."""
         for index in range(self.first_open, len(self.questions)):
             question = self.questions[index]
-            tickets = [] if question.stop_reason else question.search.ask()
+            tickets = question.search.ask() if question.may_start else []
             if tickets:
                 return self._start(question, tickets[0])
             if index == self.first_open and question.released:
@@ -131,15 +146,18 @@ class Forest:
             event = self._push(attempt, branch)
         ended = branch.pending in self.engine.eos_ids and branch.logprobs[-1] is not None
         if event is Event.ANSWER or ended or branch.position >= self.engine.context - 1:
-            self._end(branch, terminal=True)
+            question.end(branch, terminal=True)
             return Verdict.CLOSE
         return self._cut(branch, attempt, event)
 
     def _may_think_again(self, branch: Branch) -> bool:
         """Whether the context has room for the reflection phrase and as many tokens as so far.
 
-        A second thought that the context cuts off would take a path's answer away.
+        A second thought that the context cuts off would take a path's answer away. The budget must
+        have a token to spare: the phrase's first one is put in the same step as what it replaces.
         """
+        if branch.owner.tokens_left <= len(branch.owner.attempts):
+            return False
         thought = branch.position - len(branch.owner.prompt) + 1
         return branch.position + len(self.reflection) + thought < self.engine.context
 
@@ -159,49 +177,24 @@ class Forest:
         if not complete and (more or not attempt.ticket.nodes):
             return Verdict.CONTINUE
         if not more:
-            self._end(branch)
+            branch.owner.end(branch)
             return Verdict.END
-        self._grow(branch, more=True)
+        branch.owner.grow(branch, more=True)
         attempt.text.begin_action()
         branch.seed = attempt.ticket.seed
         return Verdict.CUT
 
-    def _grow(
-        self, branch: Branch, *, terminal: bool = False, finished: bool = False, more: bool = False
-    ) -> int:
+    def on_full(self, branch: Branch, full: KVCacheFull) -> None:
+        """The branch's path fills the cache: it ends there, as at the end of the context."""
         question: Question = branch.owner
-        node = question.search.grow(
-            question.attempts[branch].ticket,
-            branch.token_ids,
-            branch.logprobs,
-            branch.confidences,
-            terminal=terminal,
-            finished=finished,
-            more=more,
-        )
-        if not terminal:
-            question.segments[node] = branch.segment
-        return node
-
-    def _end(self, branch: Branch, *, terminal: bool = False) -> None:
-        """The branch's last action becomes a node, and its value is backed up."""
-        question: Question = branch.owner
-        attempt = question.attempts[branch]
-        text = attempt.text.text.decode(errors="replace")
-        answer = self.config.reply_format.parse(text).answer if terminal else None
-        node = self._grow(branch, terminal=terminal, finished=answer is not None)
-        if answer is not None:
-            question.answers[node] = answer
-        tree, value = question.search.tree, None
-        if callable(self.config.value):
-            path = tree.path(node)
-            confidences = [c for each in path for c in tree.confidences[each]]
-            value = self.config.value(tree.path_token_ids(node), confidences, text)
-        question.search.tell(attempt.ticket, value)
-        del question.attempts[branch]
-        for each in tree.path(node):
-            if each in question.segments:
-                question.segments[each].rank = tree.visits[each]
+        if branch.token_ids:
+            question.end(branch, terminal=True)
+            return
+        node = question.attempts[branch].ticket.node
+        question.give_up(branch)
+        question.search.close(node)
+        if node == 0:
+            question.error, question.stop_reason = full, "kv_full"
 
     def on_step(self) -> bool:
         """Look at the budgets, give back what finished questions held, report."""
@@ -213,9 +206,9 @@ class Forest:
                 break  # questions are opened in order
             if not question.released:
                 self._check_budgets(question, now, interrupted)
-        if self.tell_progress is not None and now - self.reported >= REPORT_SECONDS:
+        if self.watcher.function is not None and now - self.reported >= REPORT_SECONDS:
             self.reported = now
-            self.tell_progress(self.report.progress())
+            self.watcher.show(self.report.progress())
         return not interrupted
 
     def _check_budgets(self, question: Question, now: float, interrupted: bool) -> None:
@@ -224,33 +217,35 @@ class Forest:
         if reason:
             self._stop(question, reason)
         elif not question.attempts and (search.asked >= self.config.expansions or search.exhausted):
-            question.stop_reason = question.done_reason
+            question.stop_reason = question.stop_reason or question.done_reason
         if question.stop_reason and not question.attempts:
             self.scheduler.release(question.release(now))
+        while question.attempts and len(question.attempts) > question.tokens_left:
+            self._cut_off(next(reversed(question.attempts)))
 
     def _stop(self, question: Question, reason: str) -> None:
-        """End the question's branches where they are: cut off, like a rollout at its limit."""
-        question.stop_reason = reason
-        for branch, attempt in list(question.attempts.items()):
-            self.scheduler.drop([branch])
-            if branch.token_ids:
-                self._end(branch)
-                continue
-            if attempt.ticket.nodes:
-                question.search.tell(attempt.ticket)
-            else:
-                question.search.abandon(attempt.ticket)
-            del question.attempts[branch]
-            if branch.opened:
-                self.scheduler.release([branch.segment])
+        """End the question's branches where they are."""
+        question.stop_reason = question.stop_reason or reason
+        for branch in list(question.attempts):
+            self._cut_off(branch)
 
-    def _abandon(self, question: Question, reason: str) -> None:
-        """After the end: what is still in flight is given up, its finished nodes stay."""
-        for attempt in question.attempts.values():
-            question.search.abandon(attempt.ticket)
-        question.attempts.clear()
+    def _cut_off(self, branch: Branch) -> None:
+        """End a branch where it is, like a rollout at its limit."""
+        self.scheduler.drop([branch])
+        if branch.token_ids:
+            branch.owner.end(branch)
+            return
+        branch.owner.give_up(branch)
+        if branch.opened:
+            self.scheduler.release([branch.segment])
+
+    def _finish(self, question: Question, reason: str, error: Exception | None) -> None:
+        """After the end: what is still in flight keeps its tokens, and no page."""
+        for branch in list(question.attempts):
+            question.keep(branch)
         if not question.stop_reason:
             done = question.done_reason
             question.stop_reason = reason or ("interrupted" if self.interrupted.is_set() else done)
+            question.error = error
         if not question.released:
             question.release(time.perf_counter())

@@ -1,10 +1,12 @@
 """One question of a forest: its search, its segments, its branches in flight, its budgets."""
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
 
 from marco_fast.engine.branches import Branch, Segment
+from marco_fast.forest.callbacks import own_value, parsed
 from marco_fast.search.answer import choose_answer
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.mcts import Search, Ticket
@@ -32,7 +34,8 @@ class Question:
         tokens: decoded so far, forced ones included.
         began, ended: times of the first branch and of the end; NaN before.
         failure: what the caller's own answer rule raised when it was last asked.
-        stop_reason: "" while it may get more branches. released: whether its segments are given up.
+        stop_reason: "" while it may get more branches. error: what ended it, if anything did.
+        released: whether its segments are given up.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class Question:
         self.began = self.ended = math.nan
         self.stop_reason = ""
         self.released = False
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
+        self.error: BaseException | None = None
 
     @property
     def best(self) -> int | None:
@@ -64,6 +68,22 @@ class Question:
             return None
 
     @property
+    def tokens_left(self) -> float:
+        """What the budget of tokens still allows."""
+        return math.inf if self.config.max_tokens is None else self.config.max_tokens - self.tokens
+
+    @property
+    def may_start(self) -> bool:
+        """Whether it may get one more branch, which the budget has a token for."""
+        return not self.stop_reason and len(self.attempts) < self.tokens_left
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is in flight and nothing is left to start."""
+        search = self.search
+        return not self.attempts and (search.asked >= self.config.expansions or search.exhausted)
+
+    @property
     def done_reason(self) -> str:
         """Why it ends when nothing stops it."""
         return "expansions" if self.search.asked >= self.config.expansions else "exhausted"
@@ -73,9 +93,66 @@ class Question:
         config = self.config
         if config.max_seconds is not None and now - self.began >= config.max_seconds:
             return "seconds"
-        if config.max_tokens is not None and self.tokens + len(self.attempts) > config.max_tokens:
-            return "tokens"
-        return ""
+        return "tokens" if self.tokens_left <= 0 and not self.done else ""
+
+    def grow(self, branch: Branch, *, terminal: bool = False, more: bool = False) -> int:
+        """The branch's open action becomes a node; `more`: its rollout goes on."""
+        node = self.search.grow(
+            self.attempts[branch].ticket,
+            branch.token_ids,
+            branch.logprobs,
+            branch.confidences,
+            terminal=terminal,
+            more=more,
+        )
+        if not terminal:
+            self.segments[node] = branch.segment
+        return node
+
+    def end(self, branch: Branch, *, terminal: bool = False) -> None:
+        """The branch's last action becomes a node, and its value is backed up."""
+        node = self.grow(branch, terminal=terminal)
+        if terminal:
+            text = self.attempts[branch].text.text.decode(errors="replace")
+            answer = parsed(self.config.reply_format, text).answer
+            if answer is not None:
+                self.search.tree.finished[node] = True
+                self.answers[node] = answer
+        self._tell(branch)
+
+    def _tell(self, branch: Branch) -> None:
+        """The branch has ended with the newest node of its ticket: its value is backed up."""
+        attempt, tree = self.attempts[branch], self.search.tree
+        node = attempt.ticket.node
+        value = own_value(self.config, tree, node, attempt.text.text)
+        self.search.tell(attempt.ticket, value)
+        del self.attempts[branch]
+        for each in tree.path(node):
+            if each in self.segments:
+                self.segments[each].rank = tree.visits[each]
+
+    def give_up(self, branch: Branch) -> None:
+        """The branch has ended before the first token of its open action."""
+        ticket = self.attempts[branch].ticket
+        if ticket.nodes:
+            self._tell(branch)
+        else:
+            self.search.abandon(ticket)
+            del self.attempts[branch]
+
+    def keep(self, branch: Branch) -> None:
+        """Cut a branch off when the search was broken off, without the caller's own functions.
+
+        One of them may be what broke it off. Without a value the tokens stay as a node without a
+        visit.
+        """
+        ticket = self.attempts.pop(branch).ticket
+        with contextlib.suppress(ValueError):  # an interrupt between the columns of a token
+            if branch.token_ids and ticket.growing:
+                self.search.grow(ticket, branch.token_ids, branch.logprobs, branch.confidences)
+            if ticket.nodes and isinstance(self.config.value, str):
+                self.search.tell(ticket)
+        self.search.abandon(ticket)
 
     def release(self, now: float) -> list[Segment]:
         """The question has ended; returns its segments that are in the cache."""

@@ -1,5 +1,6 @@
 """What a forest tells its caller: results and their figures, and progress while it runs."""
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from marco_fast.engine.branches import Branch
 from marco_fast.engine.engine import Engine
 from marco_fast.engine.scheduler import Scheduler
+from marco_fast.forest.callbacks import parsed
 from marco_fast.forest.question import Question
 from marco_fast.forest.result import Progress, SearchResult, SearchStats
 from marco_fast.search.tree import FIXED_POINT, SearchTree
@@ -31,20 +33,20 @@ class Report:
         self.engine, self.scheduler, self.questions = engine, scheduler, questions
         self.began = time.perf_counter()
 
-    def result(self, question: Question, error: BaseException | None) -> SearchResult:
-        """What came out of a question's search; `error` is what ended the call, if anything did."""
-        tree, node = question.search.tree, question.best
-        if question.failure is not None:
-            error, question.stop_reason = question.failure, "error"
+    def result(self, question: Question) -> SearchResult:
+        """What came out of a question's search."""
+        tree, node = question.search.tree, _final_answer(question)
         confidence = 0.0 if node is None else tree.end_value[node]
         if node is None:  # no answer: the thought of the best path so far
-            told = [each for each, value in enumerate(tree.end_value) if not math.isnan(value)]
-            node = max(told, key=lambda each: (tree.end_value[each], -each), default=0)
+            node = _best_so_far(tree)
+        thought = ""
+        with contextlib.suppress(KeyboardInterrupt):  # the search is over, see _final_answer
+            thought = self._thought(question, node)
         return SearchResult(
             question=question.messages[-1]["content"],
             messages=question.messages,
             answer=question.answers.get(node, ""),
-            thought=self._thought(question, node),
+            thought=thought,
             confidence=confidence,
             tree=tree,
             answers=question.answers,
@@ -55,7 +57,7 @@ class Report:
             prompt_token_ids=question.prompt,
             token_bytes=self.engine.token_bytes,
             config=question.config,
-            error=error if question.stop_reason in ("error", "kv_full") else None,
+            error=question.error,
         )
 
     def progress(self) -> Progress:
@@ -85,7 +87,7 @@ class Report:
     def _thought(self, question: Question, node: int) -> str:
         text = path_text(self.engine, question.search.tree, node).decode(errors="replace")
         try:
-            return question.config.reply_format.parse(text).thought
+            return parsed(question.config.reply_format, text).thought
         except Exception:  # of the caller's own format: the search has ended with it already
             return ""
 
@@ -103,6 +105,26 @@ class Report:
             kv_tokens_unique=self.scheduler.unique_tokens,
             kv_tokens_path=self.scheduler.path_tokens,
         )
+
+
+def _final_answer(question: Question) -> int | None:
+    """The finished node that answers. A failure of the caller's own rule is the search's error."""
+    try:
+        node = question.best
+    except KeyboardInterrupt as error:  # the search is over: it is not lost for its last step
+        node, question.failure = None, error
+    if question.failure is not None:
+        question.error, question.stop_reason = question.failure, "error"
+    return node
+
+
+def _best_so_far(tree: SearchTree) -> int:
+    """The end of the path with the highest value; without any the path of highest confidence."""
+    told = [each for each, value in enumerate(tree.end_value) if not math.isnan(value)]
+    if told:
+        return max(told, key=lambda each: (tree.end_value[each], -each))
+    ends = [each for each, below in enumerate(tree.children) if not below]
+    return max(ends, key=lambda each: (tree.path_confidence(each), -each))
 
 
 def _live(question: Question) -> str:

@@ -51,8 +51,8 @@ class SearchResult:
         tree: the SearchTree. answers: the answer of every finished path, by its last node.
         answer_node: the chosen path's last node; without an answer the best path's so far.
         stats: SearchStats. stop_reason: "expansions", "tokens", "seconds", "exhausted",
-            "interrupted", "kv_full" or "error".
-        error: the exception behind "error", else None.
+            "interrupted", "kv_full" (the prompt left no page for one branch) or "error".
+        error: the exception behind "error" and "kv_full", else None.
         model: the engine's name. prompt_token_ids: what the model was given. config: the options.
         token_bytes: the UTF-8 bytes of each token id of the model.
     """

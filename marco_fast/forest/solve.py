@@ -48,23 +48,29 @@ def solve(
     Args:
         question: one text; one chat, a list of messages {"role": ..., "content": ...} that ends
             with the user's; or a list of texts and chats.
-        engine: an Engine; a second search on it waits for the first.
+        engine: an Engine; a search of another thread on it waits for the first.
         config: the options.
         system: the system prompt in front of every question: a text, or "marco-o1" for the one
             that Marco-o1 was trained with. By default what the model's chat template does without.
         progress: True shows a live view on the terminal; a function is called with a Progress
             about ten times a second: with the best answer so far, and the text of the path that
-            is being decoded with the highest confidence.
+            is being decoded with the highest confidence. When it raises, that is a warning and it
+            is not called any more; a KeyboardInterrupt in it is Ctrl-C.
 
     Returns:
         A SearchResult, or for a list a list of them in its order. Ctrl-C ends the search and
-        returns the best so far ("interrupted"); so does an exception inside the model ("error",
-        with SearchResult.error) once something was decoded.
+        returns the best so far ("interrupted"); so does an exception inside the model or a function
+        of the caller's ("error", with SearchResult.error) once something was decoded. A path that
+        fills the KV cache ends there; a question whose prompt leaves no page for one branch has
+        the stop reason "kv_full", with its error.
 
     Raises:
         ValueError: a question is empty or not Unicode, a chat is not as above or not what the
-            model's template takes, or one does not fit into the model's context.
-        KVCacheFull: the KV cache cannot hold one prompt and one branch.
+            model's template takes, one does not fit into the model's context, config.top_k is above
+            the model's vocabulary, or the engine is closed, is searching in this thread already (a
+            function of the caller's that searches needs an engine of its own), or was searching
+            when this process was forked.
+        KVCacheFull: the KV cache cannot hold one prompt and one branch, of any question.
     """
     single = not isinstance(question, Sequence) or isinstance(question, str | bytes)
     single = single or any(isinstance(each, Mapping) for each in question)

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
+from marco_fast.search.numbers import as_int, shown
 from marco_fast.search.tree import SearchTree
 
 __all__ = ["ANSWERS", "AnswerFunction", "canonical", "choose_answer"]
@@ -49,7 +50,7 @@ def vote(tree: SearchTree, answers: dict[int, str]) -> int:
     weights: dict[str, float] = {}
     for node in sorted(answers):
         key = canonical(answers[node])
-        weights[key] = weights.get(key, 0.0) + tree.end_value[node]
+        weights[key] = weights.get(key, 0.0) + tree.end_value[node] / tree.value_unit
     winner = max(weights, key=weights.__getitem__)
     return best_value(tree, {n: text for n, text in answers.items() if canonical(text) == winner})
 
@@ -82,7 +83,10 @@ def choose_answer(
     }
     if not finished:
         return None
-    chosen = (ANSWERS[rule] if isinstance(rule, str) else rule)(tree, finished)
-    if chosen is not None and chosen not in finished:
-        raise ValueError(f"expected an answer rule to return a finished node, got {chosen!r}")
-    return chosen
+    if isinstance(rule, str):
+        return ANSWERS[rule](tree, finished)
+    chosen = rule(tree, dict(finished))
+    node = as_int(chosen)
+    if chosen is not None and node not in finished:
+        raise ValueError(f"expected an answer rule to return a finished node, got {shown(chosen)}")
+    return node

@@ -3,17 +3,19 @@
 The class checks its values by that, documents itself by it, and the command line is made from it.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from marco_fast.search.answer import ANSWERS, AnswerFunction
+from marco_fast.search.numbers import as_float, as_int, shown
 from marco_fast.search.replies import REPLIES, ReplyFormat
 from marco_fast.search.selection import RULES, SelectFunction
 from marco_fast.search.values import VALUES, ValueFunction
 
 __all__ = ["Option", "SearchConfig", "option_of"]
+
+LEAST_NUCLEUS = 2.0**-126  # the smallest normal float32: what sample_confidence takes
 
 
 class Option(NamedTuple):
@@ -67,6 +69,8 @@ def _choice(default: str, choices: Iterable[str], text: str, own: str = "") -> A
 @dataclass(frozen=True)
 class SearchConfig:
     """The options of a search; every field is checked when it is made.
+
+    Numbers of other libraries count as numbers and are kept as int and float.
 
     Raises:
         ValueError: a field is not of its type or out of its range.
@@ -137,9 +141,9 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _check(each, getattr(self, each.name))
-        if self.top_p == 0:
-            raise ValueError("expected top_p to be above 0, got 0")
+            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+        if self.top_p < LEAST_NUCLEUS:
+            raise ValueError(f"expected top_p to be above 0 as a float32, got {self.top_p!r}")
 
     @property
     def action_tokens(self) -> int:
@@ -162,27 +166,31 @@ def _json_value(value: Any) -> Any:
     return getattr(value, "__qualname__", repr(value)) if callable(value) else value
 
 
-def _check(each: "Field[Any]", value: Any) -> None:
-    """Raises ValueError unless the field may have this value."""
+def _checked(each: "Field[Any]", value: Any) -> Any:
+    """The value as the field keeps it. Raises ValueError unless the field may have it."""
     name, option = each.name, option_of(each)
-    if option.kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"expected {name} to be True or False, got {value!r}")
-    elif option.kind is str:
+    if option.kind is str:
         own = isinstance(value, ReplyFormat) if name == "reply" else callable(value)
-        if value not in option.choices and not (option.own and own):
+        named = isinstance(value, str) and value in option.choices
+        if not named and not (option.own and own):
             expected = " or ".join(repr(choice) for choice in option.choices)
             expected = f"{expected} or {option.own}" if option.own else expected
-            raise ValueError(f"expected {name} to be {expected}, got {value!r}")
-    elif value is not None or each.default is not None:
-        number = isinstance(value, (int, float) if option.kind is float else int)
-        if not number or isinstance(value, bool) or not math.isfinite(value):
-            kind = option.kind.__name__
-            raise ValueError(f"expected {name} to be a finite {kind}, got {value!r}")
-        if not option.low <= value <= option.high:
-            raise ValueError(
-                f"expected {name} to be from {option.low} to {option.high}, got {value!r}"
-            )
+            raise ValueError(f"expected {name} to be {expected}, got {shown(value)}")
+        return value
+    if option.kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"expected {name} to be True or False, got {shown(value)}")
+        return value
+    if value is None and each.default is None:
+        return None
+    number = as_int(value) if option.kind is int else as_float(value)
+    if number is None or isinstance(value, bool):
+        kind = option.kind.__name__
+        raise ValueError(f"expected {name} to be a finite {kind}, got {shown(value)}")
+    if not option.low <= number <= option.high:
+        allowed = f"from {option.low} to {option.high}"
+        raise ValueError(f"expected {name} to be {allowed}, got {shown(value)}")
+    return number
 
 
 SearchConfig.__doc__ = f"{SearchConfig.__doc__}".rstrip() + "".join(

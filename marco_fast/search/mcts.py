@@ -5,11 +5,11 @@ child's action and, with rollouts, goes on to the end of the answer; it calls gr
 an action and tell() at the end. Any number of tickets can be out at once, and told in any order.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 
 from marco_fast.search.config import SearchConfig
+from marco_fast.search.numbers import action_columns, as_float, as_int, shown
 from marco_fast.search.selection import RULES
 from marco_fast.search.tree import SearchTree, child_seed, root_seed
 from marco_fast.search.values import VALUES
@@ -25,22 +25,30 @@ class Ticket:
         node: the node that the action now being decoded follows.
         ordinal: which child of the node that action becomes. seed: the key of its draws.
         nodes: what grow() added so far; the first is the expansion, the rest its rollout.
-        done: told or abandoned.
+        growing: whether grow() may add one more. done: told or abandoned.
     """
 
     node: int
     ordinal: int
     seed: int
     nodes: list[int] = field(default_factory=list)
+    growing: bool = True
     done: bool = False
 
 
 class Search:
     """One question's search: hands out tickets, takes results, keeps the tree.
 
+    A call that raises leaves everything as it was.
+
     Args:
         question: the text, which with config.seed keys every draw.
         config: the options.
+
+    Attributes:
+        tree: the SearchTree.
+        asked: tickets told or in flight, at most config.expansions. in_flight: these.
+        expansions: tickets told. rollout_nodes: nodes that their rollouts left behind.
     """
 
     def __init__(self, question: str, config: SearchConfig) -> None:
@@ -63,28 +71,35 @@ class Search:
             ValueError: the caller's own selection rule returned a node that can have no child.
         """
         tickets: list[Ticket] = []
-        while (
-            len(tickets) < n
-            and self.asked < self.config.expansions
-            and len(self.in_flight) < self.config.parallel
-        ):
-            node = self._select(self.tree, self.config)
-            if node is None:
-                break
-            ordinal = self.tree.start_child(node)
-            self.tree.add_virtual(node, 1)
-            ticket = Ticket(node, ordinal, child_seed(self.tree.seed[node], ordinal))
-            self.asked += 1
-            self.in_flight.append(ticket)
-            tickets.append(ticket)
+        try:
+            while len(tickets) < n and (ticket := self._hand_out()) is not None:
+                tickets.append(ticket)
+        except BaseException:  # of the caller's own rule
+            for ticket in reversed(tickets):
+                self.abandon(ticket)
+            raise
         return tickets
+
+    def _hand_out(self) -> Ticket | None:
+        """One ticket, or None when no more may be in flight or the tree has no free slot."""
+        if self.asked >= self.config.expansions or len(self.in_flight) >= self.config.parallel:
+            return None
+        node = self._select(self.tree, self.config)
+        if node is None:
+            return None
+        ordinal = self.tree.start_child(node)
+        self.tree.add_virtual(node, 1)
+        ticket = Ticket(node, ordinal, child_seed(self.tree.seed[node], ordinal))
+        self.asked += 1
+        self.in_flight.append(ticket)
+        return ticket
 
     def grow(
         self,
         ticket: Ticket,
-        token_ids: list[int],
-        logprobs: list[float | None],
-        confidences: list[float | None],
+        token_ids: Sequence[int],
+        logprobs: Sequence[float | None],
+        confidences: Sequence[float | None],
         *,
         terminal: bool = False,
         finished: bool = False,
@@ -94,7 +109,9 @@ class Search:
 
         Args:
             ticket: from ask(), not told yet.
-            token_ids, logprobs, confidences: of the action; scores None where forced.
+            token_ids: of the action, 0 to 2^31 - 1, at least one; texts where there are no ids.
+            logprobs: of each token, natural logarithms. confidences: in [0, 1]; one may be above by
+                0.001, a rounding. Both are None where a token was forced.
             terminal: nothing can follow. finished: the path holds a complete answer.
             more: the rollout goes on: the ticket moves to the new node's first child.
 
@@ -102,21 +119,19 @@ class Search:
             The new node.
 
         Raises:
-            ValueError: the ticket is done, or the lists differ in length or are empty.
+            ValueError: the ticket is not in flight in this search, its branch has ended, `terminal`
+                and `more` contradict each other, or the columns are not as above.
         """
-        if ticket.done:
-            raise ValueError("expected a ticket in flight, got one that was told or abandoned")
-        if not token_ids or not len(token_ids) == len(logprobs) == len(confidences):
-            raise ValueError(
-                "expected token_ids, logprobs and confidences of one length above 0, got "
-                f"{len(token_ids)}, {len(logprobs)} and {len(confidences)}"
-            )
+        self._check(ticket)
+        if not ticket.growing:
+            raise ValueError("expected tell() after grow() without more, got another action")
+        if terminal and more:
+            raise ValueError("expected terminal or more, got both")
+        columns = action_columns(token_ids, logprobs, confidences)
         node = self.tree.add(
             ticket.node,
             ticket.ordinal,
-            token_ids,
-            logprobs,
-            confidences,
+            *columns,
             terminal=terminal,
             finished=finished,
             rollout=bool(ticket.nodes),
@@ -124,7 +139,7 @@ class Search:
         )
         self.tree.virtual_visits[node] += 1
         ticket.nodes.append(node)
-        ticket.node = node
+        ticket.node, ticket.growing = node, more
         if more:
             ticket.ordinal = self.tree.start_child(node)
             ticket.seed = child_seed(self.tree.seed[node], ticket.ordinal)
@@ -135,47 +150,68 @@ class Search:
 
         Args:
             ticket: from ask(), with at least one grow().
-            value: of the path; by default as config.value says.
+            value: of the path, any finite number; by default as config.value says.
 
         Raises:
-            ValueError: the ticket never grew, or the value is not finite.
+            ValueError: the ticket never grew or is another search's, or the value is not finite.
         """
         if ticket.done:
             return
+        self._check(ticket)
         if not ticket.nodes:
             raise ValueError("expected a ticket with at least one action, got none")
-        if value is None:
-            value = self._value(ticket)
-        if not math.isfinite(value):
-            raise ValueError(f"expected a finite value of a path, got {value!r}")
+        number = self._value(ticket) if value is None else as_float(value)
+        if number is None:
+            raise ValueError(f"expected a finite value of a path, got {shown(value)}")
         self._close(ticket)
-        self.tree.backup(ticket.node, float(value))
+        self.tree.backup(ticket.node, number)
         self.expansions += 1
         self.rollout_nodes += len(ticket.nodes) - 1
 
     def abandon(self, ticket: Ticket) -> None:
-        """The ticket's branch was given up: its nodes stay, without its visit."""
+        """The ticket's branch was given up: its nodes stay, without its visit.
+
+        The slot of the action that was being decoded is free again, with the same seed, and the
+        expansion is not used up: ask() hands it out once more. Abandoning twice changes nothing.
+
+        Raises:
+            ValueError: the ticket is another search's.
+        """
         if not ticket.done:
+            self._check(ticket)
             self._close(ticket)
             self.tree.add_virtual(ticket.node, -1)
+            self.asked -= 1
+
+    def close(self, node: int) -> None:
+        """Nothing can follow the node any more, though its path has not ended by itself."""
+        self.tree.close(node)
+
+    def _check(self, ticket: Ticket) -> None:
+        if ticket.done or ticket not in self.in_flight:
+            got = "told or abandoned" if ticket.done else "made by another search"
+            raise ValueError(f"expected a ticket in flight, got one that was {got}")
 
     def _close(self, ticket: Ticket) -> None:
         ticket.done = True
         self.in_flight.remove(ticket)
+        if ticket.growing:
+            self.tree.return_child(ticket.node, ticket.ordinal)
 
     def _select_by_own_rule(self, tree: SearchTree, config: SearchConfig) -> int | None:
         """What the caller's own selection rule says, checked."""
         assert callable(config.select)
-        node = config.select(tree, config)
-        if node is None:
+        chosen = config.select(tree, config)
+        if chosen is None:
             return None
-        inside = isinstance(node, Integral) and 0 <= node < len(tree)
-        if not inside or tree.terminal[node] or tree.started[node] >= tree.slots:
+        node = as_int(chosen)
+        inside = node is not None and 0 <= node < len(tree)
+        if node is None or not inside or tree.terminal[node] or tree.started[node] >= tree.slots:
             raise ValueError(
                 "expected a selection rule to return a node with a free child slot, or None, got "
-                f"{node!r}"
+                f"{shown(chosen)}"
             )
-        return int(node)
+        return node
 
     def _value(self, ticket: Ticket) -> float:
         rule = self.config.value

@@ -11,6 +11,7 @@ from typing import Any
 __all__ = ["SearchTree", "child_seed", "root_seed"]
 
 FIXED_POINT = 2.0**40  # confidences are summed as integers of 2^-40: exact in any order
+HUGE = 2.0**990  # sums of 10^7 values up to this are finite
 
 
 def root_seed(seed: int, question: str) -> int:
@@ -36,13 +37,18 @@ class SearchTree:
         seed: key of the node's draws, int64.
         children: nodes below, in the order they were added.
         token_ids, logprobs, confidences: of the node's tokens; the scores are None where forced.
-        visits, value_sum: completed visits and the sum of their values.
+        visits, value_sum: completed visits and the sum of their values, in units of `value_unit`.
         virtual_visits: visits in flight, of branches that still decode below the node.
         started: child slots handed out. open_slots: slots not handed out, in the whole subtree.
         terminal: nothing can follow (end of the answer, EOS, end of the context).
         finished: the path holds a complete answer. rollout: the node was left behind by a rollout.
         end_value: the value of the path that ended at this node; NaN where none did.
         path_sum, path_count: sum (units of 2^-40) and number of scored tokens from the root.
+
+    Attributes of the whole tree:
+        slots: children a node may have.
+        value_unit: 1.0, until a value comes whose sums may overflow.
+        value_min, value_max: the smallest and the largest value so far, in units of `value_unit`.
     """
 
     def __init__(self, seed: int, slots: int) -> None:
@@ -66,6 +72,8 @@ class SearchTree:
         self.path_sum = [0]
         self.path_count = [0]
         self.value_min, self.value_max = math.inf, -math.inf
+        self.value_unit = 1.0
+        self._returned: dict[int, list[int]] = {}  # ordinals of slots that were given back
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -73,11 +81,34 @@ class SearchTree:
     def start_child(self, node: int) -> int:
         """Hand out the node's next child slot; returns its ordinal."""
         ordinal = self.started[node]
-        self.started[node] = ordinal + 1
-        while node >= 0:
-            self.open_slots[node] -= 1
-            node = self.parent[node]
+        if node in self._returned:
+            returned = self._returned[node]
+            ordinal = min(returned)
+            returned.remove(ordinal)
+            if not returned:
+                del self._returned[node]
+        self.started[node] += 1
+        self._add_open(node, -1)
         return ordinal
+
+    def return_child(self, node: int, ordinal: int) -> None:
+        """Take a slot back whose child was never added; it is the next that is handed out."""
+        self._returned.setdefault(node, []).append(ordinal)
+        self.started[node] -= 1
+        if not self.terminal[node]:
+            self._add_open(node, 1)
+
+    def close(self, node: int) -> None:
+        """Nothing can follow the node from now on: its free slots are gone."""
+        if not self.terminal[node]:
+            self.terminal[node] = True
+            self._add_open(node, self.started[node] - self.slots)
+
+    def _add_open(self, node: int, count: int) -> None:
+        """Add free slots to a node and everything above it."""
+        while node >= 0:
+            self.open_slots[node] += count
+            node = self.parent[node]
 
     def add(
         self,
@@ -98,11 +129,9 @@ class SearchTree:
         """
         node = len(self.parent)
         scored = [round(c * FIXED_POINT) for c in confidences if c is not None]
-        self.parent.append(parent)
         self.ordinal.append(ordinal)
         self.seed.append(child_seed(self.seed[parent], ordinal) if seed is None else seed)
         self.children.append([])
-        self.children[parent].append(node)
         self.token_ids.append(token_ids)
         self.logprobs.append(logprobs)
         self.confidences.append(confidences)
@@ -117,11 +146,10 @@ class SearchTree:
         self.end_value.append(math.nan)
         self.path_sum.append(self.path_sum[parent] + sum(scored))
         self.path_count.append(self.path_count[parent] + len(scored))
+        self.parent.append(parent)  # last: an interrupt in front of it leaves a whole tree
+        self.children[parent].append(node)
         if not terminal:
-            above = node
-            while above >= 0:
-                self.open_slots[above] += self.slots
-                above = self.parent[above]
+            self._add_open(node, self.slots)
         return node
 
     def add_virtual(self, node: int, count: int) -> None:
@@ -133,6 +161,9 @@ class SearchTree:
     def backup(self, node: int, value: float) -> None:
         """Turn one visit in flight of the node's path into a completed visit of this value."""
         self.end_value[node] = value
+        if not -HUGE <= value <= HUGE and self.value_unit == 1.0:
+            self._take_larger_unit()
+        value /= self.value_unit
         self.value_min = min(self.value_min, value)
         self.value_max = max(self.value_max, value)
         while node >= 0:
@@ -140,6 +171,13 @@ class SearchTree:
             self.visits[node] += 1
             self.value_sum[node] += value
             node = self.parent[node]
+
+    def _take_larger_unit(self) -> None:
+        """From now on sums are kept in units of 2^64, in which those of any floats are finite."""
+        self.value_unit = 2.0**64
+        self.value_sum = [each / self.value_unit for each in self.value_sum]
+        self.value_min /= self.value_unit
+        self.value_max /= self.value_unit
 
     def path(self, node: int) -> list[int]:
         """The nodes from the root to `node`, both included."""
@@ -158,8 +196,14 @@ class SearchTree:
         return mean_confidence(self.path_sum[node], self.path_count[node])
 
     def value(self, node: int) -> float:
-        """value_sum / visits; 0.0 before the first completed visit."""
-        return self.value_sum[node] / self.visits[node] if self.visits[node] else 0.0
+        """The mean value of the completed visits; 0.0 before the first."""
+        if not self.visits[node]:
+            return 0.0
+        mean = self.value_sum[node] / self.visits[node]
+        if self.value_unit == 1.0:
+            return mean
+        # Rounding must not carry a mean of the largest floats beyond them.
+        return min(max(mean, self.value_min), self.value_max) * self.value_unit
 
     def path_probability(self, node: int) -> float:
         """The geometric mean of p(token) from the root to the node, forced tokens left out.

@@ -129,7 +129,7 @@ BAD = [
     (["q", "--save", "nowhere/tree.json"], "folder that exists"),
     (["q", "--save", "."], "expected --save to name a file"),
     (["q", "--unknown"], "unrecognized arguments: --unknown"),
-    (["q", "--kv-tokens", "32"], "expected a question of fewer than 32 tokens|free KV pages"),
+    (["q", "--kv-tokens", "16"], "expected a question of fewer than 16 tokens|free KV pages"),
 ]
 
 

@@ -20,8 +20,7 @@ def test_budgets_end_the_search_with_the_best_so_far(tiny, plain, budget, value)
     assert len(result.tree) > 1
     plain("qwen2").check(result, ATOL)
     if budget == "max_tokens":
-        assert 90 < result.stats.tokens <= 100
-        assert sum(map(len, result.tree.token_ids)) <= 100
+        assert result.stats.tokens == sum(map(len, result.tree.token_ids)) == 100
 
 
 def test_a_tree_whose_paths_all_end_is_exhausted(nano):
@@ -110,11 +109,57 @@ def test_no_time_at_all_is_an_empty_answer(tiny):
     assert tiny.cache.used_pages == 0
 
 
-def test_an_exception_in_the_callback_reaches_the_caller_as_error(tiny):
-    def broken(progress: Progress) -> None:
-        if progress.tokens:
-            raise ZeroDivisionError
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 7, 17, 50])
+def test_a_budget_of_tokens_is_used_to_the_last_one(tiny, plain, budget, parallel):
+    config = dataclasses.replace(SMALL, expansions=100, max_tokens=budget, parallel=parallel)
+    result = solve("q", tiny, config)
+    assert result.stop_reason == "tokens"
+    assert result.stats.tokens == sum(map(len, result.tree.token_ids)) == budget
+    assert plain("qwen2").check(result, ATOL) == budget
+    assert not any(result.tree.virtual_visits)
 
-    with pytest.raises(ZeroDivisionError):
-        solve("q", tiny, SMALL, progress=broken)
-    assert tiny.cache.used_pages == 0
+
+@pytest.mark.parametrize("budget", range(60, 130, 5))
+def test_a_reflection_never_exceeds_the_budget(nano, budget):
+    config = SearchConfig(
+        expansions=50, parallel=4, reflect=True, temperature=0.0, max_tokens=budget * 4
+    )
+    result = solve(QUESTION, nano, config)
+    assert result.stats.tokens <= budget * 4
+    if result.stop_reason == "tokens":
+        assert result.stats.tokens == budget * 4
+
+
+def test_a_budget_that_the_search_just_needs_does_not_stop_it(tiny):
+    whole = solve("q", tiny, SMALL)
+    config = dataclasses.replace(SMALL, max_tokens=whole.stats.tokens)
+    result = solve("q", tiny, config)
+    assert (result.stop_reason, result.stats.expansions) == ("expansions", SMALL.expansions)
+    assert result.tree.rows() == whole.tree.rows()
+
+
+@pytest.mark.parametrize("budget", [1, 30])
+def test_every_question_has_the_budget_of_tokens(tiny, budget):
+    for result in solve(["q", "why?", "who?"], tiny, dataclasses.replace(SMALL, max_tokens=budget)):
+        assert (result.stop_reason, result.stats.tokens) == ("tokens", budget)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_what_is_in_flight_when_the_search_breaks_off_stays_in_the_tree(tiny, plain, failure):
+    """Nothing had come to its end yet: the first rollouts are all there is."""
+    calls, sample = [], tiny.runner.sample
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) > 20:
+            raise failure("broken off")
+        return sample(*args)
+
+    tiny.runner.sample = failing
+    config = dataclasses.replace(SMALL, step_tokens=64, parallel=4)
+    result = solve("q", tiny, config)
+    assert result.stats.tokens == sum(map(len, result.tree.token_ids)) == 80
+    assert result.text
+    assert result.stop_reason == ("interrupted" if failure is KeyboardInterrupt else "error")
+    assert plain("qwen2").check(result, ATOL) == 80
