@@ -122,6 +122,18 @@ def test_the_first_search_is_that_of_an_engine_without_a_check(qwen2, runner):
     assert trees[0] == trees[1]
 
 
+def test_logits_that_are_no_numbers_are_a_mismatch(qwen2, runner, monkeypatch):
+    empty = PagedKVCache.slots_ahead
+
+    def poisoned(self, nodes, n):
+        self.v[0].fill_(torch.nan)
+        return empty(self, nodes, n)
+
+    monkeypatch.setattr(PagedKVCache, "slots_ahead", poisoned)
+    with pytest.raises(ModelError, match=OTHERS):
+        Engine.from_pretrained(qwen2)
+
+
 def test_a_slot_too_far_is_noticed(qwen2, runner, monkeypatch):
     slots = PagedKVCache.slots_ahead
     monkeypatch.setattr(PagedKVCache, "slots_ahead", lambda *given: slots(*given) + 1)

@@ -24,10 +24,10 @@ BRANCHES = 2
 PAGES = 6  # enough for all that, whatever the size of a page
 TOP_K = 32  # logprobs of each row that are compared
 # The largest `distance` of a right model. Measured: right ones, of 2 to 48 layers, have up to 2e-5
-# in float32, 0.006 in float16 and 0.13 in bfloat16 (random weights that carry errors far; trained
-# models 0.02). Wrong ones have 0.0036 (a soft cap that hardly bends anything) to 2.5 (a recurrence
-# without its state), and a wrong page or slot more than 0.5.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.4}
+# in float32, 0.006 in float16 and 0.13 in bfloat16 (random weights that carry errors far; others
+# 0.04, trained ones 0.02). Wrong ones have 0.0036 (a soft cap that hardly bends anything) to 2.5 (a
+# recurrence without its state); a slot too far gives 0.1 to 2.0, or no number.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 
 
 class ForwardCheck:
@@ -106,7 +106,8 @@ class ForwardCheck:
             at = torch.full_like(ids, count + step)
             options = {"seeds": torch.zeros_like(at), "positions": at + 1, "top_k": top_k}
             drawn = runner.sample(ids.contiguous(), at, TreeBatch(plan, slots[step]), options)
-            plain = self.logprobs[:, step].gather(1, drawn.topk_ids.long())
+            # Where the runner's logits are NaN, there is no id: the error is NaN, too.
+            plain = self.logprobs[:, step].gather(1, drawn.topk_ids.long().clamp(min=0))
             errors.append(drawn.topk_logprobs - plain)
         return torch.stack(errors, 1)
 
