@@ -23,6 +23,7 @@ from marco_fast.files import read_json
 from marco_fast.forest.interrupts import interrupts
 
 if TYPE_CHECKING:
+    from marco_fast.engine.engine import Engine
     from marco_fast.forest.result import SearchResult
 
 __all__ = ["add"]
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     # From here on Ctrl-C ends the search, and leaves time for what comes after it.
     with Engine.from_pretrained(options.model, **engine_options(options)) as engine, interrupts():
         result = solve(chat, engine, config, system=options.system, progress=not options.quiet)
-        return _hand_over(result, options, engine.context)
+        return _hand_over(result, options, engine)
 
 
 def _history(path: Path | None) -> list[dict[str, str]]:
@@ -80,7 +81,7 @@ def _history(path: Path | None) -> list[dict[str, str]]:
     return read_json(path, "a list of messages", list)
 
 
-def _hand_over(result: "SearchResult", options: argparse.Namespace, context: int) -> int:
+def _hand_over(result: "SearchResult", options: argparse.Namespace, engine: "Engine") -> int:
     """Prints the result before anything else that may fail; returns the exit code."""
     if not options.json and not options.quiet:
         _print_figures(result)
@@ -94,24 +95,30 @@ def _hand_over(result: "SearchResult", options: argparse.Namespace, context: int
         tell(PROGRAM, f"the search ended early: {kind}{result.error}")
         code = FAILED
     elif not result.answers:
-        tell(PROGRAM, f"no path finished: {_why(result, context)}")
+        tell(PROGRAM, f"no path finished: {_why(result, engine)}")
         code = code or UNFINISHED
     if options.save is not None and not saved(PROGRAM, lambda: result.save(options.save)):
         code = FAILED
     return code
 
 
-def _why(result: "SearchResult", context: int) -> str:
+def _why(result: "SearchResult", engine: "Engine") -> str:
     """Why no path of a search finished, and what to change."""
     tree, done = result.tree, result.stats
-    ends = [node for node, terminal in enumerate(tree.terminal) if terminal]
-    lengths = [len(result.prompt_token_ids) + len(tree.path_token_ids(node)) for node in ends]
-    cut = sum(length >= context for length in lengths)
-    if len(ends) > cut:
-        return f"{len(ends) - cut} paths ended without <Output>, which this model does not write"
-    if cut and result.stop_reason not in ("interrupted", "seconds", "tokens"):
-        told = f"{cut} of {len(ends)} ended paths were cut off by the context of {context} tokens"
-        return f"{told}; give more --kv-tokens, if the model's own is longer, or ask for less"
+    ends = [
+        node for node, terminal in enumerate(tree.terminal) if terminal and tree.token_ids[node]
+    ]
+    whole = [node for node in ends if tree.token_ids[node][-1] in engine.eos_ids]
+    if whole:
+        return f"{len(whole)} paths ended without <Output>, which this model does not write"
+    if ends and result.stop_reason not in ("interrupted", "seconds", "tokens"):
+        longest = max(len(tree.path_token_ids(node)) for node in ends) + len(
+            result.prompt_token_ids
+        )
+        full = longest < engine.context
+        by = "a full KV cache" if full else f"the context of {engine.context} tokens"
+        more = "--kv-tokens" if full else "--context, as far as the model's own goes"
+        return f"{len(ends)} paths were cut off by {by}; give more {more}, or ask for less"
     ended = {
         "interrupted": "the search was interrupted",
         "seconds": f"the search ended after {done.seconds:.1f} s; give more --max-seconds",

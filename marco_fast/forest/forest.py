@@ -212,11 +212,10 @@ class Forest:
         return not interrupted
 
     def _check_budgets(self, question: Question, now: float, interrupted: bool) -> None:
-        search = question.search
         reason = "interrupted" if interrupted else question.over_budget(now)
         if reason:
             self._stop(question, reason)
-        elif not question.attempts and (search.asked >= self.config.expansions or search.exhausted):
+        elif question.done:
             question.stop_reason = question.stop_reason or question.done_reason
         if question.stop_reason and not question.attempts:
             self.scheduler.release(question.release(now))

@@ -37,10 +37,19 @@ def test_without_an_answer_it_prints_the_best_reply_and_says_what_may_help(
     assert told == (saved if form == "--json" else "".join(reversed(path)) + "\n")
 
 
-def test_paths_that_the_context_cuts_off_are_told_of(capfd, monkeypatch):
-    monkeypatch.setattr("marco_fast.engine.engine.context_of", lambda *_, **__: 64)
-    assert main(["solve", QUESTION, "--quiet", *FAST]) == 3
-    assert "ended paths were cut off by the context of 64 tokens" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (
+            "--context",
+            "paths were cut off by the context of 64 tokens; give more --context, as far",
+        ),
+        ("--kv-tokens", "paths were cut off by a full KV cache; give more --kv-tokens, or ask for"),
+    ],
+)
+def test_paths_that_are_cut_off_are_told_of(option, says, capfd):
+    assert main(["solve", QUESTION, "--quiet", *FAST, option, "64"]) == 3
+    assert says in capfd.readouterr().err
 
 
 def test_a_model_that_does_not_write_the_tags_is_told_of(capfd, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from marco_fast.engine.loading.architectures import NO_INTERFACE, RIGHT, check_head_dim
-from marco_fast.engine.loading.check import distance, looked_at, tolerance
+from marco_fast.engine.loading.check import TOLERANCE, distance, looked_at
 from marco_fast.engine.transformers_runner import ATTENTION_NAME, Mask, forward, set_attention
 from marco_fast.errors import ModelError
 
@@ -80,7 +80,7 @@ def attention_shape(model: Any, context: int) -> AttentionShape:
     one, other = _logits(model, apart)
     got, errors = _cause(apart), (other - one).masked_fill(one == -torch.inf, 0)
     # The rows of a right model are equal, bit for bit, but for experts that other tokens chose.
-    if not got and not distance(errors, one) <= tolerance(model.dtype) / 10:
+    if not got and not distance(errors, one) <= TOLERANCE.get(model.dtype, 0.0) / 10:
         got = "whose layers carry something from token to token beside attention"
     if got:
         raise ModelError(f"{RIGHT}, got {model.config.model_type!r}, {got}")

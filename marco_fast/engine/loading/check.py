@@ -10,10 +10,9 @@ import torch
 from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.runner import Runner, TreeBatch, plan_segments
-from marco_fast.engine.transformers_runner import ATTENTION_NAME, set_attention
 from marco_fast.errors import ModelError
 
-__all__ = ["ForwardCheck", "distance", "looked_at", "tolerance"]
+__all__ = ["TOLERANCE", "ForwardCheck", "distance", "looked_at"]
 
 TEXT = (
     "A train leaves at nine in the morning and needs 3 hours and 20 minutes. "
@@ -59,10 +58,7 @@ class ForwardCheck:
         self.prompt, rest = ids[:length], ids[length:]
         self.branches = [rest[each * steps :][:steps] for each in range(branches)]
         tokens = torch.tensor([self.prompt + each for each in self.branches], device=model.device)
-        own = model.config._attn_implementation
-        # An engine that had the model before has left its attention there.
-        plain = "eager" if own == ATTENTION_NAME else own
-        with set_attention(model, plain), looked_at(model):
+        with looked_at(model):
             logits = model(input_ids=tokens, use_cache=False).logits[:, -steps:]
         self.logprobs = logits.float().log_softmax(-1)  # [branches, steps, V]
 
@@ -81,7 +77,7 @@ class ForwardCheck:
         finally:
             runner.cache = cache
         apart = distance(errors, self.logprobs)
-        if not apart <= tolerance(self.model.dtype):  # NaN is apart, too
+        if not apart <= TOLERANCE.get(self.model.dtype, 0.0):  # NaN is apart, too
             name, largest = self.model.config.model_type, errors.abs().max().item()
             raise ModelError(
                 f"expected the logprobs of {name!r} as transformers computes them, got others by "
@@ -110,13 +106,6 @@ class ForwardCheck:
             plain = self.logprobs[:, step].gather(1, drawn.topk_ids.long().clamp(min=0))
             errors.append(drawn.topk_logprobs - plain)
         return torch.stack(errors, 1)
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """The largest `distance` of a right model of that dtype."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        dtype = torch.bfloat16  # products may be rounded as far
-    return TOLERANCE.get(dtype, 0.0)
 
 
 @contextmanager
