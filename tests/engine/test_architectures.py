@@ -146,7 +146,7 @@ TITLES = {
     ("C++", False): "Right, in C++ on a CPU",
     ("C++", True): "Right, in C++ on a CPU, as far as the window reaches",
     ("transformers", False): "Right, through transformers",
-    ("transformers", True): "Right, through transformers, as far as the window or chunk reaches",
+    ("transformers", True): "Right, through transformers, as far as a window or plain RoPE reaches",
 }
 
 
