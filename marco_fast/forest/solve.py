@@ -43,7 +43,9 @@ def solve(
     """Answer a question by Marco-o1's confidence-guided tree search (arXiv 2411.14405).
 
     The same call gives the same tree, token for token. A list of questions is searched as one
-    forest: their branches share the decode batches.
+    forest: their branches share the decode batches, and their prompts what they begin with. Prompts
+    are then cut into pieces elsewhere, so that a 16-bit model may round otherwise, and draw other
+    tokens, than for one of the questions alone.
 
     Args:
         question: one text; one chat, a list of messages {"role": ..., "content": ...} that ends

@@ -143,6 +143,10 @@ def sample_confidence(
     of at least min_p times the largest; what is left is renormalised once. The draw depends on
     (seed, position, logits) and the row's own options alone.
 
+    top_p is a share of the whole vocabulary's mass, where transformers and vLLM take it of what
+    sample_top_k has left: of probabilities .3 .2 .1 .1 and ten times .03, sample_top_k=2 with
+    top_p=.55 keeps two tokens here and one there.
+
     Args:
         logits: [B, V] float32, bfloat16 or float16; last dimension contiguous, any row stride.
         temperature: >= 0, a number or float [B]; below 1e-5 the largest logit wins, the smaller id
