@@ -142,9 +142,11 @@ def test_products_are_exact_in_all_threads_and_the_setting_comes_back():
     keys = {"seeds": torch.arange(128), "positions": torch.arange(128)}
 
     def scores() -> torch.Tensor:
+        torch.set_num_threads(1)  # each thread's own: a product's bits depend on it
         return mf.lm_head_confidence(hidden, weight, **keys, backend="torch").lse
 
-    want = scores()
+    with ThreadPoolExecutor(1) as pool:
+        want = pool.submit(scores).result()
     with SETTINGS["products in bfloat16"](), ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(each, want) for each in pool.map(lambda _: scores(), range(12)))
         assert torch.get_float32_matmul_precision() == "medium"
