@@ -50,25 +50,37 @@ def _leave(number: int) -> NoReturn:
 
 def _run(argv: Sequence[str]) -> int:
     from marco_fast.commands.console import notes, standard_streams, tell
-    from marco_fast.commands.options import BAD_INPUT, FAILED, INTERRUPTED
-    from marco_fast.errors import MarcoFastError
+    from marco_fast.commands.options import FAILED, OK
 
     with standard_streams() as output:
-        options = _parser().parse_args(argv)
-        program = f"marco-fast {options.command}"
-        with notes(program):
-            try:
-                code: int = options.run(options)
-            except (ValueError, OSError, MarcoFastError) as error:
-                tell(program, f"error: {error}")
-                code = BAD_INPUT
-            except KeyboardInterrupt:
-                tell(program, "interrupted")
-                code = INTERRUPTED
+        try:
+            options = _parser().parse_args(argv)
+        except SystemExit as ended:  # the help, the version, or a bad option
+            program, code = "marco-fast", int(ended.code or OK)
+        else:
+            program = f"marco-fast {options.command}"
+            with notes(program):
+                code = _command(options, program)
         if output.failure is not None:
             tell(program, f"error: the output was not printed: {output.failure}")
             code = FAILED
         return code
+
+
+def _command(options: "argparse.Namespace", program: str) -> int:
+    from marco_fast.commands.console import tell
+    from marco_fast.commands.options import BAD_INPUT, INTERRUPTED
+    from marco_fast.errors import MarcoFastError
+
+    try:
+        code: int = options.run(options)
+    except (ValueError, OSError, MarcoFastError) as error:
+        tell(program, f"error: {error}")
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        tell(program, "interrupted")
+        code = INTERRUPTED
+    return code
 
 
 def _parser() -> "argparse.ArgumentParser":

@@ -25,6 +25,7 @@ __all__ = [
 Name = str | os.PathLike[str]
 
 Value = TypeVar("Value", dict[str, Any], list[Any])
+UNMOVED = {errno.EBUSY, errno.EPERM, errno.EACCES}  # a mount; another user's file, as in /tmp
 MOST_LINKS = 40  # in a row, as Linux has it
 OPEN_FILES = re.compile(r"/dev/fd|/proc/[^/]+(/task/[^/]+)?/fd")  # folders of them
 KINDS = {
@@ -45,12 +46,14 @@ def read_json(path: str | os.PathLike[str], expected: str, kind: type[Value]) ->
         kind: the type of the value, dict or list.
 
     Raises:
-        ValueError: the file is not JSON (the numbers NaN and Infinity are not, although Python's
+        ValueError: the file is a device or not JSON (NaN and Infinity are not, although Python's
             own reader takes them), or its value is of another kind.
         OSError: the file cannot be read.
     """
     name = str(path)
     try:
+        if stat.S_IFMT(os.stat(path).st_mode) in (stat.S_IFCHR, stat.S_IFBLK):
+            raise ValueError("a device")  # which may have no end
         value = json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected JSON in {name!r}, got {error}") from None
@@ -205,8 +208,8 @@ def replacing(path: Name, temporary: Name | None = None) -> Iterator[BinaryIO]:
 
     It is written beside its target and renamed. A link stays, and the file behind it is replaced.
     An older file's permissions are kept, and its owner where the system allows. A file with
-    several names (hard links), or one that is mounted by itself, is overwritten instead, so that
-    all names keep showing one file; only there can a kill leave half of it.
+    several names (hard links), so that all of them keep showing one file, and one that may be
+    written but not replaced, is overwritten instead; only there can a kill leave half of it.
 
     Args:
         path: the target, in a folder that exists.
@@ -267,7 +270,7 @@ def _move(temporary: str, target: str, found: os.stat_result | None) -> None:
             os.replace(temporary, target)
             return
         except OSError as error:
-            if found is None or error.errno != errno.EBUSY:  # busy: it is mounted by itself
+            if found is None or error.errno not in UNMOVED:
                 raise
     new, old = Path(temporary).read_bytes(), Path(target).read_bytes()
     try:

@@ -209,12 +209,13 @@ def test_all_names_of_a_file_keep_showing_one_file(here):
     assert names(here) == ["x", "y"]
 
 
-def test_a_file_that_is_mounted_is_overwritten(here, monkeypatch):
-    def busy(*_):
-        raise OSError(errno.EBUSY, "busy")
+@pytest.mark.parametrize("code", [errno.EBUSY, errno.EPERM, errno.EACCES])
+def test_a_file_that_is_mounted_or_may_only_be_written_is_overwritten(here, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, "no")
 
     (here / "x").write_text("old")
-    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(os, "replace", refuse)
     write_whole("x", "new")
     assert (here / "x").read_text() == "new"
     assert names(here) == ["x"]

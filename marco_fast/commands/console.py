@@ -17,6 +17,7 @@ __all__ = ["notes", "print_json", "read_question", "saved", "standard_streams", 
 # The reader has gone, or there is no console: nobody is left to tell.
 GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ESHUTDOWN}
 GONE |= {errno.EINVAL} if os.name == "nt" else set()
+PIECE, MOST_BYTES = 2**20, 2**26  # of standard input: far more than any context holds
 WHOLE = ("replace", "ignore", "xmlcharrefreplace", "namereplace", "backslashreplace")
 
 
@@ -138,7 +139,7 @@ def read_question() -> str:
     """The whole of standard input, UTF-8.
 
     Raises:
-        ValueError: it is closed, or no UTF-8.
+        ValueError: it is closed, no UTF-8, or above 64 MiB.
         OSError: it cannot be read.
     """
     if sys.stdin is None or sys.stdin.closed:
@@ -146,14 +147,15 @@ def read_question() -> str:
     buffer = getattr(sys.stdin, "buffer", None)
     if buffer is None:
         return sys.stdin.read()
-    pieces = []
-    while (piece := buffer.read()) != b"":
+    data, raw = bytearray(), getattr(buffer, "raw", buffer)  # which sees one Ctrl-D, not the next
+    while (piece := raw.read(PIECE)) != b"":
+        data += piece or b""
         if piece is None:  # nothing yet, and the stream does not block
-            _wait(buffer)
-        else:
-            pieces.append(piece)
+            _wait(raw)
+        elif len(data) > MOST_BYTES:  # a device without an end, or a file by mistake
+            raise ValueError(f"expected at most {MOST_BYTES >> 20} MiB on standard input, got more")
     try:
-        return b"".join(pieces).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         got = f"the byte {error.object[error.start]:#04x} at {error.start}"
         raise ValueError(f"expected a question in UTF-8 on standard input, got {got}") from None

@@ -4,6 +4,7 @@ One that fails ends the search with what it has, but for a progress function: a 
 depend on who watches it.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable
 
@@ -67,8 +68,9 @@ class Watcher:
             self.function(progress)
         except Exception as error:
             self.function = None
+            why = "".join(traceback.format_exception_only(error)).strip()  # even if str() fails
             warnings.warn(
-                f"the progress function failed and is not called any more: {error!r}",
+                f"the progress function failed and is not called any more: {why}",
                 RuntimeWarning,
                 stacklevel=2,
             )

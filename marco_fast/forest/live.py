@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveView", "SafeConsole", "StderrView", "counters"]
 
+WIDEST, HIGHEST = 1000, 1000  # of a console; every cell is drawn ten times a second
+
 
 def counters(progress: Progress) -> list[tuple[str, str]]:
     """The figures of a running search, as name and value."""
@@ -45,9 +47,16 @@ class SafeConsole(Console):
             super().__init__(**options)
         except ValueError:  # COLUMNS=² counts as digits
             super().__init__(**options, width=80, height=25)
-        width, height = self.size
-        if width < 1 or height < 1:  # COLUMNS=0
-            self.size = ConsoleDimensions(width or 80, height or 25)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The terminal's; where it claims none (COLUMNS=0) or too much to draw, a usual one."""
+        width, height = super().size
+        return ConsoleDimensions(min(width, WIDEST) or 80, min(height, HIGHEST) or 25)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        Console.size.fset(self, new)  # type: ignore[attr-defined]
 
     def on_broken_pipe(self) -> None:
         """Not the end of the process, as rich has it: an error like any other."""

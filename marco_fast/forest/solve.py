@@ -10,6 +10,7 @@ from marco_fast.forest.interrupts import interrupts
 from marco_fast.forest.result import SearchResult
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import Chat, as_messages, untemplated_prompt
+from marco_fast.search.numbers import shown
 
 __all__ = ["interrupts", "solve"]
 
@@ -67,13 +68,17 @@ def solve(
         the stop reason "kv_full", with its error.
 
     Raises:
-        ValueError: a question is empty or not Unicode, a chat is not as above or not what the
-            model's template takes, one does not fit into the model's context, config.top_k is above
-            the model's vocabulary, or the engine is closed, is searching in this thread already (a
-            function of the caller's that searches needs an engine of its own), or was searching
-            when this process was forked.
+        ValueError: config or progress is of another type; a question is empty or not Unicode, a
+            chat is not as above or not what the model's template takes, one does not fit into the
+            model's context, config.top_k is above the model's vocabulary, or the engine is closed,
+            is searching in this thread already (a function of the caller's that searches needs an
+            engine of its own), or was searching when this process was forked.
         KVCacheFull: the KV cache cannot hold one prompt and one branch, of any question.
     """
+    if not isinstance(config, SearchConfig):
+        raise ValueError(f"expected a SearchConfig, got {shown(config)}")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise ValueError(f"expected progress to be True or a function, got {shown(progress)}")
     single = not isinstance(question, Sequence) or isinstance(question, str | bytes)
     single = single or any(isinstance(each, Mapping) for each in question)
     chats = [as_messages(each, system) for each in ([question] if single else question)]  # type: ignore[arg-type]

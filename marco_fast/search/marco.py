@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from marco_fast.search.numbers import shown
+
 __all__ = [
     "MARCO_PROMPT",
     "REFLECTION",
@@ -46,9 +48,9 @@ def as_messages(question: str | Chat, system: str | None = None) -> list[dict[st
             that is no text, or two of them.
     """
     if not isinstance(question, Sequence) or isinstance(question, bytes | bytearray | memoryview):
-        raise ValueError(f"expected a question with some text or a chat, got {question!r}")
+        raise ValueError(f"expected a question with some text or a chat, got {shown(question)}")
     if system is not None and not isinstance(system, str):
-        raise ValueError(f"expected a system prompt that is a text, got {system!r}")
+        raise ValueError(f"expected a system prompt that is a text, got {shown(system)}")
     if isinstance(question, str):
         messages = [{"role": "user", "content": question}]
     else:
@@ -57,7 +59,9 @@ def as_messages(question: str | Chat, system: str | None = None) -> list[dict[st
         got = messages[-1]["role"] if messages else "no message"
         raise ValueError(f"expected a chat whose last message is the user's, got {got!r}")
     if not messages[-1]["content"].strip():
-        raise ValueError(f"expected a question with some text, got {messages[-1]['content']!r}")
+        raise ValueError(
+            f"expected a question with some text, got {shown(messages[-1]['content'])}"
+        )
     if system is not None:
         if messages[0]["role"] == "system":
             raise ValueError(
@@ -89,13 +93,13 @@ def _checked(message: Mapping[str, str], index: int) -> dict[str, str]:
     if not whole or not isinstance(message["content"], str):
         raise ValueError(
             'expected messages like {"role": "user", "content": "text"}, '
-            f"got {message!r} at index {index}"
+            f"got {shown(message)} at index {index}"
         )
     roles = ("user", "assistant", "system") if index == 0 else ("user", "assistant")
     if message["role"] not in roles:
         expected = " or ".join(repr(role) for role in roles)
         raise ValueError(
-            f"expected the role at index {index} to be {expected}, got {message['role']!r}"
+            f"expected the role at index {index} to be {expected}, got {shown(message['role'])}"
         )
     return {"role": message["role"], "content": message["content"]}
 

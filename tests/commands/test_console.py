@@ -11,7 +11,7 @@ import time
 import pytest
 
 from marco_fast.cli import main
-from marco_fast.commands.console import standard_streams, tell
+from marco_fast.commands.console import read_question, standard_streams, tell
 from tests.support.models import save_model
 
 QUESTION = "How many times does the letter r occur in strawberry?"
@@ -78,6 +78,13 @@ def test_a_full_device_is_a_failure_that_loses_no_file(command, tmp_path):
     assert code == 1
     assert err.endswith(b"the output was not printed: [Errno 28] No space left on device\n")
     assert json.loads((tmp_path / "t.json").read_text())["answer"]
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["solve", "--help"], ["info"]])
+def test_what_a_full_device_does_not_take_is_a_failure(command, words):
+    code, _, err = command(*words, output="/dev/full")
+    assert code == 1
+    assert err.endswith(b"the output was not printed: [Errno 28] No space left on device\n")
 
 
 def pipe_without_reader() -> str:
@@ -170,6 +177,26 @@ def test_standard_input_that_is_closed_is_refused(command, monkeypatch):
     code, _, err = command("solve", "-", *FAST)
     assert code == 2
     assert b"expected the question on standard input, got a closed one" in err
+
+
+def test_standard_input_without_an_end_is_refused(command, monkeypatch):
+    with open("/dev/zero") as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        code, _, err = command("solve", "-", *FAST)
+    assert code == 2
+    assert b"expected at most 64 MiB on standard input, got more" in err
+
+
+def test_one_end_of_file_on_a_terminal_ends_the_question(monkeypatch):
+    ours, theirs = pty.openpty()
+    os.write(ours, b"What is 3 plus 4?\n\x04")
+    with open(theirs) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        thread = threading.Timer(5, os.write, (ours, b"again\n\x04\x04"))  # ends the old way
+        thread.start()
+        assert read_question() == "What is 3 plus 4?\n"
+        thread.cancel()
+    os.close(ours)
 
 
 def test_standard_input_that_does_not_wait_is_waited_for(command, monkeypatch):

@@ -135,11 +135,26 @@ def test_a_progress_function_that_fails_costs_the_search_nothing(nano, often, ca
         raise BrokenPipeError("the terminal is gone")
 
     failing = Failing("progress", calls, fail)
-    with pytest.warns(RuntimeWarning, match="BrokenPipeError.'the terminal is gone'"):
+    with pytest.warns(RuntimeWarning, match="BrokenPipeError: the terminal is gone"):
         result = solve(QUESTION, nano, CONFIG, progress=failing)
     assert failing.calls == -1  # it is called once more and then no more
     assert (result.stop_reason, result.error) == ("expansions", None)
     assert same_tree(result, solve(QUESTION, nano, CONFIG))
+
+
+def test_an_error_of_a_progress_function_that_cannot_be_printed_costs_nothing_either(nano):
+    class Mute(Exception):
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+        __str__ = __repr__
+
+    def fail():
+        raise Mute
+
+    with pytest.warns(RuntimeWarning, match="Mute: <exception str"):
+        result = solve(QUESTION, nano, CONFIG, progress=Failing("progress", 0, fail))
+    assert (result.stop_reason, result.error) == ("expansions", None)
 
 
 class Odd:

@@ -72,6 +72,15 @@ def test_a_terminal_that_goes_away_stops_no_search(nano, terminal, monkeypatch):
     assert sys.stdout is before
 
 
+@pytest.mark.parametrize("columns", ["0", "1000000", "9" * 30])
+def test_a_console_of_an_odd_width_is_drawn(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", columns)
+    size = SafeConsole().size
+    assert 80 <= size.width <= 1000
+    assert 25 <= size.height <= 1000
+
+
 def test_a_reader_that_goes_away_ends_no_process(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)

@@ -22,6 +22,18 @@ def test_an_empty_question_is_refused(tiny, question):
         solve([question], tiny)
 
 
+@pytest.mark.parametrize("options", [{"config": None}, {"config": {}}, {"progress": "yes"}])
+def test_options_of_another_type_are_refused(tiny, options):
+    with pytest.raises(ValueError, match=r"expected (a SearchConfig|progress to be True)"):
+        solve("abc", tiny, **options)
+
+
+def test_a_message_that_is_refused_is_shown_in_short(tiny):
+    with pytest.raises(ValueError, match="expected messages like") as error:
+        solve([{"role": "user", "text": "long " * 10_000}], tiny)
+    assert len(str(error.value)) < 300
+
+
 def test_a_question_longer_than_the_context_is_refused(tiny):
     with pytest.raises(ValueError, match="expected a question of fewer than 512 tokens"):
         solve("word " * 600, tiny)

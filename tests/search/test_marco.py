@@ -49,7 +49,7 @@ def test_a_system_prompt_stands_in_front():
         (None, "some text or a chat, got None"),
         (3, "some text or a chat, got 3"),
         (b"Why?", "some text or a chat, got b'Why"),
-        ({"role": "user", "content": "x"}, "some text or a chat, got {'role'"),
+        ({"role": "user", "content": "x"}, "some text or a chat, got {'content'"),
         ("caf\udce9?", "Unicode text, got half of a surrogate pair"),
         ([{"role": "user", "content": "\ud83d"}], "Unicode text"),
         ([*CHAT[:1], {"role": "assistant", "content": "\udc00"}, CHAT[2]], "Unicode text"),

@@ -83,8 +83,10 @@ def _model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str
 
 def _device(device: str | torch.device | None) -> torch.device:
     try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"expected device to be cpu or cuda, got {device!r}") from error
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"expected device to be cpu or cuda, got {str(found)!r}")
