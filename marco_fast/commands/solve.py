@@ -21,6 +21,7 @@ from marco_fast.commands.options import (
 from marco_fast.errors import KVCacheFull
 from marco_fast.files import read_json
 from marco_fast.forest.interrupts import interrupts
+from marco_fast.search.marco import as_messages
 
 if TYPE_CHECKING:
     from marco_fast.engine.engine import Engine
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     if not question.strip():
         raise ValueError("expected a question with some text, got an empty one")
     chat = [*_history(options.history), {"role": "user", "content": question.strip()}]
+    as_messages(chat, options.system)  # what is wrong with it is said before a model is loaded
     from marco_fast.engine.engine import Engine
     from marco_fast.engine.quiet import silence_libraries
     from marco_fast.forest.solve import solve
