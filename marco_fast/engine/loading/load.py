@@ -43,9 +43,9 @@ def load_model(
     if source in BUNDLED:
         source = str(Path(__file__).parents[2] / "models" / source)
     options: dict[str, Any] = {"trust_remote_code": False}
-    _check_source(source, options)
     part = "model"
     try:
+        _check_source(source, options)
         config = transformers.AutoConfig.from_pretrained(source, **options)
         check_architecture(config)
         if Path(source).is_dir():
@@ -84,7 +84,7 @@ def _model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str
 def _device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"expected device to be cpu or cuda, got {device!r}") from error
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"expected device to be cpu or cuda, got {str(found)!r}")

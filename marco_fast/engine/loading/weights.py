@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from marco_fast.errors import ModelError
 
-__all__ = ["check_loaded", "check_weight_files"]
+__all__ = ["check_loaded", "check_memory", "check_weight_files"]
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -130,10 +130,25 @@ def check_loaded(model: Any, report: dict[str, Any]) -> None:
             f"expected weights of a {type(model).__name__} alone, got {_names(foreign)}, which "
             "would not be run"
         )
+    check_memory(model)
+
+
+def check_memory(model: Any) -> None:
+    """Refuses a model whose tensors are not all in one device's memory.
+
+    Raises:
+        ModelError: the names of those that were never read, or that are on another device.
+    """
     tensors = [*model.named_parameters(), *model.named_buffers()]
     unread = [name for name, tensor in tensors if tensor.is_meta]
     if unread:
         raise ModelError(f"expected all weights to be read, got none for {_names(unread)}")
+    apart = [name for name, tensor in tensors if tensor.device != model.device]
+    if apart:
+        raise ModelError(
+            f"expected all weights on {model.device}, that of the model's first, got others for "
+            f"{_names(apart)}"
+        )
 
 
 def _names(names: Iterable[str]) -> str:
