@@ -142,3 +142,24 @@ def test_a_model_to_which_all_tokens_are_alike_is_run(folder, tokenizer):
 def test_pages_of_no_size_are_refused(folder, tokenizer, size, tokens):
     with pytest.raises(ValueError, match=r"^expected page_size of at least 1, got"):
         mf.Engine(load(folder), tokenizer, page_size=size, kv_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda m: None, str, lambda m: m.model, nn.DataParallel, lambda m: nn.Linear(2, 2)]
+)
+def test_what_is_no_causal_language_model_is_named(folder, tokenizer, make):
+    with pytest.raises(mf.ModelError, match=r"^expected a causal language model of transformers"):
+        mf.Engine(make(load(folder)), tokenizer)
+
+
+@pytest.mark.parametrize("part", [None, "x", object(), "backend_tokenizer"])
+def test_what_is_no_tokenizer_is_named(folder, tokenizer, part):
+    other = getattr(tokenizer, part) if part == "backend_tokenizer" else part
+    with pytest.raises(mf.ModelError, match=r"^expected a tokenizer with a tokenizer.json"):
+        mf.Engine(load(folder), other)
+
+
+def test_a_model_with_fewer_embeddings_than_its_tokenizer_is_refused(folder, tokenizer):
+    model = load(folder, lambda m, b: m.resize_token_embeddings(100))
+    with pytest.raises(mf.ModelError, match=r"^expected a tokenizer with ids below 100"):
+        mf.Engine(model, tokenizer)

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from marco_fast.errors import ModelError
 
-__all__ = ["check_loaded", "check_memory", "check_weight_files"]
+__all__ = ["check_loaded", "check_model", "check_weight_files"]
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -130,15 +131,24 @@ def check_loaded(model: Any, report: dict[str, Any]) -> None:
             f"expected weights of a {type(model).__name__} alone, got {_names(foreign)}, which "
             "would not be run"
         )
-    check_memory(model)
+    _check_memory(model)
 
 
-def check_memory(model: Any) -> None:
-    """Refuses a model whose tensors are not all in one device's memory.
+def check_model(model: Any) -> None:
+    """Refuses what is no model, or whose tensors are not all in one device's memory.
 
     Raises:
-        ModelError: the names of those that were never read, or that are on another device.
+        ModelError: the kind of object, or the names of tensors that were never read, or that are
+            on another device.
     """
+    generates = getattr(model, "can_generate", bool)
+    if not isinstance(model, torch.nn.Module) or not generates():
+        got = type(model).__name__
+        raise ModelError(f"expected a causal language model of transformers, got {got}")
+    _check_memory(model)
+
+
+def _check_memory(model: Any) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     unread = [name for name, tensor in tensors if tensor.is_meta]
     if unread:
