@@ -14,7 +14,8 @@ from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
 from marco_fast.engine.loading.memory import memory_of
-from marco_fast.engine.loading.tokenizer import eos_ids_of
+from marco_fast.engine.loading.tokenizer import check_tokenizer, eos_ids_of
+from marco_fast.engine.loading.weights import check_model
 from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.engine.ownership import SearchLock, check_free, take_over
 from marco_fast.engine.prompts import Prompts
@@ -75,10 +76,13 @@ class Engine:
         max_branches = _at_least("max_branches", max_branches, 1)
         if context is not None:
             context = _at_least("context", context, 2)
+        page_size = _at_least("page_size", page_size, 1)
         if kv_tokens is not None:
             kv_tokens = _at_least("kv_tokens", kv_tokens, page_size)
+        check_model(model)
         check_free(model)
         check_architecture(model.config)
+        check_tokenizer(tokenizer, model, name)
         self.name, self.tokenizer, self.lock = name, tokenizer, SearchLock()
         self.max_branches = max_branches
         self.device, self.dtype = model.device, model.dtype

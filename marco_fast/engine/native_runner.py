@@ -10,10 +10,12 @@ into pieces.
 from typing import Any
 
 import torch
+import transformers
 
 from marco_fast.engine import huge_pages
 from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.engine.loading.as_built import is_as_built
 from marco_fast.engine.loading.context import limit_of
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
@@ -88,7 +90,8 @@ class NativeRunner:
     def of(cls, model: Any, cache: PagedKVCache) -> "NativeRunner | None":
         """A runner for `model`, or None where C++ does not know its like: transformers runs it."""
         config = model.config
-        if not built() or type(model).__name__ not in KNOWN or cache.k[0].dtype not in FLOATS:
+        known = [getattr(transformers, name, None) for name in KNOWN]
+        if not built() or type(model) not in known or cache.k[0].dtype not in FLOATS:
             return None
         if model.device.type != "cpu" or getattr(config, "hidden_act", "") != "silu":
             return None
@@ -234,17 +237,12 @@ def _linear(panels: int, bias: int, inputs: int, outputs: int) -> Any:
 
 
 def _is_known(model: Any) -> bool:
-    """Whether every layer has its own matrices unchanged, and RoPE turns whole heads."""
-    base, shape = model.model, (model.config.vocab_size, model.config.hidden_size)
-    if base.embed_tokens.weight.shape != shape or model.lm_head.weight.shape != shape:
+    """Whether the model is what its class makes, and RoPE turns whole heads."""
+    if not is_as_built(model):
         return False
     position = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
-    turned = base.rotary_emb(_float32(), position)[0].shape[-1]
-    return all(
-        turned == layer.self_attn.head_dim
-        and all(type(each) is torch.nn.Linear for each in _linears(layer))
-        for layer in base.layers
-    )
+    turned = model.model.rotary_emb(_float32(), position)[0].shape[-1]
+    return all(turned == layer.self_attn.head_dim for layer in model.model.layers)
 
 
 def _float32() -> torch.Tensor:

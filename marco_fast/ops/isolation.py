@@ -138,6 +138,20 @@ def _settle_products() -> list[Callable[[], object]]:
     return [functools.partial(torch.set_float32_matmul_precision, before)]
 
 
+def _settle_attention() -> list[Callable[[], object]]:
+    """Allows both kinds of PyTorch's attention that a CPU has; without them it has none."""
+    cuda = torch.backends.cuda  # whose settings a CPU obeys as well
+    found: list[Callable[[], object]] = []
+    for enabled, enable in (
+        (cuda.math_sdp_enabled(), cuda.enable_math_sdp),
+        (cuda.flash_sdp_enabled(), cuda.enable_flash_sdp),
+    ):
+        if not enabled:
+            enable(True)
+            found.append(functools.partial(enable, False))
+    return found
+
+
 def _settle_dtype() -> list[Callable[[], object]]:
     before = torch.get_default_dtype()
     if before == torch.float32:
@@ -146,11 +160,15 @@ def _settle_dtype() -> list[Callable[[], object]]:
     return [functools.partial(torch.set_default_dtype, before)]
 
 
-_products, _dtype = _ProcessWide(_settle_products), _ProcessWide(_settle_dtype)
+_products = _ProcessWide(lambda: [*_settle_products(), *_settle_attention()])
+_dtype = _ProcessWide(_settle_dtype)
 
 
 def exact_products(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, with float32 products in float32: no TF32, no bfloat16."""
+    """The function, with float32 products in float32: no TF32, no bfloat16.
+
+    PyTorch's attention is there for any shape, too.
+    """
     return _products.around(function)
 
 

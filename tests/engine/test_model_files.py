@@ -181,3 +181,15 @@ def test_of_several_chat_templates_the_default_one_is_used(folder):
 def test_a_path_that_is_not_unicode_is_bad_input():
     with pytest.raises(ValueError, match="expected Unicode text, got half of a surrogate pair"):
         Engine.from_pretrained("caf\udce9")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "x/" + "x" * 5000])
+def test_a_path_that_no_file_can_have_is_no_model(path):
+    with pytest.raises(ModelError, match=r"^expected .*x"):
+        Engine.from_pretrained(path)
+
+
+@pytest.mark.parametrize("device", [3.5, ("cpu",), object()])
+def test_a_device_of_another_type_is_refused(folder, device):
+    with pytest.raises(ValueError, match=r"^expected device to be cpu or cuda, got"):
+        Engine.from_pretrained(folder, device=device)

@@ -93,8 +93,10 @@ def save_model(kind: str, folder: Path, seed: int = 0) -> Path:
 class PlainForward:
     """The same model through transformers alone, one whole path at a time."""
 
-    def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    def __init__(self, model: object, dtype: torch.dtype = torch.float32) -> None:
+        if not isinstance(model, torch.nn.Module):  # it is a folder
+            model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        self.model = model.eval()
         self.cache: dict[tuple[int, ...], torch.Tensor] = {}
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -107,6 +108,7 @@ SETTINGS: dict[str, Setting] = {
     "products in bfloat16": lambda: put_back(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
+    "attention of a kind that a CPU lacks": lambda: sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION),
 }
 
 

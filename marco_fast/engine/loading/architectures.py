@@ -20,6 +20,7 @@ KINDS = ("layer_types", "layers_block_type", "block_types", "attention_layers", 
 # What each layer has beside its attention, where no list of kinds says which layers have it.
 STATE = ("mamba", "ssm", "conv_kernel", "linear_attn", "linear_num", "time_step", "lru_width")
 SINKS = ("deepseek_v4", "flint", "gpt_oss", "granite_swa", "granitemoe_swa", "hy_v4")
+LONGEST = 1 << 31  # positions of a path: more than any memory holds
 NO_INTERFACE = "which does not use transformers' AttentionInterface"
 # Fields that count or measure heads; those of some layers alone have such a name with a prefix.
 HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
@@ -41,10 +42,12 @@ def check_architecture(config: Any) -> None:
             raise ModelError(f"{RIGHT}, got {config.model_type!r}, {got}")
     size = _values_size(config) or getattr(config, "head_dim", None)
     check_head_dim(size or config.hidden_size // config.num_attention_heads)
-    if not isinstance(getattr(config, "max_position_embeddings", None), int):
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or not 1 <= positions < LONGEST:
+        got = "no" if positions is None else f"{positions!r} as"
         raise ModelError(
             f"expected a model of a known context, got {config.model_type!r}, whose configuration "
-            "has no max_position_embeddings"
+            f"has {got} max_position_embeddings"
         )
 
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from marco_fast.engine.loading.architectures import NO_INTERFACE, RIGHT, check_head_dim
-from marco_fast.engine.loading.check import TOLERANCE, distance, looked_at
+from marco_fast.engine.loading.check import NO_NUMBERS, TOLERANCE, distance, looked_at
 from marco_fast.engine.transformers_runner import ATTENTION_NAME, Mask, forward, set_attention
 from marco_fast.errors import ModelError
 
 __all__ = ["AttentionShape", "attention_shape"]
 
+BLOCK = 1 << 20  # positions that a mask is asked for at once: bounds the memory
 TOKENS = 4  # of each of the two rows of the forward pass
 
 
@@ -58,11 +59,14 @@ class Apart:
         if mask in self.masks:
             return
         self.masks.add(mask)
-        at = torch.arange(self.context, device=self.device)
-        first = at[0]
-        seen = mask.sees(first, first, at, first).expand(self.context)
-        self.note_reach(int(seen.cumprod(0).sum()))
+        first = torch.zeros((), dtype=torch.int64, device=self.device)
         self.causal &= not mask.sees(first, first, first, first + 1)
+        for begin in range(0, self.reach, BLOCK):
+            at = torch.arange(begin, min(begin + BLOCK, self.reach), device=self.device)
+            seen = int(mask.sees(first, first, at, first).expand(len(at)).cumprod(0).sum())
+            if seen < len(at):
+                self.note_reach(begin + seen)
+                break
 
     def note_reach(self, tokens: int) -> None:
         """A layer sees no more tokens than that."""
@@ -99,7 +103,7 @@ def _logits(model: Any, apart: Apart) -> torch.Tensor:
         logits = forward(model, ids % model.config.vocab_size, positions, apart).logits[:, 1:]
         logits = logits.float()
     if not (logits < torch.inf).all():
-        raise ModelError("expected finite logits, got NaN or infinity from the model")
+        raise ModelError(NO_NUMBERS)
     return logits
 
 

@@ -12,12 +12,13 @@ from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.runner import Runner, TreeBatch, plan_segments
 from marco_fast.errors import ModelError
 
-__all__ = ["TOLERANCE", "ForwardCheck", "distance", "looked_at"]
+__all__ = ["NO_NUMBERS", "TOLERANCE", "ForwardCheck", "distance", "looked_at"]
 
 TEXT = (
     "A train leaves at nine in the morning and needs 3 hours and 20 minutes. "
     "When does it arrive, if it has to wait for a quarter of an hour on its way?"
 )
+NO_NUMBERS = "expected finite logits, got NaN or infinity from the model"
 STEPS = 2  # decoded tokens of each branch
 BRANCHES = 2
 PAGES = 6  # enough for all that, whatever the size of a page
@@ -60,6 +61,8 @@ class ForwardCheck:
         tokens = torch.tensor([self.prompt + each for each in self.branches], device=model.device)
         with looked_at(model):
             logits = model(input_ids=tokens, use_cache=False).logits[:, -steps:]
+        if logits.isnan().any():  # of queries or keys, which `attention_shape` does not see
+            raise ModelError(NO_NUMBERS)
         self.logprobs = logits.float().log_softmax(-1)  # [branches, steps, V]
 
     def compare(self, runner: Runner) -> None:
@@ -134,4 +137,5 @@ def distance(errors: torch.Tensor, plain: torch.Tensor) -> float:
     The spread is the standard deviation of all its logits or logprobs, [..., V], but for -inf.
     """
     spread = plain[plain > -torch.inf].std()
-    return (errors.square().mean(-1).sqrt().max() / spread).item()
+    apart = errors.square().mean(-1).sqrt().max()
+    return (apart / spread).item() if apart else 0.0

@@ -3,6 +3,8 @@
 import warnings
 from typing import Any, NamedTuple
 
+from marco_fast.errors import ModelError
+
 __all__ = ["REACH", "Limit", "context_of", "limit_of"]
 
 
@@ -79,9 +81,14 @@ def context_of(limit: Limit, name: str, context: int | None, kv_tokens: int | No
         context: what the caller asked for. kv_tokens: what the cache is to hold.
 
     Raises:
+        ModelError: the model takes no path worth the name.
         ValueError: the context is not in the range of the model.
     """
     longest, cause = limit
+    if longest < 1:
+        raise ModelError(
+            f"expected a path of 1 token at least, got {longest} ({cause} of {name!r})"
+        )
     if context is not None:
         if not 2 <= context <= longest:
             raise ValueError(

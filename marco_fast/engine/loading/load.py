@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from marco_fast.engine.loading.architectures import check_architecture
-from marco_fast.engine.loading.tokenizer import check_template, check_vocabulary, load_tokenizer
+from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
 from marco_fast.engine.loading.weights import check_loaded, check_weight_files
 from marco_fast.engine.prompts import check_unicode
 from marco_fast.errors import ModelError
@@ -43,9 +43,9 @@ def load_model(
     if source in BUNDLED:
         source = str(Path(__file__).parents[2] / "models" / source)
     options: dict[str, Any] = {"trust_remote_code": False}
-    _check_source(source, options)
     part = "model"
     try:
+        _check_source(source, options)
         config = transformers.AutoConfig.from_pretrained(source, **options)
         check_architecture(config)
         if Path(source).is_dir():
@@ -53,10 +53,7 @@ def load_model(
         model = _model(source, config, chosen, options)
         part = "tokenizer"
         tokenizer = load_tokenizer(source, options)
-        if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise ModelError(f"expected a tokenizer.json in {str(path)!r}, got a slow tokenizer")
-        check_vocabulary(tokenizer, model)
-        check_template(tokenizer, str(path))
+        check_tokenizer(tokenizer, model, str(path))
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each names its cause

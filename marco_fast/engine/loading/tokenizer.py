@@ -9,7 +9,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from marco_fast.errors import ModelError
 
-__all__ = ["check_template", "check_vocabulary", "eos_ids_of", "load_tokenizer"]
+__all__ = ["check_tokenizer", "eos_ids_of", "load_tokenizer"]
 
 # Special tokens that stand for what is not text. A text-only model of a family that sees and hears
 # may lack them, at the end of its vocabulary; no template writes them into a chat of texts.
@@ -26,6 +26,19 @@ def load_tokenizer(source: str, options: dict[str, Any]) -> Any:
     if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         return transformers.PreTrainedTokenizerFast.from_pretrained(source, **options)
     return transformers.AutoTokenizer.from_pretrained(source, **options)
+
+
+def check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    """Refuses what is no tokenizer of a model of that name.
+
+    Raises:
+        ModelError: it is none with a tokenizer.json, or as the checks of its parts say.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        got = type(tokenizer).__name__
+        raise ModelError(f"expected a tokenizer with a tokenizer.json for {name!r}, got {got}")
+    check_vocabulary(tokenizer, model)
+    check_template(tokenizer, name)
 
 
 def check_vocabulary(tokenizer: Any, model: Any) -> None:

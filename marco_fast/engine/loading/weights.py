@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from marco_fast.errors import ModelError
 
-__all__ = ["check_loaded", "check_weight_files"]
+__all__ = ["check_loaded", "check_model", "check_weight_files"]
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -130,10 +131,34 @@ def check_loaded(model: Any, report: dict[str, Any]) -> None:
             f"expected weights of a {type(model).__name__} alone, got {_names(foreign)}, which "
             "would not be run"
         )
+    _check_memory(model)
+
+
+def check_model(model: Any) -> None:
+    """Refuses what is no model, or whose tensors are not all in one device's memory.
+
+    Raises:
+        ModelError: the kind of object, or the names of tensors that were never read, or that are
+            on another device.
+    """
+    generates = getattr(model, "can_generate", bool)
+    if not isinstance(model, torch.nn.Module) or not generates():
+        got = type(model).__name__
+        raise ModelError(f"expected a causal language model of transformers, got {got}")
+    _check_memory(model)
+
+
+def _check_memory(model: Any) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     unread = [name for name, tensor in tensors if tensor.is_meta]
     if unread:
         raise ModelError(f"expected all weights to be read, got none for {_names(unread)}")
+    apart = [name for name, tensor in tensors if tensor.device != model.device]
+    if apart:
+        raise ModelError(
+            f"expected all weights on {model.device}, that of the model's first, got others for "
+            f"{_names(apart)}"
+        )
 
 
 def _names(names: Iterable[str]) -> str:
