@@ -95,7 +95,7 @@ class Engine:
         self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size)
         if context is None:  # no path is longer than all that the cache holds
             self.context = min(self.context, self.cache.num_pages * page_size)
-        # Last, so that a model which is refused is still whole.
+        # Last: a model that was refused up to here is still whole.
         self._take_over(model, check)
 
     def _look_at(self, model: Any, context: int | None, kv_tokens: int | None) -> AttentionShape:
