@@ -16,6 +16,7 @@ from marco_fast.ops.attention.attend import (
     NewTokens,
 )
 from marco_fast.ops.confidence.options import Head, Sampling, Scoring
+from marco_fast.ops.isolation import exact_products
 from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
@@ -85,6 +86,7 @@ def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
     _fill(out, result)
 
 
+@exact_products
 def _logits(head: Head) -> torch.Tensor:
     logits = head.hidden.float() @ head.weight.float().T
     if head.bias is not None:

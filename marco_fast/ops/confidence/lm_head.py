@@ -8,7 +8,7 @@ from marco_fast.ops.backends import load_backend
 from marco_fast.ops.confidence.options import Head, check_scoring, float_tensor, sampling_arguments
 from marco_fast.ops.confidence.sample import SampledTokens, empty_samples
 from marco_fast.ops.dtypes import FLOATS
-from marco_fast.ops.isolation import exact_products, isolated
+from marco_fast.ops.isolation import isolated
 from marco_fast.ops.numbers import described
 from marco_fast.ops.tensors import mark_written, tensor_of
 
@@ -16,7 +16,6 @@ __all__ = ["head_arguments", "lm_head_confidence"]
 
 
 @isolated
-@exact_products
 def lm_head_confidence(
     hidden: torch.Tensor,
     weight: torch.Tensor,

@@ -15,7 +15,7 @@ from marco_fast.ops.confidence.lm_head import head_arguments
 from marco_fast.ops.confidence.merge import LogitsOf, MergedShards
 from marco_fast.ops.confidence.options import check_scoring, sampling_arguments
 from marco_fast.ops.confidence.sample import SampledTokens
-from marco_fast.ops.isolation import exact_products, isolated
+from marco_fast.ops.isolation import isolated
 from marco_fast.ops.numbers import whole, whole_number
 from marco_fast.ops.reference.confidence import LMHeadRecords, add_to_paths
 from marco_fast.ops.tensors import mark_written, tensor_of
@@ -26,7 +26,6 @@ CANDIDATES = 16  # of the largest, at least: a filtered draw looks at so many
 
 
 @isolated
-@exact_products
 def lm_head_records(
     hidden: torch.Tensor,
     weight_shard: torch.Tensor,
