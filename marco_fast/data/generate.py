@@ -272,7 +272,7 @@ class _Run:
 
 def _search(run: _Run) -> None:
     """Searches batch after batch until the end, Ctrl-C or an exception of the model."""
-    from marco_fast.forest.solve import interrupts
+    from marco_fast.forest.interrupts import interrupts
 
     summary = run.summary
     # One handler of Ctrl-C for all batches: an interrupt just as a search ends must not get lost.

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from marco_fast.search.marco import as_messages, check_unicode, untemplated_prompt
+from marco_fast.search.marco import as_messages, untemplated_prompt
+from marco_fast.text import check_unicode
 
 if TYPE_CHECKING:
     from marco_fast.engine.engine import Engine

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-__all__ = ["Prompts", "check_unicode"]
+from marco_fast.text import check_unicode
+
+__all__ = ["Prompts"]
 
 Messages = Sequence[Mapping[str, str]]
 Table = dict[int, str]  # of str.translate
@@ -234,19 +236,6 @@ def _rename(model: dict[str, Any], names: dict[int, str]) -> None:
             model["merges"] = [each for each in pairs if not old & {*each, "".join(each)}]
     else:  # Unigram: tokens and their scores
         model["vocab"] = [[names.get(i, each), score] for i, (each, score) in enumerate(vocabulary)]
-
-
-def check_unicode(*texts: str) -> None:
-    """Refuses half of a surrogate pair, which Python's texts can hold and no encoding can.
-
-    Raises:
-        ValueError: one of the texts is not Unicode.
-    """
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("expected Unicode text, got half of a surrogate pair") from error
 
 
 def _with(messages: Messages, contents: list[str]) -> list[dict[str, str]]:

@@ -16,11 +16,8 @@ from marco_fast.errors import ModelError
 
 __all__ = ["token_bytes"]
 
-FUSING = (
-    "ByteLevel",
-    "ByteFallback",
-    "Fuse",
-)  # steps of a decoder behind which tokens are one text
+# Steps of a decoder behind which tokens are one text.
+FUSING = ("ByteLevel", "ByteFallback", "Fuse")
 WORD = re.compile(rb" ?[A-Za-z]+ ?")
 SAMPLES = 40  # sequences that are decoded both ways
 

@@ -12,7 +12,7 @@ from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import Chat, as_messages, untemplated_prompt
 from marco_fast.search.numbers import shown
 
-__all__ = ["interrupts", "solve"]
+__all__ = ["solve"]
 
 
 @overload

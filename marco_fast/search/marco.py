@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from marco_fast.search.numbers import shown
+from marco_fast.text import check_unicode
 
 __all__ = [
     "MARCO_PROMPT",
     "REFLECTION",
     "Chat",
     "as_messages",
-    "check_unicode",
     "untemplated_prompt",
 ]
 
@@ -71,21 +71,6 @@ def as_messages(question: str | Chat, system: str | None = None) -> list[dict[st
         messages.insert(0, {"role": "system", "content": text})
     check_unicode(*(each["content"] for each in messages))
     return messages
-
-
-def check_unicode(*texts: str) -> None:
-    """Refuses half of a surrogate pair, which Python's texts can hold and no encoding can.
-
-    Bytes that are not UTF-8 become such halves in the arguments of a program.
-
-    Raises:
-        ValueError: one of the texts is not Unicode.
-    """
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("expected Unicode text, got half of a surrogate pair") from error
 
 
 def _checked(message: Mapping[str, str], index: int) -> dict[str, str]:

@@ -28,11 +28,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 OTHERS = "expected the logprobs of '.*' as transformers computes them, got others by up to "
 
 
-@pytest.fixture(scope="module")
-def qwen2(tmp_path_factory):
-    return save_model("qwen2", tmp_path_factory.mktemp("qwen2"))
-
-
 @pytest.fixture(params=["native", "transformers"])
 def runner(request, monkeypatch):
     if request.param == "transformers":

@@ -1,7 +1,6 @@
 """Engine.from_pretrained: what it loads, what it refuses and with which words; prompts; prefill."""
 
 import json
-import shutil
 import warnings
 
 import pytest
@@ -15,17 +14,6 @@ from marco_fast.engine.loading.load import BUNDLED
 from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.search.marco import as_messages
 from tests.support.models import PlainForward, save_model
-
-
-@pytest.fixture(scope="module")
-def qwen2(tmp_path_factory):
-    return save_model("qwen2", tmp_path_factory.mktemp("qwen2"))
-
-
-@pytest.fixture
-def folder(qwen2, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(qwen2, tmp_path / "model")
 
 
 def edit_config(folder, **changes) -> None:

@@ -13,29 +13,23 @@ import transformers
 from marco_fast import Engine, ModelError, SearchConfig, solve
 from marco_fast.engine import engine as engine_module
 from marco_fast.engine.native_runner import NativeRunner
-from tests.support.models import save_model
 from tests.support.searches import same_tree
 
 CONFIG = SearchConfig(expansions=3, step_tokens=8, rollout_tokens=8, parallel=2)
 CHAT = [{"role": "user", "content": "q"}]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_model("qwen2", tmp_path_factory.mktemp("qwen2"))
-
-
 @pytest.fixture
-def engine(folder):
-    with Engine.from_pretrained(folder, kv_tokens=2048) as made:
+def engine(qwen2):
+    with Engine.from_pretrained(qwen2, kv_tokens=2048) as made:
         yield made
 
 
 @pytest.fixture
-def loaded(folder):
+def loaded(qwen2):
     """A model and a tokenizer, for engines made of them."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(qwen2, dtype=torch.float32)
+    return model, transformers.AutoTokenizer.from_pretrained(qwen2)
 
 
 def enter(engine: Engine) -> None:
@@ -69,8 +63,8 @@ def test_a_closed_engine_says_so(engine, use):
     assert repr(engine).endswith(", closed)")
 
 
-def test_closing_inside_and_behind_the_with_block_is_closing(folder):
-    with Engine.from_pretrained(folder, kv_tokens=64) as engine:
+def test_closing_inside_and_behind_the_with_block_is_closing(qwen2):
+    with Engine.from_pretrained(qwen2, kv_tokens=64) as engine:
         assert "closed" not in repr(engine)
         engine.close()
     engine.close()
@@ -78,8 +72,8 @@ def test_closing_inside_and_behind_the_with_block_is_closing(folder):
         _ = engine.modell
 
 
-def test_closing_from_another_thread_waits_for_the_search(folder):
-    engine = Engine.from_pretrained(folder, kv_tokens=2048)
+def test_closing_from_another_thread_waits_for_the_search(qwen2):
+    engine = Engine.from_pretrained(qwen2, kv_tokens=2048)
     closing = [threading.Thread(target=engine.close) for _ in range(2)]
 
     def value(tokens, confidences, text) -> float:
@@ -96,8 +90,8 @@ def test_closing_from_another_thread_waits_for_the_search(folder):
     assert engine.closed
 
 
-def test_a_closed_engines_memory_is_given_back_at_once(folder):
-    engine = Engine.from_pretrained(folder, kv_tokens=2048)
+def test_a_closed_engines_memory_is_given_back_at_once(qwen2):
+    engine = Engine.from_pretrained(qwen2, kv_tokens=2048)
     result = solve("q", engine, CONFIG)
     held = [weakref.ref(each) for each in (engine.cache, engine.runner)]
     gc.collect()
@@ -110,10 +104,10 @@ def test_a_closed_engines_memory_is_given_back_at_once(folder):
     assert result.tree
 
 
-def test_engines_that_are_dropped_without_a_close_leave_nothing(folder):
+def test_engines_that_are_dropped_without_a_close_leave_nothing(qwen2):
     held = []
     for _ in range(5):
-        engine = Engine.from_pretrained(folder, kv_tokens=256)
+        engine = Engine.from_pretrained(qwen2, kv_tokens=256)
         solve("q", engine, CONFIG)
         held += [weakref.ref(engine), weakref.ref(engine.cache), weakref.ref(engine.model)]
     del engine

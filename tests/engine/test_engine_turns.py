@@ -9,20 +9,14 @@ import pytest
 import torch
 
 from marco_fast import Engine, Reply, ReplyFormat, SearchConfig, solve
-from tests.support.models import save_model
 from tests.support.searches import QUESTION, same_tree
 
 CONFIG = SearchConfig(expansions=3, step_tokens=8, rollout_tokens=8, parallel=2)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_model("qwen2", tmp_path_factory.mktemp("qwen2"))
-
-
 @pytest.fixture
-def engine(folder):
-    with Engine.from_pretrained(folder, kv_tokens=2048) as made:
+def engine(qwen2):
+    with Engine.from_pretrained(qwen2, kv_tokens=2048) as made:
         yield made
 
 
@@ -84,8 +78,8 @@ def test_a_progress_function_that_searches_is_refused_and_the_search_goes_on(eng
     assert result.stop_reason == "expansions"
 
 
-def test_another_engine_may_judge(engine, folder):
-    with Engine.from_pretrained(folder, kv_tokens=1024) as judge:
+def test_another_engine_may_judge(engine, qwen2):
+    with Engine.from_pretrained(qwen2, kv_tokens=1024) as judge:
 
         def judged(tokens, confidences, text) -> float:
             return solve("q", judge, CONFIG).tree.value(0)

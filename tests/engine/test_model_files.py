@@ -1,12 +1,10 @@
 """Broken configurations, tokenizers and chat templates: loading says which one, in one line."""
 
 import json
-import shutil
 
 import pytest
 
 from marco_fast import Engine, ModelError
-from tests.support.models import save_model
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 TEXTS = {
@@ -22,17 +20,6 @@ JSON_FILES = [
     "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
     "special_tokens_map.json", "added_tokens.json",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def qwen2(tmp_path_factory):
-    return save_model("qwen2", tmp_path_factory.mktemp("qwen2"))
-
-
-@pytest.fixture
-def folder(qwen2, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(qwen2, tmp_path / "model")
 
 
 def edit_json(path, change) -> None:

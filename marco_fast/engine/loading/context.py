@@ -24,7 +24,6 @@ REACH = "the reach of its layers"
 SCALED_ROPE = "the length up to which its RoPE is not scaled"
 WINDOWS = {
     "sliding_window": Window("sliding", "its sliding window"),
-    "window_size": Window("local", "its local window"),
     "attention_chunk_size": Window("chunked", "its attention chunk"),
 }
 

@@ -11,8 +11,8 @@ import transformers
 from marco_fast.engine.loading.architectures import check_architecture
 from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
 from marco_fast.engine.loading.weights import check_loaded, check_weight_files
-from marco_fast.engine.prompts import check_unicode
 from marco_fast.errors import ModelError
+from marco_fast.text import check_unicode
 
 __all__ = ["BUNDLED", "load_model"]
 
