@@ -35,6 +35,7 @@ class TransformersRunner:
     Args:
         model: a causal language model; its attention is swapped.
         cache: where K and V are kept.
+        num_heads: query heads. context: positions that a path may have.
     """
 
     def __init__(self, model: Any, cache: PagedKVCache, *, num_heads: int, context: int) -> None:

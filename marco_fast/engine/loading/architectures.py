@@ -1,6 +1,6 @@
 """Which architectures can be run as they are, by their configuration alone.
 
-What a configuration does not tell, `attention_shape` and `PlainPaths` find when the model is there.
+What a configuration does not tell, `attention_shape` and `ForwardCheck` find with the model there.
 """
 
 from typing import Any

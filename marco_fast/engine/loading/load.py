@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from marco_fast.engine.loading.architectures import check_architecture
-from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
+from marco_fast.engine.loading.tokenizer import load_tokenizer
 from marco_fast.engine.loading.weights import check_loaded, check_weight_files
 from marco_fast.errors import ModelError
 from marco_fast.text import check_unicode
@@ -53,7 +53,6 @@ def load_model(
         model = _model(source, config, chosen, options)
         part = "tokenizer"
         tokenizer = load_tokenizer(source, options)
-        check_tokenizer(tokenizer, model, str(path))
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds; each names its cause
