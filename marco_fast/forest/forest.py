@@ -24,6 +24,7 @@ from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import REFLECTION
 from marco_fast.search.mcts import Ticket
 from marco_fast.search.replies import Event, PathText
+from marco_fast.search.tree import End
 
 __all__ = ["Forest", "ProgressFunction"]
 
@@ -145,8 +146,11 @@ class Forest:
             self.scheduler.take_back(branch, kept, self.reflection)
             event = self._push(attempt, branch)
         ended = branch.pending in self.engine.eos_ids and branch.logprobs[-1] is not None
-        if event is Event.ANSWER or ended or branch.position >= self.engine.context - 1:
-            question.end(branch, terminal=True)
+        end: End | None = "reply" if event is Event.ANSWER else "eos" if ended else None
+        if end is None and branch.position >= self.engine.context - 1:
+            end = "context"
+        if end is not None:
+            question.end(branch, end)
             return Verdict.CLOSE
         return self._cut(branch, attempt, event)
 
@@ -188,11 +192,11 @@ class Forest:
         """The branch's path fills the cache: it ends there, as at the end of the context."""
         question: Question = branch.owner
         if branch.token_ids:
-            question.end(branch, terminal=True)
+            question.end(branch, "kv_full")
             return
         node = question.attempts[branch].ticket.node
         question.give_up(branch)
-        question.search.close(node)
+        question.search.close(node, "kv_full")
         if node == 0:
             question.error, question.stop_reason = full, "kv_full"
 

@@ -11,6 +11,7 @@ from marco_fast.search.answer import choose_answer
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.mcts import Search, Ticket
 from marco_fast.search.replies import PathText
+from marco_fast.search.tree import End
 
 __all__ = ["Attempt", "Question", "shared_prefix"]
 
@@ -95,24 +96,24 @@ class Question:
             return "seconds"
         return "tokens" if self.tokens_left <= 0 and not self.done else ""
 
-    def grow(self, branch: Branch, *, terminal: bool = False, more: bool = False) -> int:
+    def grow(self, branch: Branch, *, end: End | None = None, more: bool = False) -> int:
         """The branch's open action becomes a node; `more`: its rollout goes on."""
         node = self.search.grow(
             self.attempts[branch].ticket,
             branch.token_ids,
             branch.logprobs,
             branch.confidences,
-            terminal=terminal,
+            end=end,
             more=more,
         )
-        if not terminal:
+        if end is None:
             self.segments[node] = branch.segment
         return node
 
-    def end(self, branch: Branch, *, terminal: bool = False) -> None:
+    def end(self, branch: Branch, end: End | None = None) -> None:
         """The branch's last action becomes a node, and its value is backed up."""
-        node = self.grow(branch, terminal=terminal)
-        if terminal:
+        node = self.grow(branch, end=end)
+        if end is not None:
             text = self.attempts[branch].text.text.decode(errors="replace")
             answer = parsed(self.config.reply_format, text).answer
             if answer is not None:

@@ -6,9 +6,14 @@ selection reads a handful of scalars per level, and a list hands them out faster
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["SearchTree", "child_seed", "root_seed"]
+__all__ = ["ENDS", "End", "SearchTree", "child_seed", "root_seed"]
+
+End = Literal["eos", "reply", "loop", "context", "kv_full"]
+"""Why nothing follows a node: the model ended there, its reply's format, or it went in circles; the
+context or the KV cache is full."""
+ENDS: tuple[End, ...] = ("eos", "reply", "loop", "context", "kv_full")
 
 FIXED_POINT = 2.0**40  # confidences are summed as integers of 2^-40: exact in any order
 HUGE = 2.0**990  # sums of 10^7 values up to this are finite
@@ -40,8 +45,10 @@ class SearchTree:
         visits, value_sum: completed visits and the sum of their values, in units of `value_unit`.
         virtual_visits: visits in flight, of branches that still decode below the node.
         started: child slots handed out. open_slots: slots not handed out, in the whole subtree.
-        terminal: nothing can follow (end of the answer, EOS, end of the context).
-        finished: the path holds a complete answer. rollout: the node was left behind by a rollout.
+        end: why nothing can follow: "eos", "reply" (the reply's format ended), "loop", "context",
+            "kv_full"; None where something can. terminal: whether nothing can.
+        finished: the path ended by itself ("eos" or "reply") with an answer.
+        rollout: the node was left behind by a rollout.
         end_value: the value of the path that ended at this node; NaN where none did.
         path_sum, path_count: sum (units of 2^-40) and number of scored tokens from the root.
 
@@ -65,6 +72,7 @@ class SearchTree:
         self.virtual_visits = [0]
         self.started = [0]
         self.open_slots = [slots]
+        self.end: list[End | None] = [None]
         self.terminal = [False]
         self.finished = [False]
         self.rollout = [False]
@@ -98,10 +106,10 @@ class SearchTree:
         if not self.terminal[node]:
             self._add_open(node, 1)
 
-    def close(self, node: int) -> None:
-        """Nothing can follow the node from now on: its free slots are gone."""
+    def close(self, node: int, end: End) -> None:
+        """Nothing can follow the node from now on, and why: its free slots are gone."""
         if not self.terminal[node]:
-            self.terminal[node] = True
+            self.end[node], self.terminal[node] = end, True
             self._add_open(node, self.started[node] - self.slots)
 
     def _add_open(self, node: int, count: int) -> None:
@@ -118,7 +126,7 @@ class SearchTree:
         logprobs: list[float | None],
         confidences: list[float | None],
         *,
-        terminal: bool = False,
+        end: End | None = None,
         finished: bool = False,
         rollout: bool = False,
         seed: int | None = None,
@@ -140,7 +148,8 @@ class SearchTree:
         self.virtual_visits.append(0)
         self.started.append(0)
         self.open_slots.append(0)
-        self.terminal.append(terminal)
+        self.end.append(end)
+        self.terminal.append(end is not None)
         self.finished.append(finished)
         self.rollout.append(rollout)
         self.end_value.append(math.nan)
@@ -148,7 +157,7 @@ class SearchTree:
         self.path_count.append(self.path_count[parent] + len(scored))
         self.parent.append(parent)  # last: an interrupt in front of it leaves a whole tree
         self.children[parent].append(node)
-        if not terminal:
+        if end is None:
             self._add_open(node, self.slots)
         return node
 
@@ -226,6 +235,7 @@ class SearchTree:
                 "value": self.value(node),
                 "path_confidence": self.path_confidence(node),
                 "terminal": self.terminal[node],
+                "end": self.end[node],
             }
             for node in range(len(self))
         ]

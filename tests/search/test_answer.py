@@ -9,7 +9,7 @@ from marco_fast.search.mcts import Search
 
 def finished(search: Search, value: float, *, more_visits: int = 0) -> int:
     (ticket,) = search.ask()
-    node = search.grow(ticket, [1], [-1.0], [0.5], terminal=True, finished=True)
+    node = search.grow(ticket, [1], [-1.0], [0.5], end="eos", finished=True)
     search.tell(ticket, value)
     return node
 
@@ -38,12 +38,12 @@ def test_visits_follow_the_most_visited_way_to_an_answer():
     search = Search("q", SearchConfig(answer="visits", children=2, parallel=1))
     (ticket,) = search.ask()
     search.grow(ticket, [1], [-1.0], [0.5], more=True)
-    often = search.grow(ticket, [1], [-1.0], [0.5], terminal=True, finished=True)
+    often = search.grow(ticket, [1], [-1.0], [0.5], end="eos", finished=True)
     search.tell(ticket, 0.4)
     once = finished(search, 0.99)
     (ticket,) = search.ask()
     node = ticket.node
-    search.grow(ticket, [1], [-1.0], [0.5], terminal=True)
+    search.grow(ticket, [1], [-1.0], [0.5], end="eos")
     search.tell(ticket, 0.1)
     assert node == 1  # a second visit below the first child
     answers = {often: "a", once: "b"}
@@ -71,7 +71,7 @@ def test_a_path_in_flight_does_not_answer(rule):
     search = Search("q", SearchConfig(children=8))
     told = finished(search, 0.1)
     (ticket,) = search.ask()
-    flying = search.grow(ticket, [1], [-1.0], [0.9], terminal=True, finished=True)
+    flying = search.grow(ticket, [1], [-1.0], [0.9], end="eos", finished=True)
     assert choose_answer(search.tree, {told: "a", flying: "b"}, rule) == told
 
 
