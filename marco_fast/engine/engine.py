@@ -1,5 +1,6 @@
 """Engine: a Hugging Face causal language model as it is, over a paged tree KV cache."""
 
+import logging
 import os
 import warnings
 from types import TracebackType
@@ -14,6 +15,7 @@ from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
 from marco_fast.engine.loading.memory import memory_of
+from marco_fast.engine.loading.shedding import shed_memory
 from marco_fast.engine.loading.tokenizer import check_tokenizer, eos_ids_of
 from marco_fast.engine.loading.weights import check_model
 from marco_fast.engine.native_runner import NativeRunner
@@ -28,6 +30,7 @@ from marco_fast.ops.numbers import described, whole
 
 __all__ = ["Engine"]
 
+LOG = logging.getLogger("marco_fast.loading")  # what is done, for a terminal
 MEMORY_SHARE = 0.25  # of the machine's memory, for the KV cache when kv_tokens is not given
 
 
@@ -111,8 +114,11 @@ class Engine:
 
     def _take_over(self, model: Any, check: bool) -> None:
         """Make the runner, whose the model's layers then are, and see whether it computes right."""
+        if check:
+            LOG.info("computing a short path by transformers")
         plain = ForwardCheck(model, self.tokenizer, self.cache, self.context) if check else None
         attention = model.config._attn_implementation
+        LOG.info("packing the weights")
         native = NativeRunner.of(model, self.cache)
         self.model = model
         self.runner = native or TransformersRunner(
@@ -120,6 +126,7 @@ class Engine:
         )
         self._give_back = take_over(self, model, None if native else attention)
         if plain is not None:
+            LOG.info("computing the same path by the engine")
             try:
                 plain.compare(self.runner)
             except BaseException:
@@ -165,11 +172,12 @@ class Engine:
             ValueError: an option is out of its range, a context is longer than the model's, or the
                 path is not Unicode.
         """
-        model, tokenizer = load_model(path, device, dtype)
-        return cls(
-            model, tokenizer, name=str(path), max_branches=max_branches,
-            context=context, kv_tokens=kv_tokens, check=check,
-        )  # fmt: skip
+        with shed_memory():
+            model, tokenizer = load_model(path, device, dtype)
+            return cls(
+                model, tokenizer, name=str(path), max_branches=max_branches,
+                context=context, kv_tokens=kv_tokens, check=check,
+            )  # fmt: skip
 
     def _make_cache(self, layers: int, kv_tokens: int | None, page_size: int) -> PagedKVCache:
         token_size = 2 * layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize

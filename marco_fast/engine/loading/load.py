@@ -1,6 +1,7 @@
 """A model and its tokenizer from a folder or a hub; a ModelError names what is wrong."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ GGUF = (
     "transformers converts a GGUF file: AutoModelForCausalLM.from_pretrained(folder, "
     "gguf_file=name, quantization_config=GgufConfig(dequantize=True)).save_pretrained(new_folder)"
 )
+LOG = logging.getLogger("marco_fast.loading")  # what is done, for a terminal
 JSON_FILES = (
     "generation_config.json",
     "tokenizer_config.json",
@@ -50,6 +52,7 @@ def load_model(
         check_architecture(config)
         if Path(source).is_dir():
             check_weight_files(Path(source))
+        LOG.info("reading the weights")
         model = _model(source, config, chosen, options)
         part = "tokenizer"
         tokenizer = load_tokenizer(source, options)
