@@ -92,15 +92,12 @@ def parse_think(text: str) -> Reply:
     answer.
     """
     ends = _outside_code(text, THINK_END) or [at for at in [text.find(THINK_END)] if at >= 0]
-    answer, end = "", ends[-1] if ends else len(text)
-    for at, after in reversed(list(zip(ends, [*ends[1:], len(text)], strict=True))):
-        answer = text[at + len(THINK_END) : after].strip()
-        if answer:
-            end = at
-            break
-    before, opened, inside = text[:end].partition("<think>")
-    unclosed = _outside_code(answer, "<think>")
+    answer, after = "", len(text)
+    while ends and not answer:
+        answer, after = text[ends[-1] + len(THINK_END) : after].strip(), ends.pop()
+    before, opened, inside = text[:after].partition("<think>")
     thought = inside if opened else before
+    unclosed = _outside_code(answer, "<think>")
     return Reply(thought.strip(), None if unclosed else answer or None)
 
 
@@ -258,6 +255,12 @@ class PathText:
             return False
         tail = bytes(self.text[-len(end) + 1 :])
         return any(end.startswith(tail[i:]) for i in range(len(tail)))
+
+    def may_reflect_at_end(self) -> bool:
+        """Whether a reply that ends here has no thought behind which its reflection could go."""
+        if not self.reflect or not self.form.thought_end:
+            return self.reflect
+        return not self.form.parse(self.text.decode(errors="replace")).thought
 
     def take_back(self, pieces: list[bytes]) -> int:
         """Drop the tokens that hold the end of the thought; no reflection any more.
