@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from marco_fast.engine.branches import Branch, Segment
 from marco_fast.forest.callbacks import own_value, parsed
-from marco_fast.search.answer import choose_answer
+from marco_fast.search.answer import canonical, choose_answer
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.mcts import Search, Ticket
 from marco_fast.search.replies import PathText
@@ -63,7 +63,8 @@ class Question:
         """
         self.failure = None
         try:
-            return choose_answer(self.search.tree, self.answers, self.config.answer)
+            tree, finals = self.search.tree, {n: canonical(a) for n, a in self.answers.items()}
+            return choose_answer(tree, self.answers, finals, self.config.answer)
         except Exception as error:
             self.failure = error
             return None
