@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from marco_fast.search.config import SearchConfig
+
 if TYPE_CHECKING:
     from marco_fast.engine.engine import Engine
     from marco_fast.forest.result import SearchResult
@@ -17,7 +19,7 @@ STOPS = {
     "seconds": "--max-seconds are over",
     "exhausted": "every path has ended, there is nothing left to expand",
     "decided": "the answer cannot change any more",
-    "interrupted": "interrupted",
+    "interrupted": "this is the best so far",
     "kv_full": "the KV cache has no room for the prompt and one branch",
     "error": "an error",
 }
@@ -60,7 +62,7 @@ def why_unfinished(result: "SearchResult", room: Room) -> str:
         given = {"seconds": result.config.max_seconds, "tokens": result.config.max_tokens}
         if (option := BUDGETS.get(result.stop_reason)) is not None:
             return f"nothing was decoded within {option} {given[result.stop_reason]:g}; give more"
-        return f"nothing was decoded; stopped by: {STOPS[result.stop_reason]}"
+        return f"nothing was decoded; stopped by: {result.stop_reason}"
     counts = Counter(ends)
     several = len(counts) > 1
     return "; ".join(
@@ -81,7 +83,7 @@ def path_ends(result: "SearchResult") -> list[str]:
             ends.append(_of_its_own(result, node))
         elif end is not None:
             ends.append(end)
-        elif config.rollout_tokens is not None and _rollout(result, node) >= config.rollout_tokens:
+        elif _rollout(result, node) >= config.rollout_tokens:
             ends.append("rollout")
         else:
             ends.append(result.stop_reason if result.stop_reason in BUDGETS else "broken off")
@@ -154,10 +156,11 @@ def _kv_full(result: "SearchResult", room: Room) -> str:
 
 
 def _cut_off(result: "SearchResult", room: Room) -> str:
-    limit = result.config.rollout_tokens
+    limit, default = result.config.rollout_tokens, SearchConfig.rollout_tokens
+    more = "give more" if limit >= default else "give more, or leave it out"
     if limit == 0:
-        return "ended behind an action, with --rollout-tokens 0: give more, or leave it out"
-    return f"reached --rollout-tokens {limit}: give more, or leave it out"
+        return f"ended behind an action, with --rollout-tokens 0: {more}"
+    return f"reached --rollout-tokens {limit}: {more}"
 
 
 def _seconds(result: "SearchResult", room: Room) -> str:
@@ -171,7 +174,7 @@ def _tokens(result: "SearchResult", room: Room) -> str:
 
 
 def _broken_off(result: "SearchResult", room: Room) -> str:
-    return f"still ran when the search ended ({STOPS[result.stop_reason]})"
+    return f"still ran when the search ended ({result.stop_reason})"
 
 
 def _in_thought(tag: str) -> Callable[["SearchResult", Room], str]:

@@ -81,7 +81,7 @@ def add_engine_options(parser: Any) -> None:
     parser.add_argument(
         "--dtype", default=None,
         help="float32, bfloat16 or float16; int8 or int4: weights quantised at loading (default: "
-        "the model's own; on a CPU float32 for float16)",
+        "the model's own; on a CPU float32, but for what C++ runs in bfloat16)",
     )  # fmt: skip
     parser.add_argument("--max-branches", type=int, default=64, help="rows of a batch (default 64)")
     parser.add_argument(

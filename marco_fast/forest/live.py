@@ -46,6 +46,8 @@ def counters(progress: Progress) -> list[tuple[str, str]]:
 def foretold(progress: Progress) -> str:
     """How long it still takes, in words."""
     total = f"{progress.target:,} expansions"
+    if progress.expansions >= progress.target:
+        return f"{total} done"
     if progress.remaining is None:
         return f"{total}; the time is known when the first path has ended"
     left = "" if progress.expansions == 0 else " more"
@@ -162,24 +164,32 @@ class LiveView(StderrView):
 
     def render(self, progress: Progress) -> Group:
         """The view, as wide as the console."""
-        width = self.console.width
-        bar = ProgressBar(
-            total=max(1, progress.target), completed=progress.expansions, width=width,
-            complete_style="cyan",
-        )  # fmt: skip
-        line = Text("best so far  ", style="bold")
-        line.append(best_so_far(progress), style="green")
-        if progress.finished:
-            more = f"  (support {progress.support:.2f}, confidence {progress.value:.2f})"
-            line.truncate(max(0, width - len(more)), overflow="ellipsis")
-            line.append(more)
-        line.truncate(width, overflow="ellipsis")
-        time = Text(foretold(progress))
-        time.truncate(width, overflow="ellipsis")
-        shown = progress.live or progress.thought
+        width, bar = self.console.width, Table.grid()
+        bar.add_row(
+            ProgressBar(
+                total=max(1, progress.target),
+                completed=progress.expansions,
+                width=width,
+                complete_style="cyan",
+            )
+        )
+        shown = (progress.live or progress.thought).rstrip("\ufffd")  # half of a character
         reply = Text(shown[-LINES * width :], style="dim", overflow="fold")
         lines = list(reply.wrap(self.console, width))[-LINES:]
-        return Group(bar, time, line, *lines, self._grid(counters(progress)))
+        grid = self._grid(counters(progress))
+        return Group(bar, Text(foretold(progress)), self._best(progress), *lines, grid)
+
+    def _best(self, progress: Progress) -> Text:
+        """One line: the answer that would be given now, and how sure that is."""
+        line = Text("best so far  ", style="bold")
+        line.append(best_so_far(progress), style="green")
+        width = self.console.width
+        if progress.finished and width >= TWO_COLUMNS:
+            more = f"  (support {progress.support:.2f}, confidence {progress.value:.2f})"
+            line.truncate(width - len(more), overflow="ellipsis")
+            line.append(more)
+        line.truncate(width, overflow="ellipsis")
+        return line
 
     def _grid(self, rows: list[tuple[str, str]]) -> Table:
         """The figures, in as many columns as there is room for."""
