@@ -15,7 +15,7 @@ from marco_fast.engine.loading.attention_shape import AttentionShape, attention_
 from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
-from marco_fast.engine.loading.memory import free_memory
+from marco_fast.engine.loading.memory import MEMORY_SHARE, free_memory
 from marco_fast.engine.loading.shedding import shed_memory
 from marco_fast.engine.loading.tokenizer import check_tokenizer, eos_ids_of
 from marco_fast.engine.loading.weights import check_model
@@ -32,7 +32,6 @@ from marco_fast.ops.numbers import described, whole
 __all__ = ["Engine"]
 
 LOG = logging.getLogger("marco_fast.loading")  # what is done, for a terminal
-MEMORY_SHARE = 0.25  # of the free memory, for the KV cache when kv_tokens is not given
 
 
 class Engine:

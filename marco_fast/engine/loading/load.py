@@ -18,7 +18,15 @@ from marco_fast.engine.native_runner import KNOWN
 from marco_fast.errors import ModelError
 from marco_fast.text import check_unicode
 
-__all__ = ["BUNDLED", "cpu_dtype", "load_model"]
+__all__ = [
+    "BUNDLED",
+    "bundled",
+    "cpu_dtype",
+    "described",
+    "device_of",
+    "dtype_of",
+    "load_model",
+]
 
 BUNDLED = ("nano-marco", "nano-llama")
 GGUF = (
@@ -42,20 +50,13 @@ def load_model(
     dtype: torch.dtype | str | None,
 ) -> tuple[Any, Any]:
     """The transformers model, on its device, and its tokenizer; as Engine.from_pretrained says."""
-    target = _device(device)
-    chosen = _dtype(dtype, target)
-    source = str(path)
-    check_unicode(source)
-    if source in BUNDLED:
-        source = str(Path(__file__).parents[2] / "models" / source)
+    target = device_of(device)
+    chosen = dtype_of(dtype, target)
+    source = bundled(path)
     options: dict[str, Any] = {"trust_remote_code": False}
     part = "model"
     try:
-        _check_source(source, options)
-        config = transformers.AutoConfig.from_pretrained(source, **options)
-        check_architecture(config)
-        if Path(source).is_dir():
-            check_weight_files(Path(source))
+        config = described(source, options)
         if chosen == "auto" and target.type == "cpu":
             chosen = cpu_dtype(config)
         LOG.info("reading the weights")
@@ -69,6 +70,27 @@ def load_model(
         cause = " ".join((repr(error) if unclear else str(error)).split())[:400]
         raise ModelError(f"expected a loadable {part} {str(path)!r}, got: {cause}") from error
     return model.to(target), tokenizer
+
+
+def bundled(path: str | os.PathLike[str]) -> str:
+    """The folder of a bundled model; any other path as it is.
+
+    Raises:
+        ValueError: it is not Unicode.
+    """
+    source = str(path)
+    check_unicode(source)
+    return str(Path(__file__).parents[2] / "models" / source) if source in BUNDLED else source
+
+
+def described(source: str, options: dict[str, Any]) -> Any:
+    """The configuration of a model that can be run, as far as its files tell."""
+    _check_source(source, options)
+    config = transformers.AutoConfig.from_pretrained(source, **options)
+    check_architecture(config)
+    if Path(source).is_dir():
+        check_weight_files(Path(source))
+    return config
 
 
 def _model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
@@ -86,7 +108,7 @@ def _model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str
     return model
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def device_of(device: str | torch.device | None) -> torch.device:
     try:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,7 +125,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
+def dtype_of(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
     if dtype is None:
         return "auto"
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
