@@ -49,7 +49,8 @@ class SearchTree:
             "kv_full"; None where something can. terminal: whether nothing can.
         finished: the path ended by itself ("eos" or "reply") with an answer.
         rollout: the node was left behind by a rollout.
-        end_value: the value of the path that ended at this node; NaN where none did.
+        ended: how many branches ended at this node, their value backed up. end_value: the mean of
+            their values (that of the path, where all gave it the same); NaN where none did.
         path_sum, path_count: sum (units of 2^-40) and number of scored tokens from the root.
 
     Attributes of the whole tree:
@@ -76,6 +77,7 @@ class SearchTree:
         self.terminal = [False]
         self.finished = [False]
         self.rollout = [False]
+        self.ended = [0]
         self.end_value = [math.nan]
         self.path_sum = [0]
         self.path_count = [0]
@@ -152,6 +154,7 @@ class SearchTree:
         self.terminal.append(end is not None)
         self.finished.append(finished)
         self.rollout.append(rollout)
+        self.ended.append(0)
         self.end_value.append(math.nan)
         self.path_sum.append(self.path_sum[parent] + sum(scored))
         self.path_count.append(self.path_count[parent] + len(scored))
@@ -169,7 +172,10 @@ class SearchTree:
 
     def backup(self, node: int, value: float) -> None:
         """Turn one visit in flight of the node's path into a completed visit of this value."""
-        self.end_value[node] = value
+        self.ended[node] += 1
+        count, before = self.ended[node], self.end_value[node]
+        # Halves of the largest floats have a difference, and equal values an exact mean.
+        self.end_value[node] = value if count == 1 else before + (value / count - before / count)
         if not -HUGE <= value <= HUGE and self.value_unit == 1.0:
             self._take_larger_unit()
         value /= self.value_unit
