@@ -174,8 +174,8 @@ class Report:
         return SearchStats(
             expansions=search.expansions,
             rollout_nodes=search.rollout_nodes,
-            finished_paths=sum(search.tree.finished),
-            distinct_paths=search.tree.distinct_paths,
+            finished_paths=sum(map(search.tree.ended.__getitem__, question.answers)),
+            distinct_paths=sum(map(bool, search.tree.ended)),
             expansions_per_second=search.expansions * per_second,
             tokens=question.tokens,
             tokens_per_second=question.tokens * per_second,
@@ -200,8 +200,9 @@ def _groups(question: Question, best: int | None) -> list[AnswerGroup]:
     """The finished paths by what they say; none where the answer rule chose none of them."""
     if best is None:
         return []
-    config, tree = question.config, question.search.tree
-    return group_answers(tree, question.answers, question.finals, config.answer)
+    rule = question.config.answer
+    known = rule if isinstance(rule, str) else lambda tree, answers: best  # it was asked already
+    return group_answers(question.search.tree, question.answers, question.finals, known)
 
 
 def _unfinished(tree: SearchTree) -> Iterator[int]:
@@ -212,7 +213,7 @@ def _unfinished(tree: SearchTree) -> Iterator[int]:
         value = tree.path_confidence(node) if math.isnan(value) else value
         return tree.end[node] != "loop", value, -node
 
-    told = [node for node, value in enumerate(tree.end_value) if not math.isnan(value)]
+    told = [node for node, count in enumerate(tree.ended) if count]
     yield from sorted(told, key=rank, reverse=True)
     ends = [node for node, below in enumerate(tree.children) if not below]
     yield from sorted(ends, key=rank, reverse=True)

@@ -173,13 +173,6 @@ class SearchConfig:
         """Most generated tokens of one action."""
         return self.step_tokens if self.action == "mini-step" else self.max_step_tokens
 
-    @property
-    def reply_format(self) -> ReplyFormat:
-        """How a reply is cut."""
-        if isinstance(self.reply, str):
-            return REPLIES["marco" if self.reply == "auto" else self.reply]
-        return self.reply
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them; what a caller passed instead of a name by its own name."""
         return {each.name: _json_value(getattr(self, each.name)) for each in fields(self)}

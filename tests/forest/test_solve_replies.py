@@ -42,7 +42,7 @@ ROWS = [
     (CHAT, "<Thought>a</Thought><Output>b</Output> and more", "b", "a", True, "reply"),
     (CHAT, f"<Thought>a</Thought><Output>b{EOS}", "b", "a", True, "eos"),
     (CHAT, f"Well.\n<Thought>a</Thought>\n<Output>b</Output>{EOS}", "b", "a", True, "eos"),
-    (CHAT, f"Write `<Output>` or `</think>`.{EOS}", "Write `<Output>` or `</think>`.", "", True, "eos"),
+    (CHAT, f"`<Output>` or `</think>`{EOS}", "`<Output>` or `</think>`", "", True, "eos"),
     (TAGS, f"Well. <Thought>a</Thought><Output>b</Output>{EOS}", "b", "a", True, "reply"),
     (TAGS, f"b{EOS}", "b", "", True, "eos"),
     (TAGS, f"<Thought>a{EOS}", "<Thought>a", "a", False, "eos"),

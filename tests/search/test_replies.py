@@ -15,10 +15,12 @@ REPLY = "<Thought>\nOne.\n\nTwo.\n</Thought>\n<Output>\n42\n</Output>"
     [
         (REPLY, "One.\n\nTwo.", "42"),
         ("", "", None),
-        ("no tags at all", "", None),
+        (" no tags at all\n", "", "no tags at all"),
+        ("<Thought>a</Thought>\nb", "a", "b"),
+        ("a</Thought><Output>b</Output>", "a", "b"),
         ("<Thought>half a", "half a", None),
         ("<Thought>a</Thought>", "a", None),
-        ("<Thought>a</Thought><Output>b", "a", None),
+        ("<Thought>a</Thought><Output>b", "a", "b"),
         ("<Thought>a</Thought><Output></Output>", "a", None),
         ("<Thought>a</Thought><Output> \n</Output>", "a", None),
         ("<Output>x</Output>", "", "x"),
@@ -178,7 +180,6 @@ def test_another_format_ends_where_it_says():
 def test_a_format_without_markers_ends_nothing_but_steps():
     form = ReplyFormat("bare", b"", b"", lambda text: Reply("", text))
     path = PathText(b"", form, steps=True, reflect=True)
-    assert not path.reflect
     assert not path.may_take_back()
     assert path.push(b"</Thought></Output>") is Event.NONE
     assert path.push(b"\n\n") is Event.STEP
