@@ -144,10 +144,13 @@ class Engine:
 
         Args:
             path: "nano-marco" or "nano-llama" (bundled), a folder with a Hugging Face config,
-                safetensors weights and tokenizer, or a hub id.
+                safetensors weights and tokenizer, a hub id, or a GGUF file (of a split one the
+                first part; or the folder of the only one).
             device: where to run; by default "cuda" when there is one, else "cpu".
             dtype: of weights and KV: float32, bfloat16 or float16; by default float32 on a CPU
-                and the checkpoint's own on a GPU.
+                and the checkpoint's own on a GPU. int8 and int4, on a CPU alone: weights are
+                quantised at loading, all else is float32. The quantised weights of a GGUF file
+                stay what they are on a CPU; elsewhere they become numbers of the dtype.
             max_branches: branches decoded in one batch, at least 1.
             context: longest path in tokens, prompt included, at least 2; by default what the model
                 takes: its positions, or less where it has a sliding window, chunks, or a RoPE that
@@ -159,8 +162,8 @@ class Engine:
 
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
-                code, quantised weights, tensors that are missing or of no use, a tokenizer of
-                another model, layers that are not softmax attention over what the cache holds, or
+                code, weights of a quantisation that is not known, tensors that are missing or
+                of no use, a tokenizer of another model, layers that are not softmax attention over what the cache holds, or
                 the check found other logprobs.
             ValueError: an option is out of its range, a context is longer than the model's, or the
                 path is not Unicode.
