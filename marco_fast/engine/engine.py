@@ -15,7 +15,7 @@ from marco_fast.engine.loading.attention_shape import AttentionShape, attention_
 from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
-from marco_fast.engine.loading.memory import MEMORY_SHARE, free_memory
+from marco_fast.engine.loading.memory import MEMORY_SHARE, free_memory, weights_size
 from marco_fast.engine.loading.shedding import shed_memory
 from marco_fast.engine.loading.tokenizer import check_tokenizer, eos_ids_of
 from marco_fast.engine.loading.weights import check_model
@@ -95,7 +95,7 @@ class Engine:
         self.token_bytes = table + [b""] * (model.config.vocab_size - len(table))
         self.eos_ids = eos_ids_of(model, tokenizer)
         shape = self._look_at(model.eval(), context, kv_tokens)
-        weights = sum(each.nbytes for each in model.parameters())
+        weights = weights_size(model)
         self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size, weights)
         if context is None:  # no path is longer than all that the cache holds
             self.context = min(self.context, self.cache.num_pages * page_size)
@@ -152,11 +152,14 @@ class Engine:
 
         Args:
             path: "nano-marco" or "nano-llama" (bundled), a folder with a Hugging Face config,
-                safetensors weights and tokenizer, or a hub id.
+                safetensors weights and tokenizer, a hub id, or a GGUF file (of a split one the
+                first part; or the folder of the only one).
             device: where to run; by default "cuda" when there is one, else "cpu".
             dtype: of weights and KV: float32, bfloat16 or float16; by default the checkpoint's own
                 on a GPU. On a CPU float32, but for a bfloat16 checkpoint of 67 M parameters or more
-                that C++ runs: that stays bfloat16.
+                that C++ runs: that stays bfloat16. int8 and int4, on a CPU alone: weights are
+                quantised at loading, all else is float32. The quantised weights of a GGUF file
+                stay what they are on a CPU; elsewhere they become numbers of the dtype.
             max_branches: branches decoded in one batch, at least 1.
             context: longest path in tokens, prompt included, at least 2; by default what the model
                 takes: its positions, or less where it has a sliding window, chunks, or a RoPE that
@@ -169,8 +172,8 @@ class Engine:
 
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
-                code, quantised weights, tensors that are missing or of no use, a tokenizer of
-                another model, layers that are not softmax attention over what the cache holds, or
+                code, weights of a quantisation that is not known, tensors that are missing or
+                of no use, a tokenizer of another model, layers that are not softmax attention over what the cache holds, or
                 the check found other logprobs.
             ValueError: an option is out of its range, a context is longer than the model's, or the
                 path is not Unicode.

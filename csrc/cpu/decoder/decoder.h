@@ -17,26 +17,31 @@
 
 namespace marco_fast {
 
-// A linear layer: its panels of weights (decoder_kernels.h), its bias or null, its sizes.
+// A linear layer: its panels of weights (decoder_kernels.h), its bias or null, its sizes. Quantised
+// weights have no panels and are in `quantized`.
 struct PackedLinear {
   const void* panels;
+  QuantizedPanels quantized;
   const float* bias;
   int64_t in, out;
 };
 
 struct DecoderLayer {
-  PackedLinear qkv, attention_out, gate_up, down;
+  std::vector<PackedLinear>
+      qkv;  // side by side: weights of several kinds are products of their own
+  PackedLinear attention_out, gate_up, down;
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
   float scale;  // of the attention scores
   void *k_cache, *v_cache;
 };
 
 struct Decoder {
-  Dtype dtype;  // of weights, caches and the embedding
+  Dtype dtype;  // of caches, and of weights and an embedding that are not quantised
   int64_t hidden_size, intermediate_size, vocab_size;
   int num_heads, num_kv_heads, head_dim;
   float eps;
-  const void* embedding;  // [vocab_size, hidden_size]
+  const void* embedding;  // [vocab_size, hidden_size]; null: in `quantized_embedding`
+  QuantizedPanels quantized_embedding;
   const float* norm;
   // Of every layer's K and V cache; strides in elements.
   int64_t num_pages, page_size, stride_page, stride_head;
@@ -56,6 +61,7 @@ struct DecoderKernels {
   void (*norm_rows)(const NormArgs&, int64_t row_begin, int64_t row_end);
   void (*rope_rows)(const RopeArgs&, int64_t row_begin, int64_t row_end);
   void (*embed_row)(const void* table, Dtype dtype, int64_t row, int64_t size, float* out);
+  void (*quantized_row)(const QuantizedPanels& table, int64_t row, float* out);
   TreeAttentionKernel tree_attention;
 };
 
@@ -90,18 +96,16 @@ class DecodePass {
   }
 
   void run() {
-    for (int64_t row = 0; row < step_.rows; ++row)
-      kernels_.embed_row(model_.embedding, model_.dtype, step_.token_ids[row], model_.hidden_size,
-                         x_ + row * model_.hidden_size);
+    for (int64_t row = 0; row < step_.rows; ++row) embed(row);
     for (const DecoderLayer& layer : model_.layers) {
       norm(layer.attention_norm, a_, wide_);
-      linear(a_, wide_, layer.qkv, qkv_, false);
+      project(layer);
       rope(layer);
       attend(layer);
-      linear(a_, wide_, layer.attention_out, x_, true);
+      linear(a_, wide_, layer.attention_out, x_, model_.hidden_size, true);
       norm(layer.mlp_norm, a_, wide_);
-      linear(a_, wide_, layer.gate_up, nullptr, false, gated_);
-      linear(gated_, gated_wide_, layer.down, x_, true);
+      linear(a_, wide_, layer.gate_up, nullptr, 0, false, gated_);
+      linear(gated_, gated_wide_, layer.down, x_, model_.hidden_size, true);
     }
     if (step_.hidden != nullptr) norm(model_.norm, step_.hidden, model_.hidden_size);
   }
@@ -117,12 +121,32 @@ class DecodePass {
              [&](int part, int all) { f(count * part / all, count * (part + 1) / all); });
   }
 
-  void linear(const void* a, int64_t stride, const PackedLinear& w, float* result, bool accumulate,
-              void* gated = nullptr) {
+  void embed(int64_t row) {
+    const int64_t token = step_.token_ids[row];
+    float* x = x_ + row * model_.hidden_size;
+    if (model_.embedding) {
+      kernels_.embed_row(model_.embedding, model_.dtype, token, model_.hidden_size, x);
+    } else {
+      kernels_.quantized_row(model_.quantized_embedding, token, x);
+    }
+  }
+
+  void project(const DecoderLayer& layer) {
+    const int64_t stride = (model_.num_heads + 2 * model_.num_kv_heads) * model_.head_dim;
+    int64_t column = 0;
+    for (const PackedLinear& part : layer.qkv) {
+      linear(a_, wide_, part, qkv_ + column, stride, false);
+      column += part.out;
+    }
+  }
+
+  void linear(const void* a, int64_t stride, const PackedLinear& w, float* result,
+              int64_t result_stride, bool accumulate, void* gated = nullptr) {
     LinearArgs args{};
     args.a = a, args.a_stride = stride, args.panels = w.panels, args.bias = w.bias;
+    args.quantized = w.panels ? nullptr : &w.quantized;
     args.rows = step_.rows, args.in = w.in, args.out = w.out, args.dtype = model_.dtype;
-    args.result = result, args.accumulate = accumulate;
+    args.result = result, args.result_stride = result_stride, args.accumulate = accumulate;
     args.gated = gated, args.gated_stride = gated_wide_;
     share((w.out + kPanel - 1) / kPanel, double(step_.rows) * w.in * w.out, 100e3,
           [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end); });

@@ -8,24 +8,25 @@
 
 #include "base/dtypes.h"
 #include "base/isa.h"
+#include "base/quantized.h"
 
 namespace marco_fast {
 
-// Outputs per panel of weights. A matrix [out, in] is stored panel by panel. A panel holds, for
-// each input (in bfloat16: for each pair of inputs), the weights of 32 outputs; the last panel is
-// filled up with zeros.
-inline constexpr int kPanel = 32;
-
+// A matrix [out, in] is stored panel by panel. A panel holds, for each input (in bfloat16: for each
+// pair of inputs), the weights of kPanel outputs; the last panel is filled up with zeros. Quantised
+// weights lie as base/quantized.h says; with them `panels` is null.
 struct LinearArgs {
   const void* a;     // [rows, in] of `dtype`
   int64_t a_stride;  // in elements, as all strides here
   const void* panels;
+  const QuantizedPanels* quantized;
   const float* bias;  // of `out` outputs, filled up to whole panels; or null
   int64_t rows, in, out;
-  Dtype dtype;  // float32 or bfloat16, of a, panels and gated
+  Dtype dtype;  // float32 or bfloat16, of a, panels and gated; quantised weights have their own
   // If `gated` is null, the products replace `result`, or are added to it. Otherwise each panel
   // holds 16 gates g and their 16 values u, and gated [rows, out / 2] becomes u * g / (1 + e^-g).
-  float* result;  // [rows, out]
+  float* result;  // [rows, out], rows `result_stride` apart
+  int64_t result_stride;
   bool accumulate;
   void* gated;
   int64_t gated_stride;
@@ -64,6 +65,7 @@ struct RopeArgs {
   void norm_rows(const NormArgs& args, int64_t row_begin, int64_t row_end);              \
   void rope_rows(const RopeArgs& args, int64_t row_begin, int64_t row_end);              \
   void embed_row(const void* table, Dtype dtype, int64_t row, int64_t size, float* out); \
+  void quantized_row(const QuantizedPanels& table, int64_t row, float* out);             \
   }
 MF_FOR_EACH_ISA(MF_DECLARE)
 #undef MF_DECLARE

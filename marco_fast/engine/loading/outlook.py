@@ -2,18 +2,29 @@
 
 import os
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 
+from marco_fast.engine.gguf.model import gguf_parts
 from marco_fast.engine.loading.context import context_of, limit_of
-from marco_fast.engine.loading.load import bundled, cpu_dtype, described, device_of, dtype_of
+from marco_fast.engine.loading.load import (
+    bundled,
+    cpu_dtype,
+    described,
+    device_of,
+    dtype_of,
+    gguf_file,
+    named,
+)
 from marco_fast.engine.loading.memory import MEMORY_SHARE, free_memory, memory_of
 from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
 from marco_fast.engine.loading.weights import stored_dtypes
 from marco_fast.engine.native_runner import FLOATS, KNOWN
+from marco_fast.engine.quantized import quantizes
 from marco_fast.ops.backends import built
 
 __all__ = ["Outlook", "outlook"]
@@ -78,7 +89,13 @@ def outlook(
         ModelError, ValueError: as Engine.from_pretrained, as far as the files tell.
     """
     target = device_of(device)
-    seen = _look(bundled(path), target, dtype_of(dtype, target))
+    chosen, bits = dtype_of(dtype, target)
+    source = bundled(path)
+    file = gguf_file(source)
+    if file is not None and not bits:
+        seen = _look_at_gguf(file, target, chosen)
+    else:
+        seen = _look(str(path), source, target, chosen)
     model, config = seen.model, seen.model.config
     check_tokenizer(seen.tokenizer, model, str(path))
     heads = config.num_attention_heads
@@ -126,9 +143,10 @@ class _Seen(NamedTuple):
     stored: list[str]
 
 
-def _look(source: str, device: torch.device, dtype: torch.dtype | str) -> _Seen:
+def _look(path: str, source: str, device: torch.device, dtype: torch.dtype | str) -> _Seen:
+    """A folder, or the files of a hub's model that say what it is."""
     options: dict[str, Any] = {"trust_remote_code": False}
-    config = described(source, options)
+    config = named(path, "model", lambda: described(source, options))
     if dtype == "auto":
         dtype = cpu_dtype(config) if device.type == "cpu" else config.dtype or torch.float32
     assert isinstance(dtype, torch.dtype)
@@ -138,11 +156,33 @@ def _look(source: str, device: torch.device, dtype: torch.dtype | str) -> _Seen:
     return _Seen(
         kind="folder" if Path(source).is_dir() else "hub id",
         model=model,
-        tokenizer=load_tokenizer(source, options),
+        tokenizer=named(path, "tokenizer", lambda: load_tokenizer(source, options)),
         dtype=dtype,
         weights_bytes=sum(each.nbytes for each in model.parameters()),
         file_bytes=size,
         stored=stored,
+    )
+
+
+def _look_at_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) -> _Seen:
+    """A GGUF file, whose matrices stay what they are on a CPU."""
+    if dtype == "auto" and device.type == "cpu":
+        dtype = torch.float32
+    file, model, tokenizer = named(path, "GGUF file", lambda: gguf_parts(path, dtype))
+    stay = quantizes() and device.type == "cpu" and model.dtype in FLOATS
+    tensors = list(file.tensors.values())
+    sizes = [
+        each.size if stay and each.quantized else prod(each.shape) * model.dtype.itemsize
+        for each in tensors
+    ]
+    return _Seen(
+        kind="GGUF file",
+        model=model,
+        tokenizer=tokenizer,
+        dtype=model.dtype,
+        weights_bytes=sum(sizes),
+        file_bytes=sum(each.stat().st_size for each in {each.path for each in tensors}),
+        stored=[each.kind for each in tensors],
     )
 
 

@@ -1,0 +1,41 @@
+"""A loaded model's matrices in 8 or 4 bits: dtype="int8" and dtype="int4"."""
+
+from typing import Any
+
+import torch
+
+from marco_fast.engine.gguf.model import put_weights
+from marco_fast.engine.native_runner import KNOWN
+from marco_fast.engine.quantized import quantize
+from marco_fast.errors import ModelError
+
+__all__ = ["quantize_model"]
+
+HEAD_BITS = 8  # of embedding and LM head, whatever the layers have: every logit is made of them
+
+
+def quantize_model(model: Any, bits: int) -> None:
+    """Replaces the matrices of a model by quantised ones, one at a time; all else is float32.
+
+    Raises:
+        ModelError: C++ does not run models of its kind, or a matrix has no whole blocks.
+    """
+    kind = type(model).__name__
+    if kind not in KNOWN:
+        known = ", ".join(each.removesuffix("ForCausalLM") for each in KNOWN)
+        raise ModelError(
+            f"expected one of {known} for weights of {bits} bits, got {model.config.model_type!r}"
+        )
+    for name, module in [*model.named_modules()]:
+        linear = isinstance(module, torch.nn.Linear)
+        if not linear and module is not model.model.embed_tokens:
+            continue
+        if module is model.lm_head and model.config.tie_word_embeddings:
+            continue  # with the embedding
+        read: dict[str, Any] = {
+            part: each.detach().float() for part, each in module.named_parameters()
+        }
+        chosen = bits if linear and module is not model.lm_head else HEAD_BITS
+        read["weight"] = quantize(read["weight"], chosen)
+        put_weights(model, name, read, torch.float32)
+    model.float()
