@@ -32,11 +32,13 @@ def as_lines(name: str, seen: "Outlook") -> dict[str, str]:
     where = "in C++" if seen.runner == "C++" else "through transformers"
     whole = seen.kv_tokens // seen.context
     holds = f"{whole:,} whole contexts" if whole > 1 else "one path as long as the context"
+    quantised = f"int{seen.bits} " if seen.bits else ""
     lines = {
         "model": model,
         "architecture": f"{seen.architecture} ({seen.model_class}), {seen.layers} layers, "
         f"{_count(seen.parameters)} parameters",
-        "runs": f"{where} on {seen.device}, in {seen.dtype}: weights of {size(seen.weights_bytes)}",
+        "runs": f"{where} on {seen.device}, in {seen.dtype}: {quantised}weights of "
+        f"{size(seen.weights_bytes)}",
         "context": f"{seen.context:,} tokens{_limited(seen)}",
         "KV cache": f"{seen.kv_tokens:,} tokens of {seen.kv_token_bytes:,} bytes "
         f"({size(seen.kv_tokens * seen.kv_token_bytes)} when full), or {holds}",
@@ -52,7 +54,9 @@ def size(count: float) -> str:
     """Bytes in words."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
         if count >= unit:
-            return f"{count / unit:.1f} {name}" if count < 10 * unit else f"{count / unit:.0f} {name}"
+            return (
+                f"{count / unit:.1f} {name}" if count < 10 * unit else f"{count / unit:.0f} {name}"
+            )
     return f"{count:.0f} bytes"
 
 

@@ -177,7 +177,9 @@ def device_of(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def dtype_of(dtype: torch.dtype | str | None, device: torch.device) -> tuple[torch.dtype | str, int]:
+def dtype_of(
+    dtype: torch.dtype | str | None, device: torch.device
+) -> tuple[torch.dtype | str, int]:
     """The dtype to load in, and to how many bits weights are then quantised; 0: they are not."""
     if isinstance(dtype, str) and dtype in QUANTIZED:
         if device.type != "cpu" or not quantizes():

@@ -21,10 +21,11 @@ from marco_fast.engine.loading.load import (
     named,
 )
 from marco_fast.engine.loading.memory import MEMORY_SHARE, free_memory, memory_of
+from marco_fast.engine.loading.quantize import HEAD_BITS, check_quantized
 from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
 from marco_fast.engine.loading.weights import stored_dtypes
 from marco_fast.engine.native_runner import FLOATS, KNOWN
-from marco_fast.engine.quantized import quantizes
+from marco_fast.engine.quantized import PackedWeight, quantize, quantizes
 from marco_fast.ops.backends import built
 
 __all__ = ["Outlook", "outlook"]
@@ -37,7 +38,8 @@ class Outlook(NamedTuple):
         kind: "folder", "GGUF file" or "hub id". file_bytes: of its weights; 0 for a hub id.
         architecture: as the configuration names it. model_class: of transformers.
         parameters, layers: how many. stored: tensors of each number format in the files.
-        device, dtype: where, and in what, it is computed. weights_bytes: of the weights then.
+        device, dtype: where, and in what, it is computed. bits: that weights are quantised to at
+            loading, or 0. weights_bytes: of the weights then.
         runner: "C++" or "transformers".
         context: tokens of the longest path; limit: of the model's own, and limit_cause.
         kv_token_bytes: KV of one token. kv_tokens: what the cache would hold.
@@ -54,6 +56,7 @@ class Outlook(NamedTuple):
     stored: dict[str, int]
     device: str
     dtype: str
+    bits: int
     weights_bytes: int
     runner: str
     context: int
@@ -96,6 +99,8 @@ def outlook(
         seen = _look_at_gguf(file, target, chosen)
     else:
         seen = _look(str(path), source, target, chosen)
+    if bits:
+        seen = _quantized(seen, bits)
     model, config = seen.model, seen.model.config
     check_tokenizer(seen.tokenizer, model, str(path))
     heads = config.num_attention_heads
@@ -117,6 +122,7 @@ def outlook(
         stored=dict(Counter(seen.stored).most_common()),
         device=str(target),
         dtype=str(seen.dtype).removeprefix("torch."),
+        bits=bits,
         weights_bytes=seen.weights_bytes,
         runner="C++" if _in_cpp(model, target, seen.dtype) else "transformers",
         context=longest if context else min(longest, kv_tokens),
@@ -186,6 +192,22 @@ def _look_at_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) ->
     )
 
 
+def _quantized(seen: _Seen, bits: int) -> _Seen:
+    """What loading makes of dtype="int8" and "int4": all but the matrices is float32."""
+    check_quantized(seen.model, bits)
+    size = 0.0
+    for name, each in seen.model.named_parameters():
+        one = bits if "layers." in name else HEAD_BITS
+        size += each.numel() * (bytes_of(one) if each.dim() == 2 else torch.float32.itemsize)
+    return seen._replace(dtype=torch.float32, weights_bytes=int(size))
+
+
+def bytes_of(bits: int) -> float:
+    """What one number of a quantised matrix takes, its share of the scales included."""
+    packed = PackedWeight.of(quantize(torch.zeros(32, 256), bits))
+    return sum(each.nbytes for each in packed.parts if each is not None) / (32 * 256)
+
+
 def _in_cpp(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
     """As NativeRunner.of, before there are weights."""
     config = model.config
@@ -197,5 +219,3 @@ def _in_cpp(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     turned = rope.get("partial_rotary_factor", 1) in (None, 1)
     return turned and not (config.hidden_size % 16 or config.intermediate_size % 16)
-
-
