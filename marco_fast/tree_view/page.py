@@ -128,6 +128,7 @@ def _facts(tree: dict[str, Any]) -> list[list[str]]:
     for node in tree["nodes"][1:]:
         depths.append(depths[node["parent"]] + 1)
     facts = {
+        "final": _label(tree["final"]) if tree.get("finished") else None,
         "confidence": f"{tree['confidence']:.5g}",
         "support": f"{tree['support']:.0%}" if tree.get("finished") else None,
         "model": tree["model"],

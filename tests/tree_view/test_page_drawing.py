@@ -185,6 +185,7 @@ def test_the_header_says_what_the_search_was(page):
     assert page["answer"].text == "Answer: 3"
     facts = page["facts"].text.split("\n")
     assert dict(zip(facts[::2], facts[1::2], strict=True)) == {
+        "final": "3",
         "confidence": "0.91235",
         "support": "80%",
         "model": "nano-marco",
