@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from marco_fast.engine.gguf.file import is_gguf
+from marco_fast.engine.gguf.header import is_gguf
 from marco_fast.engine.gguf.model import gguf_files, load_gguf
 from marco_fast.engine.loading.architectures import check_architecture
 from marco_fast.engine.loading.quantize import quantize_model
