@@ -56,7 +56,7 @@ def load_model(
     model = _named(path, "model", lambda: _checked_model(source, chosen, options))
     tokenizer = _named(path, "tokenizer", lambda: load_tokenizer(source, options))
     if bits:
-        quantize_model(model, bits)
+        _named(path, "model", lambda: quantize_model(model, bits))
     return model.to(target), tokenizer
 
 
