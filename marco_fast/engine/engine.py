@@ -172,8 +172,8 @@ class Engine:
         Raises:
             ModelError: the model cannot be read, or not be run faithfully: pickled weights, remote
                 code, weights of a quantisation that is not known, tensors that are missing or
-                of no use, a tokenizer of another model, layers that are not softmax attention over what the cache holds, or
-                the check found other logprobs.
+                of no use, a tokenizer of another model, layers that are not softmax attention
+                over what the cache holds, or the check found other logprobs.
             ValueError: an option is out of its range, a context is longer than the model's, or the
                 path is not Unicode.
         """

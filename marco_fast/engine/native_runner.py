@@ -181,9 +181,8 @@ class NativeRunner:
 
 def _weight(module: Any) -> Any:
     """The matrix of an embedding or an LM head."""
-    if isinstance(module, QuantizedEmbedding | QuantizedLinear):
-        return module.packed
-    return module.weight.detach()
+    quantized = isinstance(module, QuantizedEmbedding | QuantizedLinear)
+    return module.weight if quantized else module.weight.detach()
 
 
 def _is_known(model: Any) -> bool:

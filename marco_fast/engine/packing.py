@@ -41,7 +41,7 @@ def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def forget(linear: Any) -> None:
     """Gives a layer's weights up: they are packed elsewhere."""
     if isinstance(linear, QuantizedLinear):
-        del linear.packed
+        del linear.weight
         return
     nothing = torch.empty(0, dtype=linear.weight.dtype, device="cpu")
     linear.weight = torch.nn.Parameter(nothing, requires_grad=False)
@@ -70,7 +70,7 @@ class Weights:
     def matrix(self, linear: Any) -> Any:
         """A layer's weights and bias as C++ knows them."""
         if isinstance(linear, QuantizedLinear):
-            return self._quantized(linear.packed, linear.bias)
+            return self._quantized(linear.weight, linear.bias)
         return self._dense(pack_linear(linear.weight.detach()), linear.bias, linear.weight.shape)
 
     def side_by_side(self, linears: Sequence[Any]) -> list[Any]:
@@ -80,7 +80,7 @@ class Weights:
             return [self._dense(pack_linear(weight), _joined(linears), weight.shape)]
         parts: list[tuple[Any, list[Any]]] = []  # quantised weights that are joined, their layers
         for each in linears:
-            packed = getattr(each, "packed", None)
+            packed = each.weight if isinstance(each, QuantizedLinear) else None
             if packed is not None and parts and parts[-1][0] and parts[-1][0].joins(packed):
                 joined, layers = parts.pop()
                 parts.append((joined.joined(packed), [*layers, each]))
@@ -98,10 +98,10 @@ class Weights:
         """
         bias = None if gate.bias is None else pack_bias(gate.bias, up.bias)
         both = [gate, up]
-        if all(isinstance(each, QuantizedLinear) for each in both) and gate.packed.joins(up.packed):
-            return self._quantized(gate.packed.interleaved(up.packed), bias)
+        if all(isinstance(each, QuantizedLinear) for each in both) and gate.weight.joins(up.weight):
+            return self._quantized(gate.weight.interleaved(up.weight), bias)
         weights = [
-            (each.packed.dequantize() if isinstance(each, QuantizedLinear) else each.weight)
+            (each.weight.dequantize() if isinstance(each, QuantizedLinear) else each.weight)
             .detach().to(self.dtype)
             for each in both
         ]  # fmt: skip

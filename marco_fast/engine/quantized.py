@@ -23,13 +23,13 @@ class QuantizedLinear(torch.nn.Module):
 
     def __init__(self, weight: QuantizedWeight | PackedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.packed = weight if isinstance(weight, PackedWeight) else PackedWeight.of(weight)
-        self.out_features, self.in_features = self.packed.shape
+        self.weight = weight if isinstance(weight, PackedWeight) else PackedWeight.of(weight)
+        self.out_features, self.in_features = self.weight.shape
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out] of its dtype."""
-        return self.packed.product(x, self.bias)
+        return self.weight.product(x, self.bias)
 
 
 class QuantizedEmbedding(torch.nn.Module):
@@ -42,10 +42,10 @@ class QuantizedEmbedding(torch.nn.Module):
 
     def __init__(self, weight: QuantizedWeight | PackedWeight, dtype: torch.dtype) -> None:
         super().__init__()
-        self.packed = weight if isinstance(weight, PackedWeight) else PackedWeight.of(weight)
-        self.num_embeddings, self.embedding_dim = self.packed.shape
+        self.weight = weight if isinstance(weight, PackedWeight) else PackedWeight.of(weight)
+        self.num_embeddings, self.embedding_dim = self.weight.shape
         self.dtype = dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] int64 -> [..., embedding_dim]."""
-        return self.packed.rows(ids).to(self.dtype)
+        return self.weight.rows(ids).to(self.dtype)

@@ -27,10 +27,12 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True, **size
     ),
     "mistral": lambda **size: transformers.MistralConfig(
-        head_dim=32, sliding_window=None, rope_theta=1e6, **size
+        head_dim=128, sliding_window=None, rope_theta=1e6, **size
     ),
     "qwen2": transformers.Qwen2Config,
-    "qwen3": lambda **size: transformers.Qwen3Config(head_dim=96, tie_word_embeddings=True, **size),
+    "qwen3": lambda **size: transformers.Qwen3Config(
+        head_dim=128, tie_word_embeddings=True, **size
+    ),
 }
 ARCHITECTURES = {"llama": "LLAMA", "llama3": "LLAMA", "mistral": "LLAMA"}
 FLOATS = {"F32": np.float32, "F16": np.float16}
@@ -67,19 +69,21 @@ class GgufFolder:
         kind: str = "qwen2",
         weights: str = "Q8_0",
         change: Callable[[gguf.GGUFWriter], None] | None = None,
+        parts: Path | None = None,
     ) -> tuple[Path, Any]:
         """A file, and the model that transformers makes of its numbers.
 
         Args:
             kind: a key of CONFIGS. weights: the type of all matrices.
             change: gets the writer before the file is written.
+            parts: the folder in which the file is written in two parts.
         """
         torch.manual_seed(0)
         config = CONFIGS[kind](vocab_size=self.vocabulary + 8, **SIZES)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         arch = ARCHITECTURES.get(kind, kind.upper())
-        path = self.folder / name
-        writer = gguf.GGUFWriter(path, arch.lower())
+        path = (parts or self.folder) / name
+        writer = gguf.GGUFWriter(path, arch.lower(), split_max_tensors=12 if parts else 0)
         self.describe(writer, config)
         _add_weights(writer, model, gguf.MODEL_ARCH[arch], weights)
         if change:

@@ -132,24 +132,30 @@ inline __attribute__((always_inline)) void codes_of(const uint32_t* words, int f
       for (int n = 0; n < 8; n += 2) {
         const int at = first + 8 * w + n;
         if constexpr (Bits == 6) {
-          f(at, nibble_and_high(x, 4 * n, high, 16 * w + 2 * n),
-            nibble_and_high(x, 4 * n + 4, high, 16 * w + 2 * n + 2));
+          f(at, nibble_and_high(x, nibble_shift(at), high, high_shift(at)),
+            nibble_and_high(x, nibble_shift(at + 1), high, high_shift(at + 1)));
         } else {
-          f(at, nibble(x, 4 * n), nibble(x, 4 * n + 4));
+          f(at, nibble(x, nibble_shift(at)), nibble(x, nibble_shift(at + 1)));
         }
       }
     }
   }
 }
 
+// Requests the words of a group some lines ahead.
+template <int Bits>
+inline void prefetch_group(const uint32_t* words) {
+  constexpr int kLinesAhead = 16;
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * Bits; ++i) prefetch(words + (kLinesAhead + i) * 16);
+}
+
 template <int Bits, bool kPairs>
 void expand_bits(const QuantizedPanels& q, int64_t panel, int64_t begin, int64_t count, float* to) {
-  constexpr int kLinesAhead = 16;  // of codes
   const uint32_t* words = q.codes + (panel * q.in + begin) / kGroup * Bits * kPanel;
   for (int64_t at = 0; at < count;
        at += kGroup, words += Bits * kPanel, to += kGroup * kPanel / (1 + kPairs)) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * Bits; ++i) prefetch(words + (kLinesAhead + i) * 16);
+    prefetch_group<Bits>(words);
     for (int lane = 0; lane < kPanel; lane += Vec::kLanes) {
       Affine weight = affine_at(q, panel, begin + at, lane);
       const auto write = [&](int input, Vec even, Vec odd) {

@@ -6,33 +6,62 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "base/dtypes.h"
 
 namespace marco_fast {
 
-inline constexpr int kPanel = 32;      // outputs per panel of weights
-inline constexpr int kGroup = 32;      // inputs whose codes lie together
-inline constexpr int kPairWords = 16;  // inputs of one word of upper bits, of codes of 6 bits
+inline constexpr int kPanel = 32;       // outputs per panel of weights
+inline constexpr int kGroup = 32;       // inputs whose codes lie together
+inline constexpr int kHighInputs = 16;  // whose upper bits are one word, of codes of 6 bits
 
 // A matrix [out, in], panel by panel; the last panel is filled up with zeros. A group of inputs of
-// a panel has `bits` rows of 32 words, one word per output. With 4 bits a word holds 8 inputs, the
-// first in its lowest bits; with 8 bits 4 inputs; with 6 bits the first 4 rows hold the lower 4
-// bits as with 4 bits, and 2 rows the upper 2 bits of 16 inputs each.
+// a panel has `bits` rows of 32 words, one word per output. A byte of a word belongs to one of four
+// adjacent inputs. With 8 bits it is the code. With 4 bits it holds the codes of two inputs that
+// are 4 apart, the first in its lower half. With 6 bits the first 4 rows hold the lower 4 bits like
+// that, and 2 rows the upper 2 bits: a byte of theirs those of four inputs that are 4 apart.
 struct QuantizedPanels {
   const uint32_t* codes;             // [panels, in / kGroup, bits, kPanel]
   const f16 *scale, *offset;         // [panels, in / block, kPanel]; no offset: null
   const int8_t *mult, *offset_mult;  // [panels, in / group, kPanel] or null
   int bits, zero, block, group;      // group: 16 or a multiple of kGroup, as block is
+  bool
+      int8_rows;  // rows are rounded to 8 bits per group (QuantizedRows) before they are multiplied
   int64_t in, out;
 };
 
-// Code of input i of a group whose words lie `stride` apart.
-inline uint32_t code_of(const uint32_t* words, int bits, int i, int64_t stride = kPanel) {
-  if (bits == 8) return words[i / 4 * stride] >> i % 4 * 8 & 255u;
-  const uint32_t low = words[i / 8 * stride] >> i % 8 * 4 & 15u;
+// Rows of activations in 8 bits: a number is scale * code, of the 32 of a group that begin
+// together.
+struct QuantizedRows {
+  int8_t* codes;  // [in / kGroup, rows, kGroup], -127 to 127
+  float* scales;  // [in / kGroup, rows]; NaN where one of the numbers is not finite
+  float* sums;    // [in / kGroup, rows, 2], of the codes of half a group
+  int64_t rows;
+};
+
+// Memory of so many of them.
+struct Int8Memory {
+  Int8Memory(int64_t count, int64_t in)
+      : codes(new int8_t[count * in]),
+        scales(new float[count * in / kGroup]),
+        sums(new float[2 * count * in / kGroup]),
+        rows{codes.get(), scales.get(), sums.get(), count} {}
+  const std::unique_ptr<int8_t[]> codes;
+  const std::unique_ptr<float[]> scales, sums;
+  const QuantizedRows rows;
+};
+
+// Where the lower 4 and the upper 2 bits of input i of a group are in their words.
+constexpr int nibble_shift(int i) { return i % 4 * 8 + i / 4 % 2 * 4; }
+constexpr int high_shift(int i) { return i % 4 * 8 + i / 4 % 4 * 2; }
+
+// Code of input i of a group.
+inline uint32_t code_of(const uint32_t* words, int bits, int i) {
+  if (bits == 8) return words[i / 4 * kPanel] >> i % 4 * 8 & 255u;
+  const uint32_t low = words[i / 8 * kPanel] >> nibble_shift(i) & 15u;
   if (bits == 4) return low;
-  return low | (words[(4 + i / kPairWords) * stride] >> i % kPairWords * 2 & 3u) << 4;
+  return low | (words[(4 + i / kHighInputs) * kPanel] >> high_shift(i) & 3u) << 4;
 }
 
 // Panels [begin, end) of the words of codes [out, in].
@@ -49,8 +78,8 @@ inline void pack_codes(const uint8_t* codes, int64_t out, int64_t in, int bits, 
           if (bits == 8) {
             packed[i / 4] |= code << i % 4 * 8;
           } else {
-            packed[i / 8] |= (code & 15u) << i % 8 * 4;
-            if (bits == 6) packed[4 + i / kPairWords] |= (code >> 4 & 3u) << i % kPairWords * 2;
+            packed[i / 8] |= (code & 15u) << nibble_shift(i);
+            if (bits == 6) packed[4 + i / kHighInputs] |= (code >> 4 & 3u) << high_shift(i);
           }
         }
         for (int w = 0; w < bits; ++w)

@@ -17,9 +17,9 @@ namespace marco_fast {
 namespace {
 
 constexpr DecoderKernels kDecoder[] = {
-#define MF_KERNELS(isa)                                   \
-  {&isa::linear,    &isa::norm_rows,     &isa::rope_rows, \
-   &isa::embed_row, &isa::quantized_row, &isa::tree_attention},
+#define MF_KERNELS(isa)                                                       \
+  {&isa::linear,   &isa::norm_rows,     &isa::rope_rows,     &isa::embed_row, \
+   &isa::int8_row, &isa::quantized_row, &isa::tree_attention},
     MF_FOR_EACH_ISA(MF_KERNELS)
 #undef MF_KERNELS
 };
@@ -34,13 +34,14 @@ PackedLinear make_quantized_linear(const QuantizedPanels& weights, Address bias)
 
 // `tensors`: addresses of codes, scale, offset, mult and offset_mult, 0 where there is none.
 QuantizedPanels make_quantized(const std::array<Address, 5>& tensors, int bits, int zero,
-                               int64_t block, int64_t group, int64_t inputs, int64_t outputs) {
+                               int64_t block, int64_t group, bool int8_rows, int64_t inputs,
+                               int64_t outputs) {
   QuantizedPanels q{};
   q.codes = at<uint32_t>(tensors[0]), q.scale = at<f16>(tensors[1]);
   q.offset = at<f16>(tensors[2]), q.mult = at<int8_t>(tensors[3]);
   q.offset_mult = at<int8_t>(tensors[4]);
   q.bits = bits, q.zero = zero, q.block = block, q.group = group;
-  q.in = inputs, q.out = outputs;
+  q.int8_rows = int8_rows, q.in = inputs, q.out = outputs;
   return q;
 }
 
@@ -126,6 +127,14 @@ void run_linear(const PackedLinear& w, const Tensor<2>& a, int dtype, Address re
   args.gated = at<void>(gated), args.gated_stride = w.out / 2;
   const int64_t panels = (w.out + kPanel - 1) / kPanel;
   py::gil_scoped_release release;
+  const Int8Memory memory(args.quantized && w.quantized.int8_rows ? args.rows : 0, args.in);
+  if (memory.rows.rows > 0) {
+    args.int8_rows = &memory.rows;
+    const int64_t item = args.dtype == Dtype::bf16 ? 2 : 4;
+    for (int64_t row = 0; row < args.rows; ++row)
+      kDecoder[g_isa].int8_row(static_cast<const char*>(args.a) + row * args.a_stride * item,
+                               args.dtype, args.in, row, memory.rows);
+  }
   parallel(threads, [&](int thread, int size) {
     kDecoder[g_isa].linear(args, panels * thread / size, panels * (thread + 1) / size);
   });
@@ -141,8 +150,8 @@ void bind_decoder(py::module_& m) {
   py::class_<QuantizedPanels>(m, "QuantizedPanels", "Addresses of quantised weights, and sizes.")
       .def(py::init<>())
       .def(py::init(&make_quantized), py::arg("tensors"), py::kw_only(), py::arg("bits"),
-           py::arg("zero"), py::arg("block"), py::arg("group"), py::arg("inputs"),
-           py::arg("outputs"))
+           py::arg("zero"), py::arg("block"), py::arg("group"), py::arg("int8_rows"),
+           py::arg("inputs"), py::arg("outputs"))
       .def("rows", &quantized_rows, py::arg("rows"), py::kw_only(), py::arg("out"),
            py::arg("threads"));
   m.def("pack_codes", &pack, py::arg("codes"), py::kw_only(), py::arg("outputs"), py::arg("inputs"),

@@ -40,6 +40,7 @@ struct LMHeadArgs {
 struct HeadRows {
   float* words;
   int64_t stride;
+  const QuantizedRows* int8_rows;  // the same in 8 bits, where the weights want them so; or null
 };
 
 // What is kept of one row.

@@ -130,6 +130,12 @@ void quantized_logits(const LMHeadArgs& args, const HeadRows& rows, int64_t row_
   product.dtype = kPairs<T> ? Dtype::bf16 : Dtype::f32;
   product.a_stride = kPairs<T> ? 2 * rows.stride : rows.stride;
   product.quantized = args.quantized;
+  QuantizedRows some{};
+  if (rows.int8_rows) {
+    some = *rows.int8_rows;
+    product.int8_rows = &some;
+    some.codes += row_begin * kGroup, some.scales += row_begin, some.sums += 2 * row_begin;
+  }
   product.rows = row_end - row_begin, product.in = args.hidden_size;
   product.out = end, product.result = logits - begin, product.result_stride = stride;
   linear(product, begin / kPanel, (end + kPanel - 1) / kPanel);

@@ -61,6 +61,7 @@ struct DecoderKernels {
   void (*norm_rows)(const NormArgs&, int64_t row_begin, int64_t row_end);
   void (*rope_rows)(const RopeArgs&, int64_t row_begin, int64_t row_end);
   void (*embed_row)(const void* table, Dtype dtype, int64_t row, int64_t size, float* out);
+  void (*int8_row)(const void* x, Dtype dtype, int64_t in, int64_t row, const QuantizedRows& to);
   void (*quantized_row)(const QuantizedPanels& table, int64_t row, float* out);
   TreeAttentionKernel tree_attention;
 };
@@ -78,6 +79,7 @@ class DecodePass {
     gated_wide_ = model.intermediate_size + 64 / item;
     const int64_t words =
         threads * thread_words(rows, model.num_heads / model.num_kv_heads, model.head_dim);
+    const int64_t most = std::max({model.hidden_size, queries, model.intermediate_size});
     const auto reserve = [&](int64_t bytes) {
       const int64_t at = size_;
       size_ += (bytes + 63) / 64 * 64;
@@ -87,12 +89,15 @@ class DecodePass {
                   qkv = reserve(4 * rows * (model.num_heads + 2 * model.num_kv_heads) *
                                 model.head_dim),
                   q = reserve(item * rows * queries), lse = reserve(4 * rows * model.num_heads),
-                  gated = reserve(item * rows * gated_wide_), scratch = reserve(4 * words);
+                  gated = reserve(item * rows * gated_wide_), int8 = reserve(rows * most),
+                  scales = reserve(4 * rows * most / kGroup),
+                  sums = reserve(8 * rows * most / kGroup), scratch = reserve(4 * words);
     memory_.reset(new char[size_ + 64]);
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63};
     const auto at = [begin](int64_t offset) { return reinterpret_cast<float*>(begin + offset); };
     x_ = at(x), a_ = at(a), qkv_ = at(qkv), q_ = at(q), lse_ = at(lse);
     gated_ = at(gated), scratch_ = at(scratch);
+    int8_ = {reinterpret_cast<int8_t*>(at(int8)), at(scales), at(sums), rows};
   }
 
   void run() {
@@ -148,8 +153,22 @@ class DecodePass {
     args.rows = step_.rows, args.in = w.in, args.out = w.out, args.dtype = model_.dtype;
     args.result = result, args.result_stride = result_stride, args.accumulate = accumulate;
     args.gated = gated, args.gated_stride = gated_wide_;
+    if (args.quantized && w.quantized.int8_rows) {
+      round_rows(a, stride, w.in);
+      args.int8_rows = &int8_;
+    }
     share((w.out + kPanel - 1) / kPanel, double(step_.rows) * w.in * w.out, 100e3,
           [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end); });
+  }
+
+  // Rows of a in 8 bits, for weights that are multiplied so.
+  void round_rows(const void* a, int64_t stride, int64_t in) {
+    const int64_t item = model_.dtype == Dtype::bf16 ? 2 : 4;
+    share(step_.rows, double(step_.rows) * in, 50e3, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        kernels_.int8_row(static_cast<const char*>(a) + row * stride * item, model_.dtype, in, row,
+                          int8_);
+    });
   }
 
   void norm(const float* weight, void* out, int64_t stride) {
@@ -198,6 +217,7 @@ class DecodePass {
   std::unique_ptr<char[]> memory_;
   // x and qkv are float32; a, q and gated have the model's type.
   float *x_, *a_, *qkv_, *q_, *lse_, *gated_, *scratch_;
+  QuantizedRows int8_;
 };
 
 }  // namespace marco_fast

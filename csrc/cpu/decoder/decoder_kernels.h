@@ -20,7 +20,8 @@ struct LinearArgs {
   int64_t a_stride;  // in elements, as all strides here
   const void* panels;
   const QuantizedPanels* quantized;
-  const float* bias;  // of `out` outputs, filled up to whole panels; or null
+  const QuantizedRows* int8_rows;  // the rows in place of a, where weights want them so
+  const float* bias;               // of `out` outputs, filled up to whole panels; or null
   int64_t rows, in, out;
   Dtype dtype;  // float32 or bfloat16, of a, panels and gated; quantised weights have their own
   // If `gated` is null, the products replace `result`, or are added to it. Otherwise each panel
@@ -59,13 +60,14 @@ struct RopeArgs {
   const int64_t* slot_mapping;  // [rows], -1: not stored
 };
 
-#define MF_DECLARE(isa)                                                                  \
-  namespace isa {                                                                        \
-  void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end);           \
-  void norm_rows(const NormArgs& args, int64_t row_begin, int64_t row_end);              \
-  void rope_rows(const RopeArgs& args, int64_t row_begin, int64_t row_end);              \
-  void embed_row(const void* table, Dtype dtype, int64_t row, int64_t size, float* out); \
-  void quantized_row(const QuantizedPanels& table, int64_t row, float* out);             \
+#define MF_DECLARE(isa)                                                                        \
+  namespace isa {                                                                              \
+  void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end);                 \
+  void norm_rows(const NormArgs& args, int64_t row_begin, int64_t row_end);                    \
+  void rope_rows(const RopeArgs& args, int64_t row_begin, int64_t row_end);                    \
+  void embed_row(const void* table, Dtype dtype, int64_t row, int64_t size, float* out);       \
+  void int8_row(const void* x, Dtype dtype, int64_t in, int64_t row, const QuantizedRows& to); \
+  void quantized_row(const QuantizedPanels& table, int64_t row, float* out);                   \
   }
 MF_FOR_EACH_ISA(MF_DECLARE)
 #undef MF_DECLARE

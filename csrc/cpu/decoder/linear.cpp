@@ -4,6 +4,7 @@
 
 #include "base/exp.h"
 #include "base/expand.h"
+#include "base/int8_dot.h"
 #include "base/prefetch.h"
 #include "base/simd_tile.h"
 #include "base/unroll.h"
@@ -272,7 +273,61 @@ void quantized_rows(const LinearArgs& args, int64_t panel, int64_t first, int co
   }
 }
 
+// Rows in 8 bits over a panel: the products of a group are summed as integers, exactly.
+template <int Bits>
+void int8_panel(const LinearArgs& args, int64_t panel, int64_t first, int count) {
+  const QuantizedPanels& q = *args.quantized;
+  const QuantizedRows& x = *args.int8_rows;
+  const bool halves = q.group < kGroup;
+  alignas(64) float sums[kBatchRows * kPanel];
+  std::memset(sums, 0, sizeof(float) * count * kPanel);
+  const uint32_t* words = q.codes + panel * q.in / kGroup * Bits * kPanel;
+  for (int64_t g = 0; g < q.in / kGroup; ++g, words += Bits * kPanel) {
+    prefetch_group<Bits>(words);
+    for (int lane = 0; lane < kPanel; lane += kLanes) {
+      Words quads[8];
+      load_quads<Bits>(words + lane, quads);
+      const Affine one = affine_at(q, panel, g * kGroup, lane);
+      const Affine two = halves ? affine_at(q, panel, g * kGroup + 16, lane) : one;
+      int64_t at = g * x.rows + first;
+      for (int r = 0; r < count; ++r, ++at) {
+        const int8_t* row = x.codes + at * kGroup;
+        const float left = x.sums[2 * at], right = x.sums[2 * at + 1];
+        Vec sum;
+        if (halves) {
+          sum = fma(dot_quads<Bits, 4>(quads, row), one.scale, mul(one.offset, set1(left)));
+          sum = fma(two.offset, set1(right), sum);
+          sum = fma(dot_quads<Bits, 4>(quads + 4, row + 16), two.scale, sum);
+        } else {
+          sum = fma(dot_quads<Bits, 8>(quads, row), one.scale, mul(one.offset, set1(left + right)));
+        }
+        float* to = sums + r * kPanel + lane;
+        store(to, fma(sum, set1(x.scales[at]), load(to)));
+      }
+    }
+  }
+  for (int r = 0; r < count; ++r) finish_row(args, first + r, panel, sums + r * kPanel);
+}
+
+void quantized_panel(const LinearArgs& args, int64_t panel, int64_t first, int count) {
+  if (args.int8_rows) {
+    const int bits = args.quantized->bits;
+    (bits == 4   ? int8_panel<4>
+     : bits == 6 ? int8_panel<6>
+                 : int8_panel<8>)(args, panel, first, count);
+  } else if (args.dtype == Dtype::bf16) {
+    quantized_rows<bf16>(args, panel, first, count);
+  } else {
+    quantized_rows<float>(args, panel, first, count);
+  }
+}
+
 }  // namespace
+
+void int8_row(const void* x, Dtype dtype, int64_t in, int64_t row, const QuantizedRows& to) {
+  with_type(dtype,
+            [&](auto type) { quantize_row(static_cast<const decltype(type)*>(x), in, row, to); });
+}
 
 void quantized_row(const QuantizedPanels& table, int64_t row, float* out) {
   const int64_t panel = row / kPanel, lane = row % kPanel, groups = table.in / kGroup;
@@ -297,8 +352,7 @@ void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
       const int64_t left = args.rows - first;
       const int count = left < kBatchRows ? static_cast<int>(left) : kBatchRows;
       if (args.quantized) {
-        const bool halves = args.dtype == Dtype::bf16;
-        (halves ? quantized_rows<bf16> : quantized_rows<float>)(args, panel, first, count);
+        quantized_panel(args, panel, first, count);
       } else if (args.dtype == Dtype::bf16) {
         panel_rows<true>(args, panel, first, count);
       } else {

@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from marco_fast.engine.gguf.config import config_of
-from marco_fast.engine.gguf.file import GgufFile, read_gguf
+from marco_fast.engine.gguf.file import GgufFile
+from marco_fast.engine.gguf.header import read_gguf
 from marco_fast.engine.gguf.rope import FREQUENCIES
 from marco_fast.engine.gguf.tokenizer import Vocabulary, ending_ids, tokenizer_of
 from marco_fast.engine.loading.architectures import check_architecture

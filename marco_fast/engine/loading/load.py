@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from marco_fast.engine.gguf.file import is_gguf
+from marco_fast.engine.gguf.header import is_gguf
 from marco_fast.engine.gguf.model import gguf_files, load_gguf
 from marco_fast.engine.loading.architectures import check_architecture
 from marco_fast.engine.loading.quantize import quantize_model
@@ -64,7 +64,7 @@ def load_model(
     tokenizer = named(path, "tokenizer", lambda: load_tokenizer(source, options))
     if bits:
         LOG.info("quantising the weights")
-        quantize_model(model, bits)
+        named(path, "model", lambda: quantize_model(model, bits))
     return model.to(target), tokenizer
 
 

@@ -32,19 +32,17 @@ def quantize_model(model: Any, bits: int) -> None:
     """Replaces the matrices of a model by quantised ones, one at a time; all else is float32.
 
     Raises:
-        ModelError: C++ does not run models of its kind, or a matrix has no whole blocks.
+        ModelError: C++ does not run models of its kind.
+        ValueError: a matrix does not have a multiple of 32 inputs, or is not finite.
     """
     check_quantized(model, bits)
     for name, module in [*model.named_modules()]:
-        linear = isinstance(module, torch.nn.Linear)
+        linear, head = isinstance(module, torch.nn.Linear), name == "lm_head"
+        if head and model.config.tie_word_embeddings:
+            continue  # it came with the embedding
         if not linear and module is not model.model.embed_tokens:
             continue
-        if module is model.lm_head and model.config.tie_word_embeddings:
-            continue  # with the embedding
-        read: dict[str, Any] = {
-            part: each.detach().float() for part, each in module.named_parameters()
-        }
-        chosen = bits if linear and module is not model.lm_head else HEAD_BITS
-        read["weight"] = quantize(read["weight"], chosen)
+        read: dict[str, Any] = {n: each.detach().float() for n, each in module.named_parameters()}
+        read["weight"] = quantize(read["weight"], bits if linear and not head else HEAD_BITS)
         put_weights(model, name, read, torch.float32)
     model.float()
