@@ -1,5 +1,7 @@
 """Layers of quantised weights, in the place of a transformers model's own, on a CPU."""
 
+from typing import Any
+
 import torch
 
 from marco_fast.ops.quantized import PackedWeight, QuantizedWeight, quantize, quantizes
@@ -11,7 +13,10 @@ __all__ = [
     "QuantizedWeight",
     "quantize",
     "quantizes",
+    "round_activations",
 ]
+
+ACTIVATIONS = (None, "int8")
 
 
 class QuantizedLinear(torch.nn.Module):
@@ -49,3 +54,23 @@ class QuantizedEmbedding(torch.nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] int64 -> [..., embedding_dim]."""
         return self.weight.rows(ids).to(self.dtype)
+
+
+def round_activations(model: Any, activations: str | None) -> None:
+    """Sets how a model's quantised matrices are multiplied; as Engine.from_pretrained says.
+
+    Raises:
+        ValueError: activations is neither None nor "int8", or the model has no such matrix.
+    """
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"expected activations to be None or 'int8', got {activations!r}")
+    if activations is None:
+        return
+    linears = [each for each in model.modules() if isinstance(each, QuantizedLinear)]
+    if not linears:
+        raise ValueError(
+            "expected quantised weights on a CPU for activations='int8' (a GGUF file of them, or "
+            "dtype='int8' or 'int4'), got a model without"
+        )
+    for each in linears:
+        each.weight = each.weight.with_int8_rows()

@@ -166,7 +166,7 @@ class PackedWeight:
 
     @classmethod
     @isolated
-    def of(cls, weight: QuantizedWeight, *, int8_rows: bool = False) -> "PackedWeight":
+    def of(cls, weight: QuantizedWeight) -> "PackedWeight":
         """Pack a quantised matrix; its own tensors are not needed afterwards.
 
         Raises:
@@ -186,7 +186,7 @@ class PackedWeight:
             threads=torch.get_num_threads(),
         )  # fmt: skip
         fields = (weight.scale, weight.offset, weight.mult, weight.offset_mult)
-        return cls([words, *map(_in_panels, fields)], bits, weight.zero, (out, inputs), int8_rows)
+        return cls([words, *map(_in_panels, fields)], bits, weight.zero, (out, inputs))
 
     def joins(self, other: "PackedWeight") -> bool:
         """Whether panels of both can be panels of one matrix."""
@@ -221,6 +221,10 @@ class PackedWeight:
         """Other parts of the same kind."""
         shape = (outputs, self.shape[1])
         return PackedWeight(parts, self.bits, self.zero, shape, self.int8_rows)
+
+    def with_int8_rows(self) -> "PackedWeight":
+        """The same memory; what it is multiplied by is rounded to 8 bits first."""
+        return PackedWeight(self.parts, self.bits, self.zero, self.shape, True)
 
     @isolated
     def rows(self, index: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def test_a_search_has_the_scores_of_the_quantised_weights(tmp_path, bits, kind):
         assert isinstance(engine.runner, NativeRunner)
         assert isinstance(engine.model.lm_head, QuantizedLinear)
         assert engine.dtype == torch.float32
-        tied = engine.model.lm_head.packed is engine.model.model.embed_tokens.packed
+        tied = engine.model.lm_head.weight is engine.model.model.embed_tokens.weight
         assert tied == engine.model.config.tie_word_embeddings
         config = SearchConfig(expansions=3, parallel=2, rollout_tokens=8, temperature=1.0)
         assert PlainForward(model).check(solve("Why?", engine, config), 2e-4) > 12
@@ -52,3 +52,28 @@ def test_other_models_and_other_devices_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "quantizes", lambda: False)
     with pytest.raises(ValueError, match=r"without the C.. extension or on cpu, got 'int4'"):
         Engine.from_pretrained(tmp_path, dtype="int4")
+
+
+def test_activations_of_8_bits_are_near_and_the_same_in_any_batch(tmp_path):
+    model = save(tmp_path, "qwen2")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            module.weight.data = quantize(
+                module.weight.data, 4 if "layers" in name else 8
+            ).dequantize()
+    config = SearchConfig(expansions=4, parallel=2, rollout_tokens=8, temperature=1.0)
+    options = {"dtype": "int4", "activations": "int8", "kv_tokens": 512}
+    with Engine.from_pretrained(tmp_path, **options) as engine:
+        together = solve(["Why?", "And why not?"], engine, config)
+        alone = solve("And why not?", engine, config)
+    assert together[1].to_dict()["nodes"] == alone.to_dict()["nodes"]
+    assert PlainForward(model).check(alone, 0.1) > 12
+    with pytest.raises(AssertionError):  # they were rounded
+        PlainForward(model).check(alone, 1e-5)
+
+
+def test_activations_of_8_bits_need_quantised_weights(tmp_path):
+    with pytest.raises(ValueError, match=r"expected quantised weights .* got a model without"):
+        Engine.from_pretrained("nano-marco", activations="int8")
+    with pytest.raises(ValueError, match=r"activations to be None or 'int8', got 'int4'"):
+        Engine.from_pretrained("nano-marco", activations="int4")
