@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from marco_fast.engine.quantized import QuantizedEmbedding, QuantizedLinear
+
 __all__ = ["MEMORY_SHARE", "free_memory", "memory_of", "weights_size"]
 
 MEMORY_SHARE = 0.25  # of the free memory, for the KV cache when kv_tokens is not given
+QUANTIZED = (QuantizedEmbedding, QuantizedLinear)
 UNKNOWN_MEMORY = 8 << 30  # of a system that psutil does not know: a small laptop's
 
 
@@ -22,9 +25,9 @@ def memory_of(device: torch.device) -> int:
 
 def weights_size(model: Any) -> int:
     """Bytes of a model's weights, quantised ones as they are packed."""
-    packed = {id(each.packed): each.packed for each in model.modules() if hasattr(each, "packed")}
-    parts = [part for each in packed.values() for part in each.parts if part is not None]
-    return sum(each.nbytes for each in [*model.parameters(), *parts])
+    quantized = [each.weight for each in model.modules() if isinstance(each, QUANTIZED)]
+    once = {part.data_ptr(): part for each in quantized for part in each.parts if part is not None}
+    return sum(each.nbytes for each in [*model.parameters(), *once.values()])
 
 
 def free_memory(device: torch.device, weights: int, *, loaded: bool = True) -> int:

@@ -43,7 +43,7 @@ def test_a_tied_head_and_its_embedding_are_the_same_weights(files):
     assert model.lm_head.weight is model.model.embed_tokens.weight
     path, _ = files.write("untied.gguf", "llama", "Q6_K")
     model, _ = loading.load_gguf(path, torch.device("cpu"), torch.float32)
-    assert model.lm_head.packed is not model.model.embed_tokens.packed
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("kind", ["llama3", "qwen2"])
