@@ -124,7 +124,7 @@ BAD = [
     (["q", "--action", "leap"], "invalid choice: 'leap'"),
     (["q", "--max-branches", "0"], "max_branches of at least 1"),
     (["q", "--kv-tokens", "1"], "kv_tokens of at least 16"),
-    (["q", "--dtype", "int4"], "expected dtype to be one of"),
+    (["q", "--dtype", "int3"], "expected dtype to be one of"),
     (["q", "--device", "toaster"], "toaster"),
     (["q", "--device", ""], "expected device to be cpu or cuda, got ''"),
     (["q", "--history", "/dev/zero"], "expected JSON in '/dev/zero', got a device"),

@@ -33,8 +33,12 @@ def test_without_an_answer_it_prints_the_best_reply_and_says_what_may_help(
     while node["parent"] >= 0:
         path.append("".join(node["texts"]))
         node = saved["nodes"][node["parent"]]
-    told = json.loads(captured.out) if form == "--json" else captured.out
-    assert told == (saved if form == "--json" else "".join(reversed(path)) + "\n")
+    if form == "--json":
+        assert json.loads(captured.out) == saved
+    else:
+        assert captured.out == saved["answer"] + "\n"
+    assert (saved["finished"], saved["final"], saved["support"]) == (False, "", 0.0)
+    assert saved["answer"] == "".join(reversed(path)).strip()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def test_without_an_answer_it_prints_the_best_reply_and_says_what_may_help(
             "--context",
             "paths filled the context of 64 tokens, ",
         ),
-        ("--kv-tokens", "the prompt's: give more --kv-tokens or --context, up to 1024"),
+        ("--kv-tokens", "paths filled the KV cache of 64 tokens: give more --kv-tokens"),
     ],
 )
 def test_paths_that_are_cut_off_are_told_of(option, says, capfd):
