@@ -9,11 +9,21 @@ import torch
 
 from marco_fast.engine.quantized import QuantizedEmbedding, QuantizedLinear
 
-__all__ = ["MEMORY_SHARE", "free_memory", "memory_of", "weights_size"]
+__all__ = ["affordable_tokens", "free_memory", "memory_of", "weights_size"]
 
 MEMORY_SHARE = 0.25  # of the free memory, for the KV cache when kv_tokens is not given
 QUANTIZED = (QuantizedEmbedding, QuantizedLinear)
 UNKNOWN_MEMORY = 8 << 30  # of a system that psutil does not know: a small laptop's
+
+
+def affordable_tokens(
+    device: torch.device, weights: int, token_size: int, *, loaded: bool = True
+) -> int:
+    """How many tokens a KV cache may hold by the free memory; as free_memory() says.
+
+    A quarter of it: the rest is for activations, for what packs the weights, and for others.
+    """
+    return int(MEMORY_SHARE * free_memory(device, weights, loaded=loaded)) // token_size
 
 
 def memory_of(device: torch.device) -> int:

@@ -20,12 +20,12 @@ from marco_fast.engine.loading.load import (
     gguf_file,
     named,
 )
-from marco_fast.engine.loading.memory import MEMORY_SHARE, free_memory, memory_of
+from marco_fast.engine.loading.memory import affordable_tokens, free_memory, memory_of
 from marco_fast.engine.loading.quantize import HEAD_BITS, check_quantized
 from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
 from marco_fast.engine.loading.weights import stored_dtypes
 from marco_fast.engine.native_runner import FLOATS, KNOWN
-from marco_fast.engine.quantized import PackedWeight, quantize, quantizes
+from marco_fast.engine.quantized import quantize, quantizes
 from marco_fast.ops.backends import built
 
 __all__ = ["Outlook", "outlook"]
@@ -111,7 +111,8 @@ def outlook(
     longest = context_of(limit, str(path), context, kv_tokens)
     free = free_memory(target, seen.weights_bytes, loaded=False)
     if kv_tokens is None:
-        kv_tokens = max(16, min(max_branches * longest, int(MEMORY_SHARE * free) // token_bytes))
+        affordable = affordable_tokens(target, seen.weights_bytes, token_bytes, loaded=False)
+        kv_tokens = max(16, min(max_branches * longest, affordable))
     return Outlook(
         kind=seen.kind,
         file_bytes=seen.file_bytes,
@@ -204,8 +205,10 @@ def _quantized(seen: _Seen, bits: int) -> _Seen:
 
 def bytes_of(bits: int) -> float:
     """What one number of a quantised matrix takes, its share of the scales included."""
-    packed = PackedWeight.of(quantize(torch.zeros(32, 256), bits))
-    return sum(each.nbytes for each in packed.parts if each is not None) / (32 * 256)
+    weight = quantize(torch.zeros(32, 256), bits)
+    fields = (weight.scale, weight.offset, weight.mult, weight.offset_mult)
+    shared = sum(each.nbytes for each in fields if each is not None)
+    return bits / 8 + shared / weight.codes.numel()
 
 
 def _in_cpp(model: Any, device: torch.device, dtype: torch.dtype) -> bool:
