@@ -77,14 +77,14 @@ def test_any_text_has_a_final_that_is_its_own_final(pieces, gap, question):
     agree(final, gap.join(pieces))
 
 
-@pytest.mark.parametrize("question", ["How many apples?", "Who is it?", "谁最高？"])
 @pytest.mark.parametrize(
     "unit",
     "8|8 |the answer is |\\boxed{|\\boxed{8}|(|$8 |*a |1,234,|√|\n|the |一|8-|three |####8\n|{"
-    "|\\frac{|wait |是|8 of |? |°|½".split("|"),
+    "|\\frac{|wait |是|8 of |? |°|½|answer to ".split("|"),
 )
-def test_a_reply_of_a_hundred_kilobytes_takes_milliseconds(unit, question):
+def test_a_reply_of_a_hundred_kilobytes_takes_milliseconds(unit):
     reply = unit * (100_000 // len(unit))
-    began = time.perf_counter()
-    agree(final_of(reply, question), "8")
-    assert time.perf_counter() - began < 1  # some 20 ms; a square would take a minute
+    began = time.process_time()
+    for question in ("How many apples?", "Who is it?"):
+        agree(final_of(reply, question), reply)
+    assert time.process_time() - began < 3  # some 0.05 s, at worst 0.8; a square would take minutes

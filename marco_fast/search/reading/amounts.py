@@ -44,6 +44,8 @@ _RATE = re.compile(
     r"\s?(?:\w+ )?(?:per|each|every|an?)\b(?! total| half)|\s?[a-z]*/[a-z]", re.IGNORECASE
 )
 _SO = re.compile(r"\b(?:so|therefore|thus|hence|leaving)\b|所以|因此", re.IGNORECASE)
+_MORE = re.compile(r" (?:\w+ )?(?:more|less|fewer|times|older|younger) ", re.IGNORECASE)
+_REASON = re.compile(r"[,;(](?!\d)|\b(?:which|because|since|as)\b|因为", re.IGNORECASE)
 _SUM = re.compile(r"\s*[\d.]+(?:\s*[-+*]\s*|\s+/\s+)[\d.]")
 _TOKEN = re.compile(r"(?<!\w)[-\d.√π^()/*]{0,30}(?:[√π]|\d\^\d)[-\d√π^()/*]{0,30}")
 
@@ -66,7 +68,9 @@ def number_of(text: str, pointed: bool, asked: Asked) -> str:
 
 def _pick(part: str, found: list[Number], pointed: bool, asked: Asked) -> str:
     """The number among a sentence's that answers."""
-    left, first = _left(part, found)
+    left, first = _left(part, found, pointed)
+    if not asked.compares:
+        left = [each for each in left if not _MORE.match(part, each.end)] or left
     fitting = [each for each in left if _fits(part, each, asked)] or left
     chosen = fitting[0 if first or pointed else -1]
     for token in _TOKEN.finditer(part):
@@ -81,7 +85,7 @@ def _pick(part: str, found: list[Number], pointed: bool, asked: Asked) -> str:
     return join([_value(each, asked) for each in group], False)
 
 
-def _left(part: str, found: list[Number]) -> tuple[list[Number], bool]:
+def _left(part: str, found: list[Number], pointed: bool) -> tuple[list[Number], bool]:
     """(the numbers that may answer, whether the first of them does and not the last)."""
     gaps = [part[one.end : two.begin] for one, two in pairwise(found)]
     left = [
@@ -94,7 +98,7 @@ def _left(part: str, found: list[Number]) -> tuple[list[Number], bool]:
     so = max((each.end() for each in _SO.finditer(part)), default=0)
     left = [each for each in left if each.begin >= so] or left
     sign = max(part.rfind("="), part.rfind("≈"))
-    if sign < 0:
+    if sign < 0 or (pointed and _REASON.search(part[left[0].end : sign])):
         return left, False
     if _SUM.match(part[sign + 1 : sign + 40]):  # 8 = 3 + 5
         before = [each for each in left if each.begin < sign]

@@ -69,6 +69,7 @@ class Asked:
         percent, money, ordered: whether a percentage, an amount of money, an order is asked for.
         options: the options of a choice, by their letter.
         unit: a pattern of the units that fit "how far" and "how old"; "" for others.
+        compares: whether it asks how many more.
         clause: the words that ask, for texts. alternatives: "A or B", where a text asks for one.
     """
 
@@ -79,6 +80,7 @@ class Asked:
     ordered: bool = False
     options: dict[str, str] = field(default_factory=dict)
     unit: str = ""
+    compares: bool = False
     clause: str = ""
     alternatives: tuple[str, ...] = ()
 
@@ -106,8 +108,9 @@ def asked_of(question: str) -> Asked:
         money = bool(re.search(r"how much|[$€£¥]|dollar|cost|price|元", last, re.IGNORECASE))
         percent = bool(_PERCENT.search(last))
         far = re.search(r"how (far|tall|high|wide|deep|old|heavy)\b", last, re.IGNORECASE)
+        compares = bool(re.search(r"\b(?:more|less|fewer|difference|times)\b", last, re.I))
         unit = _UNITS[far[1].lower()] if far else ""
-        return Asked("number", _noun(last), percent, money, ordered, unit=unit)
+        return Asked("number", _noun(last), percent, money, ordered, unit=unit, compares=compares)
     clause = _clause(last)
     either = re.search(r"(?:^|, )([^,?]{1,60}) or ([^,?]{1,60})(?:\?|$)", clause)
     return Asked(

@@ -9,8 +9,10 @@ from marco_fast.search.reading.plain import normal_text
 __all__ = ["choice_of", "yes_of"]
 
 _WORD = re.compile(
-    r"(?:so|thus|therefore|hence|所以|因此)?[\s,:]*(yes|no|是的|不是|否|对)"
-    r"(?![a-z])(?! ?(?:and|or|和) )",
+    r"(?:^|\b(?:so|thus|therefore|hence),? |所以|因此)[\s,:]*(?:the answer is )?"
+    r"(yes|no|是的|不是|否|对)"
+    r"(?![a-z])(?! ?(?:and|or|和) )(?! (?:idea|one|information|way)\b)"
+    r"|^(?:that|this|it)(?:'s| is) (not )?(?:correct|true|right)\b",
     re.IGNORECASE,
 )
 
@@ -19,17 +21,19 @@ def yes_of(text: str, pointed: bool, asked: Asked) -> str:
     """ "yes", "no" or "unknown"; else the words."""
     parts = likely(text, pointed)
     for part in [*parts[:1], *parts[-1:]]:
-        word = _WORD.match(part)
+        word = _WORD.search(part)
         if word:
-            return said(word[1])
+            return said(word[1]) if word[1] else "no" if word[2] else "yes"
         if UNKNOWN.search(part):
             return "unknown"
-    return _echo(parts[0], asked.clause) or said(text) if parts else said(text)
+    return (_echo(parts[0], asked.clause) if parts else "") or said(text)
 
 
 def _echo(sentence: str, clause: str) -> str:
     """ "yes" for a sentence that says again what was asked, "no" for its negation, else ""."""
     if clause.isascii():
+        if sentence.casefold().split()[:1] == clause.casefold().split()[:1]:
+            return ""  # the question itself
         told, asked = _words(sentence) - _FILLERS, _words(clause) - _FILLERS
         return {(): "yes", ("not",): "no"}.get(tuple(told - asked), "") if asked <= told else ""
     asked_text = re.sub(r"[\s吗?。,]", "", clause)
@@ -53,6 +57,7 @@ _CHOSEN = re.compile(
     r"\b(?:options?|choices?|select|choose|pick)\s*\(?([A-J])\b|\(([A-J])\)|选项?\s*([A-J])"
     r"|\b(?:so|therefore|thus),? \(?([B-J])\b"
 )
+_PAIR = re.compile(r"\(([A-J])\)\s*(?:and|or|&|和|或)\s*\(([A-J])\)")
 _NOT = re.compile(r"\b(?:not?|n't)\b|不", re.IGNORECASE)
 
 
@@ -63,6 +68,9 @@ def choice_of(text: str, pointed: bool, asked: Asked) -> str:
         more = _ONE_MORE.match(text, first.end())
         return join([each[1].lower() for each in (first, more) if each], False)
     for part in likely(text, pointed):
+        pairs = _PAIR.findall(part)
+        if pairs:
+            return join([each.lower() for each in pairs[-1]], False)
         found = [next(filter(None, each)) for each in _CHOSEN.findall(part)]
         if found:
             return found[-1].lower()

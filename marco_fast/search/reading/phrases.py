@@ -15,7 +15,8 @@ _BECAUSE = re.compile(
     re.IGNORECASE,
 )
 _VERB = re.compile(r"^(.*?)\b(?:is|are|was|were|be|has|lives|equals)\b(.*)$")
-_FILLERS = set("the a an it its so is are was were that therefore thus hence then one of".split())
+_FILLERS = set("the a an it its is are was were that so therefore thus hence then".split())
+_FILLERS |= set("one of today now he she they".split())
 _BEHIND = re.compile(r"\b(?:in|of|on|among|at|from|than|for|to|by)\b.*$")
 _APPOSITION = re.compile(r"^([^,]+), (?:the|an?|who) [^,]+$")
 _SO = re.compile(r"^(?:(?:so|therefore|thus|hence|then)\b,? ?|(?:所以|因此|那么)[,，]?)")
@@ -73,6 +74,8 @@ def _added(sentence: str, asked: Asked) -> str:
         if left == each and _words(right) & (_words(clause) - _FILLERS - _words(" ".join(choices))):
             return said(each)
     if right and _words(_BEHIND.sub("", left)) <= known:
+        if clause.startswith("where"):
+            right = re.sub(r"^(?:in|at|on|from|to) ", "", right)
         head, comma, tail = _without_apposition(right).rpartition(", ")
         return said(
             re.sub(

@@ -36,7 +36,8 @@ _LATEX = [
         (r"\^" + _BRACED, r"^\1"),
         (r"\\(?:left|right|displaystyle|dfrac)\b|\\[,;:!]|\\q?quad\b|\\[()\[\]]|\\\\", " "),
         (r"\\(?:times|cdot)\b", "*"), (r"\\div\b", "/"), (r"\\pi\b", "π"), (r"\\sqrt\b", "√"),
-        (r"\\approx\b", "≈"), (r"\\(?:cap|cup|to|rightarrow|implies|Rightarrow)\b", " "),
+        (r"\\approx\b", "≈"), (r"\\pm\b", "±"),
+        (r"\\(?:cap|cup|to|rightarrow|implies|Rightarrow)\b", " "),
         (r"\\([%$#&_{} ])", r"\1"),
     )
 ]  # fmt: skip
@@ -65,6 +66,8 @@ def plain(text: str) -> str:
                 text = pattern.sub(new, text)
         text = _SIMPLE_FRACTION.sub(r"\1/\2", text)
         text = _SIMPLE_ROOT.sub(r"√\1", text)
+    if "±" in text:
+        text = re.sub(r"±\s?(\d[\d.]*)", r"\1 or -\1", text)
     if "$" in text:
         text = _MATH.sub(r"\1", text)
     for pattern, new in _MARKDOWN:
@@ -97,7 +100,7 @@ _NUMBER = re.compile(
       (?P<ratio>\d+(?::\d+)+)
       | (?P<mixed>\d+\s(?=\d+/\d))? (?P<top>\d+)/(?P<bottom>\d+)(?![\d/:]|\.\d)
       | (?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)
-        (?:\s?\*\s?10\^(?P<power>-?\d{1,2})(?!\d)|[eE](?P<exponent>[-+]?\d{1,2})(?![\w.]))?
+        (?:\s?[*x]\s?10\^(?P<power>-?\d{1,2})(?!\d)|[eE](?P<exponent>[-+]?\d{1,2})(?![\w.]))?
     )
     (?:\s?(?P<scale>thousand|million|billion|trillion|万|亿)(?![a-z]))?
     (?P<percent>\s?%|\s(?:percent|per\scent)\b)?""",
