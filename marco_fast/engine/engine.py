@@ -3,7 +3,6 @@
 import logging
 import os
 import warnings
-from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -204,7 +203,7 @@ class Engine:
         self,
         messages: list[dict[str, str]],
         without_template: str,
-        options: Mapping[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> list[int]:
         """A chat as the model's prompt for its reply; what its contents say is text, never special.
 
