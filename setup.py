@@ -27,7 +27,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mavx2"]
     ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISAS["avx512"] = avx512
-    ISAS["avx512_bf16"] = [*avx512, "-mavx512bf16"]
+    ISAS["avx512_bf16"] = [*avx512, "-mavx512bf16", "-mavx512vnni"]
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 
 

@@ -123,7 +123,7 @@ def _safe(stream: TextIO | None) -> tuple[Any, Output]:
 
 @contextlib.contextmanager
 def stages(model: str) -> Iterator[None]:
-    """What an engine does while it loads a model, on a line of the terminal that is then cleared."""
+    """What an engine does while it loads, on a line of the terminal that is then cleared."""
     from rich.text import Text
 
     from marco_fast.forest.live import StderrView

@@ -12,43 +12,23 @@ from typing import Any
 import torch
 import transformers
 
-from marco_fast.engine import huge_pages
 from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
 from marco_fast.engine.loading.as_built import is_as_built
 from marco_fast.engine.loading.context import limit_of
+from marco_fast.engine.packing import Weights, forget
+from marco_fast.engine.quantized import QuantizedEmbedding, QuantizedLinear
 from marco_fast.engine.runner import PREFILL_BATCH, TreeBatch, compute_by_plan
 from marco_fast.ops import SampledTokens, TreeAttentionPlan, lm_head_confidence
 from marco_fast.ops.backends import built
 from marco_fast.ops.dtypes import DTYPE_CODES, cpp_view
 from marco_fast.ops.isolation import isolated
 
-__all__ = ["PANEL", "NativeRunner", "pack_bias", "pack_gated", "pack_linear"]
+__all__ = ["NativeRunner"]
 
 # Model classes whose layers are what csrc/cpu/decoder/ computes; Qwen3's also norm each head.
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/decoder/decoder_kernels.h)
 FLOATS = (torch.float32, torch.bfloat16)  # what it decodes in
-
-
-def pack_linear(weight: torch.Tensor) -> torch.Tensor:
-    """[out, in] as panels of 32 outputs, the last one filled up with zeros.
-
-    Returns:
-        [panels, in, 32] float32, or [panels, in / 2, 32, 2] bfloat16.
-    """
-    outputs, inputs = weight.shape
-    if outputs % PANEL:
-        weight = torch.nn.functional.pad(weight, (0, 0, 0, -outputs % PANEL))
-    if weight.dtype == torch.bfloat16:
-        return weight.view(-1, PANEL, inputs // 2, 2).transpose(1, 2).contiguous()
-    return weight.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
-
-
-def pack_gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Panels of 16 gates and their 16 values, from two [intermediate, in]."""
-    pieces = [each.view(-1, PANEL // 2, each.shape[1]) for each in (gate, up)]
-    return pack_linear(torch.cat(pieces, dim=1).flatten(0, 1))
 
 
 class NativeRunner:
@@ -63,27 +43,31 @@ class NativeRunner:
 
         config, base = model.config, model.model
         self.cache = cache
-        head = model.lm_head
-        self.head = head.weight.detach(), None if head.bias is None else head.bias.detach()
+        head, table = model.lm_head, base.embed_tokens
+        self.head = _weight(head), None if head.bias is None else head.bias.detach()
         self.num_heads: int = config.num_attention_heads
         self.rotary = base.rotary_emb
         self.context = limit_of(config).tokens
-        self.embedding = base.embed_tokens.weight.detach()
-        self.tensors: list[torch.Tensor] = []  # kept alive: C++ has their addresses
-        attention = base.layers[0].self_attn
-        self._keep(self.embedding)
+        self.dtype: torch.dtype = cache.k[0].dtype
+        self.hidden_size: int = config.hidden_size
+        self.embedding = _weight(table)  # kept alive: C++ has its address
+        self.weights = Weights(self.dtype)
+        quantized = isinstance(table, QuantizedEmbedding)
+        shape = (table.num_embeddings, table.embedding_dim)
         self.native = _C.Decoder(
-            dtype=DTYPE_CODES[cache.k[0].dtype],
-            embedding=cpp_view(self.embedding),
+            dtype=DTYPE_CODES[self.dtype],
+            embedding=(0, *shape, shape[1], 1) if quantized else cpp_view(self.embedding),
+            quantized_embedding=self.embedding.native if quantized else _C.QuantizedPanels(),
             intermediate_size=config.intermediate_size,
             num_heads=config.num_attention_heads,
             cache=cpp_view(cache.k[0]),
-            norm=self._vector(base.norm.weight),
+            norm=self.weights.vector(base.norm.weight),
             eps=config.rms_norm_eps,
         )
         for index, layer in enumerate(base.layers):
             self._add_layer(layer, cache.k[index], cache.v[index])
-        self.cos = self.sin = torch.empty(0, attention.head_dim, dtype=torch.float32, device="cpu")
+        size = base.layers[0].self_attn.head_dim
+        self.cos = self.sin = torch.empty(0, size, dtype=torch.float32, device="cpu")
 
     @classmethod
     @isolated
@@ -153,8 +137,7 @@ class NativeRunner:
         if last >= self.context:
             raise IndexError(f"expected positions below {self.context}, the context, got {last}")
         self._rotate_up_to(last + 1)
-        size = self.embedding.shape[1]
-        out = torch.empty(rows if hidden else 0, size, dtype=self.embedding.dtype, device="cpu")
+        out = torch.empty(rows if hidden else 0, self.hidden_size, dtype=self.dtype, device="cpu")
         self.native.step(
             cpp_view(token_ids),
             positions=positions.data_ptr(),
@@ -176,64 +159,30 @@ class NativeRunner:
             self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
 
     def _add_layer(self, layer: Any, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
-        biases = [each.bias for each in inputs]
-        qkv = self._matrix(
-            torch.cat([each.weight for each in inputs]),
-            None if biases[0] is None else torch.cat(biases),
-        )
-        gate, up = mlp.gate_proj, mlp.up_proj
-        both = None if gate.bias is None else pack_bias(gate.bias, up.bias)
-        panels = self._panels(pack_gated(gate.weight.detach(), up.weight.detach()))
-        q_norm, k_norm = (self._vector(n.weight) if n else 0 for n in _head_norms(attention))
+        attention, mlp, weights = layer.self_attn, layer.mlp, self.weights
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        q_norm, k_norm = (weights.vector(each.weight) if each else 0 for each in norms)
         self.native.add_layer(
-            qkv=qkv,
-            attention_out=self._matrix(attention.o_proj.weight, attention.o_proj.bias),
-            gate_up=_linear(panels, self._bias(both), gate.in_features, 2 * gate.out_features),
-            down=self._matrix(mlp.down_proj.weight, mlp.down_proj.bias),
-            attention_norm=self._vector(layer.input_layernorm.weight),
-            mlp_norm=self._vector(layer.post_attention_layernorm.weight),
+            qkv=weights.side_by_side([attention.q_proj, attention.k_proj, attention.v_proj]),
+            attention_out=weights.matrix(attention.o_proj),
+            gate_up=weights.gated(mlp.gate_proj, mlp.up_proj),
+            down=weights.matrix(mlp.down_proj),
+            attention_norm=weights.vector(layer.input_layernorm.weight),
+            mlp_norm=weights.vector(layer.post_attention_layernorm.weight),
             q_norm=q_norm,
             k_norm=k_norm,
             scale=attention.scaling,
-            k_cache=self._keep(k_cache),
-            v_cache=self._keep(v_cache),
+            k_cache=weights.keep(k_cache),
+            v_cache=weights.keep(v_cache),
         )
         for linear in _linears(layer):
-            _forget(linear)
-
-    def _keep(self, tensor: torch.Tensor) -> int:
-        self.tensors.append(tensor)
-        return tensor.data_ptr()
-
-    def _panels(self, packed: torch.Tensor) -> int:
-        return self._keep(huge_pages.empty(packed.shape, packed.dtype, packed.device).copy_(packed))
-
-    def _vector(self, weight: torch.Tensor) -> int:
-        return self._keep(weight.detach().float().contiguous())
-
-    def _bias(self, bias: torch.Tensor | None) -> int:
-        if bias is None:
-            return 0
-        return self._vector(torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL)))
-
-    def _matrix(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        """The packed weights and the bias as C++ knows them."""
-        outputs, inputs = weight.shape
-        panels = self._panels(pack_linear(weight.detach()))
-        return _linear(panels, self._bias(bias), inputs, outputs)
+            forget(linear)
 
 
-def pack_bias(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """The bias of `pack_gated`'s outputs, in their order."""
-    return torch.cat([gate.view(-1, PANEL // 2), up.view(-1, PANEL // 2)], dim=1).flatten()
-
-
-def _linear(panels: int, bias: int, inputs: int, outputs: int) -> Any:
-    from marco_fast import _C
-
-    return _C.PackedLinear(panels=panels, bias=bias, inputs=inputs, outputs=outputs)
+def _weight(module: Any) -> Any:
+    """The matrix of an embedding or an LM head."""
+    quantized = isinstance(module, QuantizedEmbedding | QuantizedLinear)
+    return module.weight if quantized else module.weight.detach()
 
 
 def _is_known(model: Any) -> bool:
@@ -256,13 +205,3 @@ def _linears(layer: Any) -> list[Any]:
         attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
         mlp.gate_proj, mlp.up_proj, mlp.down_proj,
     ]  # fmt: skip
-
-
-def _head_norms(attention: Any) -> tuple[Any, Any]:
-    return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-
-
-def _forget(linear: torch.nn.Linear) -> None:
-    """Gives a layer's weights up: they are packed elsewhere."""
-    nothing = torch.empty(0, dtype=linear.weight.dtype, device="cpu")
-    linear.weight = torch.nn.Parameter(nothing, requires_grad=False)

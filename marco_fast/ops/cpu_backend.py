@@ -16,6 +16,7 @@ from marco_fast.ops.attention.attend import (
 )
 from marco_fast.ops.confidence.options import Head, Sampling, Scoring
 from marco_fast.ops.dtypes import DTYPE_CODES, cpp_view
+from marco_fast.ops.quantized import PackedWeight
 from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
@@ -99,9 +100,11 @@ def sampling_addresses(sampling: Sampling) -> list[int]:
 def product_arguments(head: Head) -> tuple[object, ...]:
     """A product as the C++ kernels take it."""
     hidden, weight, bias, round_logits = head
+    quantized = isinstance(weight, PackedWeight)
     return (
         cpp_view(hidden),
-        cpp_view(weight),
+        (0, *weight.shape, weight.shape[1], 1) if quantized else cpp_view(weight),
+        weight.native if quantized else None,
         0 if bias is None else bias.data_ptr(),
         DTYPE_CODES[hidden.dtype],
         DTYPE_CODES[round_logits],

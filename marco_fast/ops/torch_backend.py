@@ -17,6 +17,7 @@ from marco_fast.ops.attention.attend import (
 )
 from marco_fast.ops.confidence.options import Head, Sampling, Scoring
 from marco_fast.ops.isolation import exact_products
+from marco_fast.ops.quantized import PackedWeight
 from marco_fast.ops.reference.confidence import LMHeadRecords, SampledTokens, TopKConfidence
 
 __all__ = [
@@ -88,7 +89,9 @@ def lm_head_records(head: Head, sampling: Sampling, out: LMHeadRecords) -> None:
 
 @exact_products
 def _logits(head: Head) -> torch.Tensor:
-    logits = head.hidden.float() @ head.weight.float().T
+    weight = head.weight
+    weight = weight.dequantize() if isinstance(weight, PackedWeight) else weight.float()
+    logits = head.hidden.float() @ weight.T
     if head.bias is not None:
         logits += head.bias
     return logits.to(head.round_logits)

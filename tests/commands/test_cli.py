@@ -130,6 +130,8 @@ BAD = [
     (["q", "--history", "/dev/zero"], "expected JSON in '/dev/zero', got a device"),
     (["q", "--save", "nowhere/tree.json"], "folder that exists"),
     (["q", "--save", "."], "expected --save to name a file"),
+    (["q", "--chat-template-kwargs", "{"], "to be an object of JSON, such as '{"),
+    (["q", "--chat-template-kwargs", "[1]"], "to be an object of JSON, .* got '\\[1\\]'"),
     (["q", "--unknown"], "unrecognized arguments: --unknown"),
     (["q", "--kv-tokens", "16"], "expected a question of fewer than 16 tokens|free KV pages"),
 ]

@@ -11,9 +11,9 @@ from tests.support.models import save_model
 QUESTION = "How many times does the letter r occur in strawberry?"
 FAST = ["--expansions", "4"]
 UNFINISHED = [
-    (["--expansions", "1", "--rollout-tokens", "8"], "--expansions 1, its paths cut off by --roll"),
-    (["--max-tokens", "20"], "tokens; give more --max-tokens"),
-    (["--max-seconds", "0"], "ended after 0.0 s; give more --max-seconds"),
+    (["--expansions", "1", "--rollout-tokens", "8"], "the only path reached --rollout-tokens 8: "),
+    (["--max-tokens", "20"], "still ran when --max-tokens 20 were used up: give more"),
+    (["--max-seconds", "0"], "nothing was decoded within --max-seconds 0; give more"),
 ]
 
 
@@ -42,9 +42,9 @@ def test_without_an_answer_it_prints_the_best_reply_and_says_what_may_help(
     [
         (
             "--context",
-            "paths were cut off by the context of 64 tokens; give more --context, as far",
+            "paths filled the context of 64 tokens, ",
         ),
-        ("--kv-tokens", "paths were cut off by a full KV cache; give more --kv-tokens, or ask for"),
+        ("--kv-tokens", "the prompt's: give more --kv-tokens or --context, up to 1024"),
     ],
 )
 def test_paths_that_are_cut_off_are_told_of(option, says, capfd):
@@ -52,9 +52,14 @@ def test_paths_that_are_cut_off_are_told_of(option, says, capfd):
     assert says in capfd.readouterr().err
 
 
-def test_a_model_that_does_not_write_the_tags_is_told_of(capfd, tmp_path):
+def test_a_model_that_writes_no_tags_answers_with_its_whole_reply(capfd, tmp_path):
     folder = str(save_model("llama3", tmp_path / "model"))
-    assert main(["solve", "q", "--model", folder, "--quiet", "--max-tokens", "5000"]) == 3
+    assert main(["solve", "q", "--model", folder, "--quiet", "--max-tokens", "5000"]) == 0
     captured = capfd.readouterr()
-    assert "ended without <Output>, which this model does not write" in captured.err
+    assert captured.err == ""
     assert captured.out.strip()
+
+
+def test_an_option_that_did_nothing_is_told_of(capfd):
+    assert main(["solve", QUESTION, "--quiet", "--reflect", "--context", "64", *FAST]) == 3
+    assert "note: --reflect had no effect: no path ended its thought" in capfd.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from marco_fast import ops
-from marco_fast.engine.native_runner import pack_linear
+from marco_fast.engine.packing import pack_linear
 
 _C = pytest.importorskip("marco_fast._C")
 

@@ -9,13 +9,8 @@ import transformers
 
 import marco_fast as mf
 from marco_fast import Engine, SearchConfig, solve
-from marco_fast.engine.native_runner import (
-    PANEL,
-    NativeRunner,
-    pack_bias,
-    pack_gated,
-    pack_linear,
-)
+from marco_fast.engine.native_runner import NativeRunner
+from marco_fast.engine.packing import PANEL, pack_bias, pack_gated, pack_linear
 from marco_fast.engine.transformers_runner import TransformersRunner
 from tests.support.hostile import against_guard
 from tests.support.models import CONFIGS, PlainForward, save_model

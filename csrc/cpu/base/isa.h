@@ -40,7 +40,8 @@ inline const Isa* isas() {
   static const bool avx512 =
       avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  static const bool bf16 =
+      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   static const Isa all[kNumIsas] = {
       {"scalar", true}, {"avx2", avx2}, {"avx512", avx512}, {"avx512_bf16", bf16}};
 #else

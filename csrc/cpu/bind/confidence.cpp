@@ -146,11 +146,13 @@ void sample_row(const ConfidenceArgs& all, int64_t b, const float* logits) {
   run_confidence(args, sample_capacity(args), 1);
 }
 
-// The product alone: hidden [B, H], weight [V, H] and bias [V] (0: none). `round_logits`: the dtype
-// that logits are rounded to; float32: they are not.
-LMHeadArgs lm_head_args(const Tensor<2>& hidden, const Tensor<2>& weight, Address bias, int dtype,
+// The product alone: hidden [B, H], weight [V, H], quantised if its address is 0, and bias [V] (0:
+// none). `round_logits`: the dtype that logits are rounded to; float32: they are not.
+LMHeadArgs lm_head_args(const Tensor<2>& hidden, const Tensor<2>& weight,
+                        const QuantizedPanels* quantized, Address bias, int dtype,
                         int round_logits) {
   LMHeadArgs args{};
+  args.quantized = quantized;
   args.hidden = at<void>(hidden.address), args.hidden_stride = hidden.stride[0];
   args.weight = at<void>(weight.address), args.weight_stride = weight.stride[0];
   args.bias = at<float>(bias), args.hidden_size = hidden.size[1];
@@ -161,11 +163,12 @@ LMHeadArgs lm_head_args(const Tensor<2>& hidden, const Tensor<2>& weight, Addres
   return args;
 }
 
-void lm_head_records(const Tensor<2>& hidden, const Tensor<2>& weight, Address bias, int dtype,
-                     int round_logits, bool tempered, const Options& options, int32_t candidates,
+void lm_head_records(const Tensor<2>& hidden, const Tensor<2>& weight,
+                     const QuantizedPanels* quantized, Address bias, int dtype, int round_logits,
+                     bool tempered, const Options& options, int32_t candidates,
                      const std::array<Address, 6>& out, int threads) {
   const SampleOptions sample = sample_options(options, tempered, {});
-  LMHeadArgs args = lm_head_args(hidden, weight, bias, dtype, round_logits);
+  LMHeadArgs args = lm_head_args(hidden, weight, quantized, bias, dtype, round_logits);
   args.scores.top_k = static_cast<int32_t>(std::min<int64_t>(candidates, weight.size[0]));
   args.scores.sample = &sample;
   if (hidden.size[0] == 0) return;
@@ -178,11 +181,12 @@ void lm_head_records(const Tensor<2>& hidden, const Tensor<2>& weight, Address b
   pass.summarize(summary);
 }
 
-void lm_head_confidence(const Tensor<2>& hidden, const Tensor<2>& weight, Address bias, int dtype,
-                        int round_logits, int32_t top_k, bool include_token, bool tempered,
-                        const Options& options, const Sampled& out, int threads) {
+void lm_head_confidence(const Tensor<2>& hidden, const Tensor<2>& weight,
+                        const QuantizedPanels* quantized, Address bias, int dtype, int round_logits,
+                        int32_t top_k, bool include_token, bool tempered, const Options& options,
+                        const Sampled& out, int threads) {
   const SampleOptions sample = sample_options(options, tempered, out);
-  LMHeadArgs args = lm_head_args(hidden, weight, bias, dtype, round_logits);
+  LMHeadArgs args = lm_head_args(hidden, weight, quantized, bias, dtype, round_logits);
   args.scores.top_k = top_k, args.scores.include_token = include_token;
   args.scores.sample = &sample, args.scores.out = score_outputs(out);
   if (hidden.size[0] == 0) return;

@@ -32,6 +32,7 @@ void load_row(const LMHeadArgs& args, int64_t row, const HeadRows& rows) {
   const T* from = static_cast<const T*>(args.hidden) + row * args.hidden_stride;
   float* to = rows.words + row * rows.stride;
   std::memset(to, 0, sizeof(float) * rows.stride);
+  if (rows.int8_rows) int8_row(from, args.dtype, args.hidden_size, row, *rows.int8_rows);
   if constexpr (kPairs<T>) {
     std::memcpy(to, from, sizeof(T) * args.hidden_size);
   } else {

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "base/quantized.h"
 #include "confidence/topk_confidence.h"
 
 namespace marco_fast {
@@ -25,11 +26,12 @@ inline int32_t head_candidates(int64_t vocab_size) {
 struct LMHeadArgs {
   const void* hidden;  // [B, H], rows `hidden_stride` elements apart
   int64_t hidden_stride;
-  const void* weight;  // [V, H]
+  const void* weight;  // [V, H]; null: in `quantized`
+  const QuantizedPanels* quantized;
   int64_t weight_stride;
   const float* bias;    // [V] or null
   int64_t hidden_size;  // H
-  Dtype dtype;          // of hidden and weight
+  Dtype dtype;          // of hidden, and of a weight that is not quantised
   Dtype round_logits;  // logits are rounded to it before anything reads them; float32: they are not
   ConfidenceArgs scores;  // logits.data is null; `sample` is not
 };
@@ -38,6 +40,7 @@ struct LMHeadArgs {
 struct HeadRows {
   float* words;
   int64_t stride;
+  const QuantizedRows* int8_rows;  // the same in 8 bits, where the weights want them so; or null
 };
 
 // What is kept of one row.

@@ -10,6 +10,7 @@
 #include "base/simd_tile.h"
 #include "base/unroll.h"
 #include "confidence/lm_head_confidence.h"
+#include "decoder/decoder_kernels.h"
 
 namespace marco_fast {
 namespace MF_NS {
@@ -120,11 +121,39 @@ void tile(const LMHeadArgs& args, const HeadRows& rows, int64_t row, int64_t tok
     }
 }
 
+// The same from quantised weights; `begin` is a multiple of a panel.
+template <class T>
+void quantized_logits(const LMHeadArgs& args, const HeadRows& rows, int64_t row_begin,
+                      int64_t row_end, int64_t begin, int64_t end, float* logits, int64_t stride) {
+  LinearArgs product{};
+  product.a = rows.words + row_begin * rows.stride;
+  product.dtype = kPairs<T> ? Dtype::bf16 : Dtype::f32;
+  product.a_stride = kPairs<T> ? 2 * rows.stride : rows.stride;
+  product.quantized = args.quantized;
+  QuantizedRows some{};
+  if (rows.int8_rows) {
+    some = *rows.int8_rows;
+    product.int8_rows = &some;
+    some.codes += row_begin * kGroup, some.scales += row_begin, some.sums += 2 * row_begin;
+  }
+  product.rows = row_end - row_begin, product.in = args.hidden_size;
+  product.out = end, product.result = logits - begin, product.result_stride = stride;
+  linear(product, begin / kPanel, (end + kPanel - 1) / kPanel);
+  for (int64_t row = 0; row < product.rows; ++row)
+    for (int64_t v = 0; v < end - begin; ++v) {
+      float& z = logits[row * stride + v];
+      if (args.bias) z += args.bias[begin + v];
+      z = round_to(args.round_logits, z);
+    }
+}
+
 // Logits of rows [row_begin, row_end) and of tokens [begin, end); the first row's first token is
 // at logits[0].
 template <class T>
 void logits_of(const LMHeadArgs& args, const HeadRows& rows, int64_t row_begin, int64_t row_end,
                int64_t begin, int64_t end, float* logits, int64_t stride) {
+  if (args.quantized)
+    return quantized_logits<T>(args, rows, row_begin, row_end, begin, end, logits, stride);
   const int64_t fit =
       kWeightBytes / static_cast<int64_t>(sizeof(T)) / args.hidden_size / kTileTokens * kTileTokens;
   const int64_t batch = fit < kTileTokens ? kTileTokens : fit;

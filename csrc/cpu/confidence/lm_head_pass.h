@@ -27,11 +27,13 @@ class LMHeadPass {
         kernels_(kernels),
         rows_(args.scores.logits.rows),
         vocab_size_(args.scores.logits.vocab_size),
-        threads_(threads) {
+        threads_(threads),
+        int8_(args.quantized && args.quantized->int8_rows ? rows_ : 0, args.hidden_size) {
     const int64_t blocks = num_vocab_blocks(vocab_size_), capacity = head_capacity(args.scores);
     hidden_.reset(new float[rows_ * head_row_words(args.hidden_size) + 16]);
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(hidden_.get()) + 63) & ~uintptr_t{63};
-    held_ = {reinterpret_cast<float*>(begin), head_row_words(args.hidden_size)};
+    held_ = {reinterpret_cast<float*>(begin), head_row_words(args.hidden_size),
+             int8_.rows.rows > 0 ? &int8_.rows : nullptr};
     records_.reset(new BlockRecord[rows_ * blocks]);
     tile_masses_.reset(new float[rows_ * blocks * kTilesPerBlock]);
     keys_.reset(new uint64_t[rows_ * capacity]);
@@ -79,9 +81,12 @@ class LMHeadPass {
 
   // All logits [len(rows), V] of some rows. Afterwards no other row of hidden is held.
   void all_logits(const std::vector<int64_t>& rows, float* logits) {
-    for (size_t i = 0; i < rows.size(); ++i)  // rows ascend: each moves down or stays
+    for (size_t i = 0; i < rows.size(); ++i) {  // rows ascend: each moves down or stays
       std::copy_n(held_.words + rows[i] * held_.stride, held_.stride,
                   held_.words + i * held_.stride);
+      for (int64_t g = 0; held_.int8_rows && g < args_.hidden_size / kGroup; ++g)
+        copy_row(*held_.int8_rows, g * rows_ + rows[i], g * rows_ + static_cast<int64_t>(i));
+    }
     multiply(static_cast<int64_t>(rows.size()), 0, vocab_size_, logits, vocab_size_);
   }
 
@@ -109,6 +114,12 @@ class LMHeadPass {
     });
   }
 
+  static void copy_row(const QuantizedRows& rows, int64_t from, int64_t to) {
+    std::copy_n(rows.codes + from * kGroup, kGroup, rows.codes + to * kGroup);
+    rows.scales[to] = rows.scales[from];
+    std::copy_n(rows.sums + 2 * from, 2, rows.sums + 2 * to);
+  }
+
   const LMHeadArgs& args_;
   const LMHeadKernels& kernels_;
   const int64_t rows_, vocab_size_;
@@ -117,6 +128,7 @@ class LMHeadPass {
   std::unique_ptr<BlockRecord[]> records_;
   std::unique_ptr<uint64_t[]> keys_;
   std::vector<HeadState> states_;
+  const Int8Memory int8_;
   HeadRows held_;
 };
 

@@ -17,26 +17,31 @@
 
 namespace marco_fast {
 
-// A linear layer: its panels of weights (decoder_kernels.h), its bias or null, its sizes.
+// A linear layer: its panels of weights (decoder_kernels.h), its bias or null, its sizes. Quantised
+// weights have no panels and are in `quantized`.
 struct PackedLinear {
   const void* panels;
+  QuantizedPanels quantized;
   const float* bias;
   int64_t in, out;
 };
 
 struct DecoderLayer {
-  PackedLinear qkv, attention_out, gate_up, down;
+  std::vector<PackedLinear>
+      qkv;  // side by side: weights of several kinds are products of their own
+  PackedLinear attention_out, gate_up, down;
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
   float scale;  // of the attention scores
   void *k_cache, *v_cache;
 };
 
 struct Decoder {
-  Dtype dtype;  // of weights, caches and the embedding
+  Dtype dtype;  // of caches, and of weights and an embedding that are not quantised
   int64_t hidden_size, intermediate_size, vocab_size;
   int num_heads, num_kv_heads, head_dim;
   float eps;
-  const void* embedding;  // [vocab_size, hidden_size]
+  const void* embedding;  // [vocab_size, hidden_size]; null: in `quantized_embedding`
+  QuantizedPanels quantized_embedding;
   const float* norm;
   // Of every layer's K and V cache; strides in elements.
   int64_t num_pages, page_size, stride_page, stride_head;
@@ -56,6 +61,8 @@ struct DecoderKernels {
   void (*norm_rows)(const NormArgs&, int64_t row_begin, int64_t row_end);
   void (*rope_rows)(const RopeArgs&, int64_t row_begin, int64_t row_end);
   void (*embed_row)(const void* table, Dtype dtype, int64_t row, int64_t size, float* out);
+  void (*int8_row)(const void* x, Dtype dtype, int64_t in, int64_t row, const QuantizedRows& to);
+  void (*quantized_row)(const QuantizedPanels& table, int64_t row, float* out);
   TreeAttentionKernel tree_attention;
 };
 
@@ -72,6 +79,7 @@ class DecodePass {
     gated_wide_ = model.intermediate_size + 64 / item;
     const int64_t words =
         threads * thread_words(rows, model.num_heads / model.num_kv_heads, model.head_dim);
+    const int64_t most = std::max({model.hidden_size, queries, model.intermediate_size});
     const auto reserve = [&](int64_t bytes) {
       const int64_t at = size_;
       size_ += (bytes + 63) / 64 * 64;
@@ -81,27 +89,28 @@ class DecodePass {
                   qkv = reserve(4 * rows * (model.num_heads + 2 * model.num_kv_heads) *
                                 model.head_dim),
                   q = reserve(item * rows * queries), lse = reserve(4 * rows * model.num_heads),
-                  gated = reserve(item * rows * gated_wide_), scratch = reserve(4 * words);
+                  gated = reserve(item * rows * gated_wide_), int8 = reserve(rows * most),
+                  scales = reserve(4 * rows * most / kGroup),
+                  sums = reserve(8 * rows * most / kGroup), scratch = reserve(4 * words);
     memory_.reset(new char[size_ + 64]);
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63};
     const auto at = [begin](int64_t offset) { return reinterpret_cast<float*>(begin + offset); };
     x_ = at(x), a_ = at(a), qkv_ = at(qkv), q_ = at(q), lse_ = at(lse);
     gated_ = at(gated), scratch_ = at(scratch);
+    int8_ = {reinterpret_cast<int8_t*>(at(int8)), at(scales), at(sums), rows};
   }
 
   void run() {
-    for (int64_t row = 0; row < step_.rows; ++row)
-      kernels_.embed_row(model_.embedding, model_.dtype, step_.token_ids[row], model_.hidden_size,
-                         x_ + row * model_.hidden_size);
+    for (int64_t row = 0; row < step_.rows; ++row) embed(row);
     for (const DecoderLayer& layer : model_.layers) {
       norm(layer.attention_norm, a_, wide_);
-      linear(a_, wide_, layer.qkv, qkv_, false);
+      project(layer);
       rope(layer);
       attend(layer);
-      linear(a_, wide_, layer.attention_out, x_, true);
+      linear(a_, wide_, layer.attention_out, x_, model_.hidden_size, true);
       norm(layer.mlp_norm, a_, wide_);
-      linear(a_, wide_, layer.gate_up, nullptr, false, gated_);
-      linear(gated_, gated_wide_, layer.down, x_, true);
+      linear(a_, wide_, layer.gate_up, nullptr, 0, false, gated_);
+      linear(gated_, gated_wide_, layer.down, x_, model_.hidden_size, true);
     }
     if (step_.hidden != nullptr) norm(model_.norm, step_.hidden, model_.hidden_size);
   }
@@ -117,15 +126,49 @@ class DecodePass {
              [&](int part, int all) { f(count * part / all, count * (part + 1) / all); });
   }
 
-  void linear(const void* a, int64_t stride, const PackedLinear& w, float* result, bool accumulate,
-              void* gated = nullptr) {
+  void embed(int64_t row) {
+    const int64_t token = step_.token_ids[row];
+    float* x = x_ + row * model_.hidden_size;
+    if (model_.embedding) {
+      kernels_.embed_row(model_.embedding, model_.dtype, token, model_.hidden_size, x);
+    } else {
+      kernels_.quantized_row(model_.quantized_embedding, token, x);
+    }
+  }
+
+  void project(const DecoderLayer& layer) {
+    const int64_t stride = (model_.num_heads + 2 * model_.num_kv_heads) * model_.head_dim;
+    int64_t column = 0;
+    for (const PackedLinear& part : layer.qkv) {
+      linear(a_, wide_, part, qkv_ + column, stride, false);
+      column += part.out;
+    }
+  }
+
+  void linear(const void* a, int64_t stride, const PackedLinear& w, float* result,
+              int64_t result_stride, bool accumulate, void* gated = nullptr) {
     LinearArgs args{};
     args.a = a, args.a_stride = stride, args.panels = w.panels, args.bias = w.bias;
+    args.quantized = w.panels ? nullptr : &w.quantized;
     args.rows = step_.rows, args.in = w.in, args.out = w.out, args.dtype = model_.dtype;
-    args.result = result, args.accumulate = accumulate;
+    args.result = result, args.result_stride = result_stride, args.accumulate = accumulate;
     args.gated = gated, args.gated_stride = gated_wide_;
+    if (args.quantized && w.quantized.int8_rows) {
+      round_rows(a, stride, w.in);
+      args.int8_rows = &int8_;
+    }
     share((w.out + kPanel - 1) / kPanel, double(step_.rows) * w.in * w.out, 100e3,
           [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end); });
+  }
+
+  // Rows of a in 8 bits, for weights that are multiplied so.
+  void round_rows(const void* a, int64_t stride, int64_t in) {
+    const int64_t item = model_.dtype == Dtype::bf16 ? 2 : 4;
+    share(step_.rows, double(step_.rows) * in, 50e3, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        kernels_.int8_row(static_cast<const char*>(a) + row * stride * item, model_.dtype, in, row,
+                          int8_);
+    });
   }
 
   void norm(const float* weight, void* out, int64_t stride) {
@@ -174,6 +217,7 @@ class DecodePass {
   std::unique_ptr<char[]> memory_;
   // x and qkv are float32; a, q and gated have the model's type.
   float *x_, *a_, *qkv_, *q_, *lse_, *gated_, *scratch_;
+  QuantizedRows int8_;
 };
 
 }  // namespace marco_fast

@@ -1,5 +1,10 @@
 // Products with packed weights; compiled once per instruction set.
+#include <cmath>
+#include <type_traits>
+
 #include "base/exp.h"
+#include "base/expand.h"
+#include "base/int8_dot.h"
 #include "base/prefetch.h"
 #include "base/simd_tile.h"
 #include "base/unroll.h"
@@ -171,7 +176,7 @@ inline void finish_row(const LinearArgs& args, int64_t row, int64_t panel, const
     if (args.dtype == Dtype::bf16) return store_gated<bf16>(args, row, panel, acc);
     return store_gated<float>(args, row, panel, acc);
   }
-  float* to = args.result + row * args.out + column;
+  float* to = args.result + row * args.result_stride + column;
   if (args.out - column < kPanel) {
     float lanes[kPanel];
     for (int j = 0; j < kVecs; ++j) store(lanes + j * kLanes, acc[j]);
@@ -234,14 +239,121 @@ void panel_rows(const LinearArgs& args, int64_t panel, int64_t first, int count)
   }
 }
 
+// Rows of T over a panel of quantised weights: each piece of it is expanded once for all of them.
+// In the same order as above, so that a product has the bits that unquantised weights give it.
+template <class T>
+void quantized_rows(const LinearArgs& args, int64_t panel, int64_t first, int count) {
+  constexpr bool kHalves = std::is_same<T, bf16>::value, kPairs = kHalves && kPairDot;
+  constexpr int64_t kInputs = kPairs ? 256 : 128;  // of a piece: 16 KiB, which stay in L1
+  alignas(64) float sums[kBatchRows * kPanel], weights[kInputs / (1 + kPairs) * kPanel];
+  const int tiles = (count + kTileRows - 1) / kTileRows;
+  for (int64_t begin = 0; begin < args.in; begin += kInputs) {
+    const int64_t inputs = args.in - begin < kInputs ? args.in - begin : kInputs;
+    expand<kPairs>(*args.quantized, panel, begin, inputs, weights);
+    for (int t = 0; t < tiles; ++t) {
+      const int from = count * t / tiles, to = count * (t + 1) / tiles;
+      with_count<kTileRows>(to - from, [&](auto rows) {
+        constexpr int R = decltype(rows)::value;
+        float* sum = sums + from * kPanel;
+        if (begin == 0) std::memset(sum, 0, sizeof(float) * R * kPanel);
+        const T* a = static_cast<const T*>(args.a) + (first + from) * args.a_stride + begin;
+        if constexpr (kHalves && !kPairs) {
+          float wide[R][kInputs];
+          for (int r = 0; r < R; ++r) widen(a + r * args.a_stride, inputs, wide[r]);
+          multiply<false, false, R>(wide[0], kInputs, weights, inputs, {}, sum);
+        } else {
+          multiply<kPairs, false, R>(reinterpret_cast<const float*>(a),
+                                     args.a_stride / (1 + kPairs), weights, inputs / (1 + kPairs),
+                                     {}, sum);
+        }
+        if (begin + inputs < args.in) return;
+        for (int r = 0; r < R; ++r) finish_row(args, first + from + r, panel, sum + r * kPanel);
+      });
+    }
+  }
+}
+
+// Rows in 8 bits over a panel: the products of a group are summed as integers, exactly.
+template <int Bits>
+void int8_panel(const LinearArgs& args, int64_t panel, int64_t first, int count) {
+  const QuantizedPanels& q = *args.quantized;
+  const QuantizedRows& x = *args.int8_rows;
+  const bool halves = q.group < kGroup;
+  alignas(64) float sums[kBatchRows * kPanel];
+  std::memset(sums, 0, sizeof(float) * count * kPanel);
+  const uint32_t* words = q.codes + panel * q.in / kGroup * Bits * kPanel;
+  for (int64_t g = 0; g < q.in / kGroup; ++g, words += Bits * kPanel) {
+    prefetch_group<Bits>(words);
+    for (int lane = 0; lane < kPanel; lane += kLanes) {
+      Words quads[8];
+      load_quads<Bits>(words + lane, quads);
+      const Affine one = affine_at(q, panel, g * kGroup, lane);
+      const Affine two = halves ? affine_at(q, panel, g * kGroup + 16, lane) : one;
+      int64_t at = g * x.rows + first;
+      for (int r = 0; r < count; ++r, ++at) {
+        const int8_t* row = x.codes + at * kGroup;
+        const float left = x.sums[2 * at], right = x.sums[2 * at + 1];
+        Vec sum;
+        if (halves) {
+          sum = fma(dot_quads<Bits, 4>(quads, row), one.scale, mul(one.offset, set1(left)));
+          sum = fma(two.offset, set1(right), sum);
+          sum = fma(dot_quads<Bits, 4>(quads + 4, row + 16), two.scale, sum);
+        } else {
+          sum = fma(dot_quads<Bits, 8>(quads, row), one.scale, mul(one.offset, set1(left + right)));
+        }
+        float* to = sums + r * kPanel + lane;
+        store(to, fma(sum, set1(x.scales[at]), load(to)));
+      }
+    }
+  }
+  for (int r = 0; r < count; ++r) finish_row(args, first + r, panel, sums + r * kPanel);
+}
+
+void quantized_panel(const LinearArgs& args, int64_t panel, int64_t first, int count) {
+  if (args.int8_rows) {
+    const int bits = args.quantized->bits;
+    (bits == 4   ? int8_panel<4>
+     : bits == 6 ? int8_panel<6>
+                 : int8_panel<8>)(args, panel, first, count);
+  } else if (args.dtype == Dtype::bf16) {
+    quantized_rows<bf16>(args, panel, first, count);
+  } else {
+    quantized_rows<float>(args, panel, first, count);
+  }
+}
+
 }  // namespace
+
+void int8_row(const void* x, Dtype dtype, int64_t in, int64_t row, const QuantizedRows& to) {
+  with_type(dtype,
+            [&](auto type) { quantize_row(static_cast<const decltype(type)*>(x), in, row, to); });
+}
+
+void quantized_row(const QuantizedPanels& table, int64_t row, float* out) {
+  const int64_t panel = row / kPanel, lane = row % kPanel, groups = table.in / kGroup;
+  for (int64_t i = 0; i < table.in; ++i) {
+    const int64_t group = panel * groups + i / kGroup;
+    const int64_t block = (panel * (table.in / table.block) + i / table.block) * kPanel + lane;
+    const int64_t fine = (panel * (table.in / table.group) + i / table.group) * kPanel + lane;
+    const uint32_t* words = table.codes + group * table.bits * kPanel + lane;
+    const float code = static_cast<float>(code_of(words, table.bits, i % kGroup));
+    float scale = to_float(table.scale[block]);
+    if (table.mult) scale *= table.mult[fine];
+    float offset = -table.zero * scale;
+    if (table.offset) offset = to_float(table.offset[block]);
+    if (table.offset && table.offset_mult) offset *= table.offset_mult[fine];
+    out[i] = std::fma(code, scale, offset);
+  }
+}
 
 void linear(const LinearArgs& args, int64_t panel_begin, int64_t panel_end) {
   for (int64_t panel = panel_begin; panel < panel_end; ++panel)
     for (int64_t first = 0; first < args.rows; first += kBatchRows) {
       const int64_t left = args.rows - first;
       const int count = left < kBatchRows ? static_cast<int>(left) : kBatchRows;
-      if (args.dtype == Dtype::bf16) {
+      if (args.quantized) {
+        quantized_panel(args, panel, first, count);
+      } else if (args.dtype == Dtype::bf16) {
         panel_rows<true>(args, panel, first, count);
       } else {
         panel_rows<false>(args, panel, first, count);

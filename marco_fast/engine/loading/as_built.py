@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from marco_fast.engine.quantized import QuantizedEmbedding, QuantizedLinear
+
 __all__ = ["is_as_built"]
 
 
@@ -31,8 +33,18 @@ def _is_plain(parameter: torch.nn.Parameter, model: Any) -> bool:
 
 def _is_alike(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether two modules compute the same from the same weights, their children aside."""
-    hooked = one._forward_hooks or one._forward_pre_hooks
-    return type(one) is type(other) and not hooked and _settings(one) == _settings(other)
+    if one._forward_hooks or one._forward_pre_hooks:
+        return False
+    if isinstance(one, QuantizedLinear | QuantizedEmbedding):  # of the same sizes: values differ
+        return _sizes(one) == _sizes(other)
+    return type(one) is type(other) and _settings(one) == _settings(other)
+
+
+def _sizes(module: torch.nn.Module) -> list[Any]:
+    """What an embedding or a linear layer, quantised or not, is beside its values."""
+    names = ("num_embeddings", "embedding_dim", "in_features", "out_features")
+    bias = getattr(module, "bias", None)
+    return [getattr(module, name, None) for name in names] + [None if bias is None else bias.shape]
 
 
 def _settings(module: torch.nn.Module) -> dict[str, Any]:

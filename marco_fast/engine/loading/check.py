@@ -1,6 +1,7 @@
 """Whether a model computes in an engine what it computes in transformers alone: one short path."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from marco_fast.errors import ModelError
 
 __all__ = ["NO_NUMBERS", "TOLERANCE", "ForwardCheck", "distance", "looked_at"]
 
+LOG = logging.getLogger("marco_fast.loading")  # what is done, for a terminal
 TEXT = (
     "A train leaves at nine in the morning and needs 3 hours and 20 minutes. "
     "When does it arrive, if it has to wait for a quarter of an hour on its way?"
@@ -47,6 +49,7 @@ class ForwardCheck:
     """
 
     def __init__(self, model: Any, tokenizer: Any, cache: PagedKVCache, context: int) -> None:
+        LOG.info("computing a short path by transformers")
         self.model = model
         steps = min(STEPS, context, cache.num_pages * cache.page_size)
         # In a small cache one branch goes on in the prompt's own segment.
@@ -71,6 +74,7 @@ class ForwardCheck:
         Raises:
             ModelError: the runner computes something else.
         """
+        LOG.info("computing the same path by the engine")
         cache = runner.cache
         # The same pages with bookkeeping of their own: a search then gets the first node and page.
         runner.cache = copy.deepcopy(cache, {id(cache.k): cache.k, id(cache.v): cache.v})

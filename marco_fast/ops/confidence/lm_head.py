@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 
+from marco_fast.errors import BackendError
 from marco_fast.ops.backends import load_backend
 from marco_fast.ops.confidence.options import Head, check_scoring, float_tensor, sampling_arguments
 from marco_fast.ops.confidence.sample import SampledTokens, empty_samples
 from marco_fast.ops.dtypes import FLOATS
 from marco_fast.ops.isolation import isolated
 from marco_fast.ops.numbers import described
+from marco_fast.ops.quantized import PackedWeight
 from marco_fast.ops.tensors import mark_written, tensor_of
 
 __all__ = ["head_arguments", "lm_head_confidence"]
@@ -18,7 +20,7 @@ __all__ = ["head_arguments", "lm_head_confidence"]
 @isolated
 def lm_head_confidence(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | PackedWeight,
     *,
     bias: torch.Tensor | None = None,
     round_logits: torch.dtype | None = None,
@@ -46,6 +48,7 @@ def lm_head_confidence(
     Args:
         hidden: [B, H] float32, bfloat16 or float16, last dimension contiguous.
         weight: [V, H] of hidden's dtype, last dimension contiguous: an LM head, or tied embeddings.
+            On a CPU also a PackedWeight.
         bias: [V] float, contiguous.
         round_logits: a dtype that the logits are rounded to before they are read, as engines do
             that store them in bfloat16 or float16; None or float32: they are not rounded.
@@ -60,7 +63,7 @@ def lm_head_confidence(
         ValueError: a dtype, shape, stride or range that is not as above.
         BackendError: the named backend cannot run here.
     """
-    head = head_arguments(hidden, weight, bias, round_logits)
+    head = head_arguments(hidden, weight, bias, round_logits, backend)
     hidden = head.hidden
     top_k = check_scoring(len(head.weight), top_k, denominator)
     sampling = sampling_arguments(
@@ -76,9 +79,10 @@ def lm_head_confidence(
 
 def head_arguments(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | PackedWeight,
     bias: torch.Tensor | None,
     round_logits: torch.dtype | None,
+    backend: str | None,
 ) -> Head:
     """The arguments of a product, checked.
 
@@ -86,6 +90,8 @@ def head_arguments(
         ValueError: as lm_head_confidence documents.
     """
     hidden, weight = _operands(hidden, weight)
+    if isinstance(weight, PackedWeight) and backend == "triton":
+        raise BackendError("backend 'triton' cannot multiply by a PackedWeight: it takes tensors")
     if round_logits not in (None, *FLOATS):
         raise ValueError(
             f"expected round_logits to be None, float32, bfloat16 or float16, got {round_logits!r}"
@@ -94,7 +100,7 @@ def head_arguments(
     return Head(hidden, weight, bias, round_logits or torch.float32)
 
 
-def _bias(value: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _bias(value: Any, hidden: torch.Tensor, weight: torch.Tensor | PackedWeight) -> torch.Tensor:
     expected = f"expected bias [{len(weight)}] float, contiguous, on {hidden.device}"
     try:
         bias = tensor_of("bias", value)
@@ -106,8 +112,17 @@ def _bias(value: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     return bias
 
 
-def _operands(hidden: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    hidden, weight = float_tensor("hidden", hidden), float_tensor("weight", weight)
+def _operands(hidden: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor | PackedWeight]:
+    hidden = float_tensor("hidden", hidden)
+    if isinstance(weight, PackedWeight):
+        alike = hidden.dim() == 2 and hidden.shape[1] == weight.shape[1] and hidden.is_cpu
+        if not alike or hidden.stride(1) != 1:
+            raise ValueError(
+                f"expected hidden [B, {weight.shape[1]}] on a CPU, its last dimension contiguous, "
+                f"got {tuple(hidden.shape)} on {hidden.device} with strides {hidden.stride()}"
+            )
+        return hidden, weight
+    weight = float_tensor("weight", weight)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             "expected hidden [B, H] and weight [V, H], got shapes "

@@ -82,7 +82,7 @@ class Head(NamedTuple):
     """The logits that are scored, as the product that makes them: hidden @ weight.T + bias."""
 
     hidden: torch.Tensor  # [B, H]
-    weight: torch.Tensor  # [V, H], or a shard of it
+    weight: Any  # a tensor or PackedWeight [V, H], or a shard of it
     bias: torch.Tensor | None  # [V] float32
     round_logits: torch.dtype  # float32: they are not rounded
 

@@ -17,6 +17,7 @@ from marco_fast.ops.confidence.options import check_scoring, sampling_arguments
 from marco_fast.ops.confidence.sample import SampledTokens
 from marco_fast.ops.isolation import isolated
 from marco_fast.ops.numbers import whole, whole_number
+from marco_fast.ops.quantized import PackedWeight
 from marco_fast.ops.reference.confidence import LMHeadRecords, add_to_paths
 from marco_fast.ops.tensors import mark_written, tensor_of
 
@@ -28,7 +29,7 @@ CANDIDATES = 16  # of the largest, at least: a filtered draw looks at so many
 @isolated
 def lm_head_records(
     hidden: torch.Tensor,
-    weight_shard: torch.Tensor,
+    weight_shard: torch.Tensor | PackedWeight,
     vocab_begin: int,
     vocab_size: int,
     *,
@@ -57,7 +58,7 @@ def lm_head_records(
         ValueError: a dtype, shape, stride or range that is not as above.
         BackendError: the named backend cannot run here.
     """
-    head = head_arguments(hidden, weight_shard, bias, round_logits)
+    head = head_arguments(hidden, weight_shard, bias, round_logits, backend)
     hidden, shard_size = head.hidden, len(head.weight)
     vocab_begin = whole_number("vocab_begin", vocab_begin)
     vocab_size = whole_number("vocab_size", vocab_size)
