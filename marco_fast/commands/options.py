@@ -32,7 +32,8 @@ exit codes:
   0    a finished answer, or the file that was asked for, is there
   1    something failed on the way; what there is was printed
   2    bad input: one line says what was expected
-  3    solve: no path finished; the best unfinished reply was printed
+  3    solve: no path finished; the best unfinished reply was printed. generate-data: no reply
+       passed the filters
   130  Ctrl-C; also 143 (SIGTERM) and 129 (SIGHUP): the best so far was printed and saved, and
        what generate-data has done is in its journal
 """

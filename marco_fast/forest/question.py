@@ -42,6 +42,7 @@ class Question:
         attempts: the branches in flight. answers, finals: the answer's text of each finished node,
             and what of it is compared.
         tokens: decoded so far, forced ones included. lengths: tokens of each branch that has ended.
+        ends: `tokens` when a branch ended, and the node where; one of each branch, in their order.
         began, ended: times of the first branch and of the end; NaN before.
         failure: what the caller's own answer rule raised when it was last asked.
         stop_reason: "" while it may get more branches. error: what ended it, if anything did.
@@ -65,6 +66,7 @@ class Question:
         self.finals: dict[int, str] = {}
         self.tokens = 0
         self.lengths: list[int] = []
+        self.ends: list[tuple[int, int]] = []
         self.began = self.ended = math.nan
         self.stop_reason = ""
         self.released = False
@@ -156,6 +158,7 @@ class Question:
         node = attempt.ticket.node
         value = own_value(self.config, tree, node, attempt.text.text)
         self.search.tell(attempt.ticket, value)
+        self.ends.append((self.tokens, node))
         self.lengths.append(sum(len(tree.token_ids[each]) for each in attempt.ticket.nodes))
         del self.attempts[branch]
         for each in tree.path(node):
@@ -183,6 +186,7 @@ class Question:
                 self.search.grow(ticket, branch.token_ids, branch.logprobs, branch.confidences)
             if ticket.nodes and isinstance(self.config.value, str):
                 self.search.tell(ticket)
+                self.ends.append((self.tokens, ticket.node))
         self.search.abandon(ticket)
 
     def release(self, now: float) -> list[Segment]:

@@ -14,7 +14,7 @@ from marco_fast.forest.foresight import Pace, remaining_seconds
 from marco_fast.forest.question import Question
 from marco_fast.forest.result import Progress, SearchResult, SearchStats
 from marco_fast.search.answer import AnswerGroup, group_answers
-from marco_fast.search.replies import Reply
+from marco_fast.search.replies import Reply, format_of
 from marco_fast.search.tree import FIXED_POINT, SearchTree
 
 __all__ = ["Report", "path_text"]
@@ -52,6 +52,7 @@ class Report:
             messages=question.messages,
             answer=answer,
             thought=thought,
+            reply=self._format(question, node),
             final=question.finals.get(node, "") if groups else "",
             finished=bool(groups),
             confidence=tree.path_confidence(node) if math.isnan(value) else value,
@@ -60,6 +61,7 @@ class Report:
             tree=tree,
             path_answers=question.answers,
             answer_node=node,
+            ends=question.ends,
             stats=self._stats(question),
             stop_reason=question.stop_reason,
             model=self.engine.name,
@@ -133,6 +135,11 @@ class Report:
         if config.max_seconds is not None and len(questions) == 1:
             left = min(left, max(0.0, config.max_seconds - seconds))
         return left
+
+    def _format(self, question: Question, node: int) -> str:
+        """The name of the format that cuts the path's reply."""
+        text = path_text(self.engine, question.search.tree, node).decode(errors="replace")
+        return format_of(question.form, text).name
 
     def _reply(self, question: Question, node: int) -> Reply:
         """The parts of the path's reply, as far as it goes."""

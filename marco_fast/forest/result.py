@@ -52,6 +52,7 @@ class SearchResult:
         answer: what the reply's format calls the answer. Where no path finished, that of the best
             unfinished path as far as it goes, or all its text; "" only when nothing was written.
         thought: the reasoning before it; "" where the format has none.
+        reply: the name of the format that cut the reply: "marco", "think", "plain" or the caller's.
         final: what of the answer was voted on and is compared, such as "18"; "" where no path
             finished.
         finished: whether the chosen path ended by itself, by EOS or the end of its format.
@@ -59,7 +60,8 @@ class SearchResult:
         support: the share of the vote that `final` got, in [0, 1]; 0.0 where no path finished.
         answers: the finished paths in groups of one final, the chosen one first, then the best.
         tree: the SearchTree. path_answers: the answer of every finished path, by its last node.
-        answer_node: the chosen path's last node.
+        answer_node: the chosen path's last node. ends: of each branch that ended, in their order,
+            the tokens decoded by then and the node where it ended.
         stats: SearchStats. stop_reason: "expansions", "tokens", "seconds", "exhausted",
             "interrupted", "kv_full" (the prompt left no page for one branch) or "error".
         error: the exception behind "error" and "kv_full", else None.
@@ -71,6 +73,7 @@ class SearchResult:
     messages: list[dict[str, str]]
     answer: str
     thought: str
+    reply: str
     final: str
     finished: bool
     confidence: float
@@ -79,6 +82,7 @@ class SearchResult:
     tree: SearchTree
     path_answers: dict[int, str]
     answer_node: int
+    ends: list[tuple[int, int]]
     stats: SearchStats
     stop_reason: str
     model: str

@@ -18,6 +18,7 @@ __all__ = [
     "PathText",
     "Reply",
     "ReplyFormat",
+    "format_of",
     "parse_reply",
     "reply_format",
 ]
@@ -108,15 +109,20 @@ def parse_plain(text: str) -> Reply:
 
 def parse_any(text: str) -> Reply:
     """Cut a finished reply by the tags that it has, if it has any."""
+    return format_of(AUTO, text).parse(text)
+
+
+def format_of(form: ReplyFormat, text: str) -> ReplyFormat:
+    """The format that cuts a finished reply: the given one, or for AUTO what the text shows."""
+    if form is not AUTO:
+        return form
     beginning = _beginning(text.encode())
     if beginning is not None:
-        return beginning.parse(text)
+        return beginning
     said = CODE.sub("", text)
     if MARCO_TAG.search(said):
-        return parse_reply(text)
-    if THINK_TAG.search(said):
-        return parse_think(text)
-    return parse_plain(text)
+        return MARCO
+    return THINK if THINK_TAG.search(said) else PLAIN
 
 
 def _outside_code(text: str, tag: str) -> list[int]:

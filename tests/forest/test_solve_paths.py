@@ -8,6 +8,7 @@ from tests.support.models import CHAT
 from tests.support.scripts import EOS, answered
 
 PHRASE = REFLECTION.strip()
+TAGS = "{# write your <Thought>, then your <Output> #}" + CHAT
 OPENS = CHAT.replace("assistant\n", "assistant\n<think>\n")
 
 
@@ -35,6 +36,13 @@ def test_a_loop_that_began_in_the_parent_ends_its_child(tiny):
     assert [len(each) for each in result.tree.token_ids] == [0, 40, 24]
     assert result.tree.end == [None, None, "loop"]
     assert result.stop_reason in ("expansions", "exhausted")
+
+
+def test_a_loop_behind_a_reflection_ends_the_rollout(tiny):
+    result = answered(tiny, ["z" * 40 + EOS + "y" * 200], reflect=True)
+    phrase = len(tiny.tokenizer(REFLECTION, add_special_tokens=False)["input_ids"])
+    assert (result.tree.end[1], PHRASE in result.text) == ("loop", True)
+    assert len(result.tree.token_ids[1]) == 40 + phrase + 64
 
 
 def test_the_end_of_the_reply_comes_before_a_loop(tiny):
@@ -79,6 +87,8 @@ def test_an_end_of_the_reply_behind_the_reflection_is_the_end(tiny):
         (CHAT, "<Thought>five</Thought><Output>six</Output>", "<Thought>five"),
         (OPENS, f"five{EOS}", None),  # it has not ended its thought
         (CHAT, f"<think>five{EOS}", None),
+        (TAGS, f"five{EOS}", "five"),  # it shows none of its template's tags
+        (TAGS, f"<Thought>five{EOS}", None),
     ],
 )
 def test_a_reply_with_a_thought_reflects_where_the_thought_ends(

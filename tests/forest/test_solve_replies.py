@@ -7,6 +7,7 @@ import transformers
 
 from marco_fast import Engine
 from marco_fast.search.marco import REFLECTION
+from marco_fast.search.replies import Reply, ReplyFormat
 from tests.support.models import CHAT
 from tests.support.scripts import EOS, answered
 
@@ -87,6 +88,20 @@ def test_the_empty_thought_of_a_prompt_makes_the_reply_plain(tiny, monkeypatch):
 def test_what_a_user_asks_shows_nothing_of_the_model(tiny, monkeypatch):
     monkeypatch.setattr("tests.support.scripts.QUESTION", "What is <Output> for in <think>")
     assert told(answered(tiny, [f"b{EOS}"])) == ("b", "", True, "eos")
+
+
+def test_a_question_that_ends_with_a_tag_opens_no_thought(tiny, monkeypatch):
+    monkeypatch.setattr("tests.support.scripts.QUESTION", "What is <think>")
+    template = "<|im_start|>{{ messages[0]['content'] }}<|im_end|><|im_start|>"
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", template)
+    assert told(answered(tiny, [f"b{EOS}"])) == ("b", "", True, "eos")
+
+
+def test_an_answer_without_a_word_is_none(tiny):
+    empty = ReplyFormat("empty", b"", b"", lambda text: Reply("", text[:1]))
+    for reply in (" b", ""):
+        result = answered(tiny, [reply + EOS], reply=empty)
+        assert (result.finished, result.path_answers) == (False, {})
 
 
 def test_a_system_prompt_that_asks_for_the_tags_shows_them(tiny):
