@@ -38,7 +38,7 @@ class Question:
     Attributes:
         messages: the chat that the question ends. prompt: its token ids. form: of its replies.
         search: tree and tickets. segments: the segment of each node; terminal nodes have none.
-        doubles: segments of nodes that were there already, with the same tokens.
+        twins: segments of branches that repeated a node, from which only their own rollouts go on.
         attempts: the branches in flight. answers, finals: the answer's text of each finished node,
             and what of it is compared.
         tokens: decoded so far, forced ones included. lengths: tokens of each branch that has ended.
@@ -60,7 +60,7 @@ class Question:
         self.messages, self.prompt, self.form, self.config = messages, prompt, form, config
         self.search = Search(_key(messages), config)
         self.segments = {0: root}
-        self.doubles: list[Segment] = []
+        self.twins: list[Segment] = []
         self.attempts: dict[Branch, Attempt] = {}
         self.answers: dict[int, str] = {}
         self.finals: dict[int, str] = {}
@@ -126,7 +126,7 @@ class Question:
             more=more,
         )
         if end is None and self.segments.setdefault(node, branch.segment) is not branch.segment:
-            self.doubles.append(branch.segment)
+            self.twins.append(branch.segment)
         return node
 
     def end(self, branch: Branch, end: End | None = None) -> None:
@@ -192,8 +192,7 @@ class Question:
     def release(self, now: float) -> list[Segment]:
         """The question has ended; returns its segments that are in the cache."""
         self.ended, self.released = now, True
-        segments = [*self.doubles, *self.segments.values()]
-        return [each for each in segments if each.kv >= 0]
+        return [each for each in (*self.segments.values(), *self.twins) if each.kv >= 0]
 
 
 def _key(messages: list[dict[str, str]]) -> str:
