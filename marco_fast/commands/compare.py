@@ -19,10 +19,12 @@ from marco_fast.commands.options import (
     OK,
     add_config_options,
     add_engine_options,
+    add_template_option,
     check_apart,
     check_writable,
     config_of,
     engine_options,
+    template_options,
 )
 from marco_fast.forest.interrupts import interrupts
 from marco_fast.forest.live import SafeConsole, StderrView
@@ -44,7 +46,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument(
         "--models", nargs=2, default=["nano-marco", "nano-llama"], metavar=("A", "B"),
-        help="bundled names, folders or hub ids (default nano-marco nano-llama)",
+        help="bundled names, folders, GGUF files or hub ids (default nano-marco nano-llama)",
     )  # fmt: skip
     parser.add_argument("--questions", type=int, default=8, help="questions per test (default 8)")
     parser.add_argument(
@@ -56,6 +58,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--report", default=None, metavar="REPORT.html", help="write an HTML page")
     parser.add_argument("--json", action="store_true", help="print every answer as JSON")
+    add_template_option(parser)
     add_engine_options(parser)
     add_config_options(parser.add_argument_group("search"), expansions=EXPANSIONS)
 
@@ -67,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         The exit code. OK: every question was asked, and the report is written; FAILED and
         INTERRUPTED: the table, and the report, show the answers until then.
     """
-    config = config_of(options)
+    config, template = config_of(options), template_options(options)
     if options.report is not None:
         check_writable(options.report, "--report")
         check_apart(options.report, "--report", {f"the model {m}": m for m in options.models})
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         with view:
             compare(
                 options.models, config, count=options.questions, tests=options.tests,
-                watch=view, **engine_options(options),
+                watch=view, chat_template_kwargs=template, **engine_options(options),
             )  # fmt: skip
     except KeyboardInterrupt:
         why, code = "interrupted", INTERRUPTED
@@ -154,7 +157,8 @@ def table(comparison: "Comparison") -> Table:
     made = Table(
         title="right answers of questions asked, 95% intervals",
         title_justify="left",
-        caption="second lines: mean confidence, tokens and seconds per question",
+        caption="second lines: mean confidence, tokens and seconds per question; replies that a "
+        "limit cut off are graded, too, and counted as unfinished",
         caption_justify="left",
     )
     made.add_column("test")
@@ -177,7 +181,10 @@ def _cell(comparison: "Comparison", model: str, test: str) -> Text:
         comparison.mean(model, test, name) for name in ("confidence", "tokens", "seconds")
     )
     text = Text(_share(share) + "\n")
-    return text.append(f"{confidence:.2f}  {tokens:.0f} tok  {seconds:.2f} s", style="dim")
+    text.append(f"{confidence:.2f}  {tokens:.0f} tok  {seconds:.2f} s", style="dim")
+    if unfinished := comparison.unfinished(model, test):
+        text.append(f"\n{unfinished} unfinished", style="dim")
+    return text
 
 
 def _share(share: "Share") -> str:

@@ -16,12 +16,16 @@ from marco_fast.commands.options import (
     FAILED,
     INTERRUPTED,
     OK,
+    UNFINISHED,
     add_config_options,
     add_engine_options,
+    add_model_option,
+    add_template_option,
     check_apart,
     check_writable,
     config_of,
     engine_options,
+    template_options,
 )
 from marco_fast.forest.interrupts import interrupts
 from marco_fast.forest.live import SafeConsole, StderrView
@@ -43,20 +47,14 @@ A line of QUESTIONS.jsonl:  {"question": "text"}  or  {"messages": [{"role": "us
 "text"}, ...]}, whose last message is the user's.  Optional keys: "id", a text or an integer (by
 default the line's number), and "answer", the reference answer.  Other keys are ignored.
 
-A line of the output:  {"id", "messages", "thought", "output", "confidence", "tree", "model"}.
+A line of the output:  {"id", "messages", "thought", "output", "final", "format", "confidence",
+"tree", "model"}.  "messages" end with the reply as the model wrote it; "format" says how it was cut
+into "thought" and "output": marco (tags), think or plain, whose thought is empty.
 
 If the command was interrupted or killed, the same command continues its work; the limits of the
-filters may differ then.
+filters may differ then.  If they refuse every reply, no output is written, and the same command
+with other limits searches nothing again.
 """
-FILTER_TITLES = {
-    "answer": "no path reached an answer",
-    "tags": "not one thought followed by one output",
-    "length": "too short or too long",
-    "repetition": "repeats itself",
-    "agreement": "too few paths agree",
-    "confidence": "confidence too low",
-    "correct": "not the reference answer",
-}
 
 
 def add(commands: Any) -> None:
@@ -68,7 +66,8 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl")
     parser.add_argument("--out", required=True, metavar="DATA.jsonl", help="the file to write")
-    parser.add_argument("--model", default="nano-marco", help="bundled name, folder or hub id")
+    add_model_option(parser)
+    add_template_option(parser)
     add_engine_options(parser)
     parser.add_argument(
         "--system", default=None,
@@ -98,8 +97,8 @@ def _add_filters(group: Any) -> None:
     limits = Limits()
     group.add_argument(
         "--min-tokens", type=int, default=limits.min_tokens,
-        help=f"least tokens of a reply (default {limits.min_tokens}: the four tags take about 15, "
-        "and a thought of fewer tokens than that explains nothing)",
+        help="least tokens of a reply (default 32 with a thought, since the four tags take about "
+        "15, and a thought of fewer tokens than that explains nothing; else 1)",
     )  # fmt: skip
     group.add_argument(
         "--max-tokens-kept", type=int, default=limits.max_tokens,
@@ -108,16 +107,15 @@ def _add_filters(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--max-repetition", type=float, default=limits.max_repetition,
-        help="largest share of the thought's windows of 8 words that repeat an earlier window "
-        f"(default {limits.max_repetition}: worked sums repeat some phrases, a loop soon repeats "
-        "more than half)",
+        help="largest share of windows of 8 words that repeat an earlier one, of the thought or, "
+        f"without one, of the answer (default {limits.max_repetition}: worked sums repeat some "
+        "phrases, a loop soon repeats more than half)",
     )  # fmt: skip
     group.add_argument(
         "--min-agreement", type=float, default=limits.min_agreement,
-        help="smallest share of the finished paths' votes for the answer, weighted by confidence; "
-        "outputs agree if they have the same numbers, or the same text without a number (default "
-        f"{limits.min_agreement}: at least as much as all other answers together; use 0 if outputs "
-        "are prose, which hardly ever agrees)",
+        help="smallest support: the share of the finished paths' vote whose answers say the same "
+        f"(default {limits.min_agreement}: at least as much as all other answers together; use 0 "
+        "if answers are prose, which hardly ever agrees)",
     )  # fmt: skip
     group.add_argument(
         "--min-confidence", type=float, default=limits.min_confidence,
@@ -131,13 +129,14 @@ def run(options: argparse.Namespace) -> int:
     """Searches; shows progress on standard error, prints the summary on standard output.
 
     Returns:
-        The exit code. OK: the output is written, with whatever replies passed the filters; FAILED
-        and INTERRUPTED: what is done is in the journal, and the same command goes on from there.
+        The exit code. OK: the output is written, with whatever replies passed the filters;
+        UNFINISHED: none did; FAILED and INTERRUPTED: what is done is in the journal, and the same
+        command goes on from there.
     """
     from marco_fast.data.filters import Limits
     from marco_fast.data.generate import check_output
 
-    config = config_of(options)
+    config, template = config_of(options), template_options(options)
     limits = Limits(
         options.min_tokens, options.max_tokens_kept, options.max_repetition,
         options.min_agreement, options.min_confidence,
@@ -148,10 +147,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"expected a file of questions, got {str(options.questions)!r}")
     inputs = {"the questions": options.questions, "the model": options.model}
     check_apart(options.out, "--out", inputs)
-    return _generate(options, config, limits)
+    return _generate(options, config, limits, template)
 
 
-def _generate(options: argparse.Namespace, config: Any, limits: "Limits") -> int:
+def _generate(
+    options: argparse.Namespace, config: Any, limits: "Limits", template: dict[str, Any] | None
+) -> int:
     from marco_fast.data.generate import generate_data
     from marco_fast.data.questions_file import read_questions
     from marco_fast.engine.engine import Engine
@@ -159,7 +160,9 @@ def _generate(options: argparse.Namespace, config: Any, limits: "Limits") -> int
 
     silence_libraries()
     with Engine.from_pretrained(options.model, **engine_options(options)) as engine:
-        questions = read_questions(options.questions, engine, system=options.system)
+        questions = read_questions(
+            options.questions, engine, system=options.system, chat_template_kwargs=template
+        )
         _name(questions.bad, skipped=options.bad_lines == "skip")
         if questions.bad and options.bad_lines == "refuse":
             return BAD_INPUT
@@ -168,7 +171,8 @@ def _generate(options: argparse.Namespace, config: Any, limits: "Limits") -> int
                 with _View() as view:
                     summary = generate_data(
                         questions, options.out, engine, config, limits=limits,
-                        batch=options.batch, restart=options.restart, progress=view,
+                        batch=options.batch, restart=options.restart,
+                        chat_template_kwargs=template, progress=view,
                     )  # fmt: skip
             except OSError as error:
                 tell(PROGRAM, f"error: {error}; the same command goes on from what is done")
@@ -193,7 +197,9 @@ def _name(bad: list["BadLine"], *, skipped: bool) -> None:
 def _print_summary(summary: "DataSummary") -> None:
     rows = [("questions", summary.questions, ""), ("bad lines", summary.bad_lines, "left out")]
     rows += [("searched", summary.done, f"{summary.resumed} of them by earlier runs")]
-    rows += [(f"- {name}", n, FILTER_TITLES[name]) for name, n in summary.refused.items()]
+    from marco_fast.data.filters import ADVICE
+
+    rows += [(f"- {name}", n, ADVICE[name][0]) for name, n in summary.refused.items()]
     rows += [("kept", summary.kept, "")]
     console = SafeConsole(highlight=False)
     if not console.is_terminal:
@@ -211,9 +217,11 @@ def _print_summary(summary: "DataSummary") -> None:
 def _exit_code(summary: "DataSummary", out: str) -> int:
     if summary.complete:
         print(f"wrote {out}", file=sys.stderr)
-        if not summary.kept:
-            tell(PROGRAM, "note: no reply passed the filters, so the output is empty")
         return OK
+    if summary.done == summary.questions:
+        tell(PROGRAM, f"{summary.why_nothing()}; {out} is not written, and the same command with "
+             "other limits searches nothing again")  # fmt: skip
+        return UNFINISHED
     kind, code = "interrupted", INTERRUPTED
     if summary.error is not None:
         kind = f"the model failed: {type(summary.error).__name__}: {summary.error}"

@@ -1,22 +1,22 @@
 """Two models side by side on the six tests: their answers, confidences, tokens and seconds."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from marco_fast.comparison.statistics import Share
 from marco_fast.engine.engine import Engine
-from marco_fast.engine.loading.load import BUNDLED
 from marco_fast.forest.result import SearchResult
 from marco_fast.forest.solve import solve
-from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions
+from marco_fast.questions.questions import LEVELS, TESTS, Question, questions
 from marco_fast.search.answer import choose_answer
 from marco_fast.search.config import SearchConfig
-from marco_fast.search.marco import UNTEMPLATED_SYSTEM
+from marco_fast.search.final import agree, final_of
 
-__all__ = ["Answer", "Comparison", "compare", "questions_of", "system_prompt"]
+__all__ = ["Answer", "Comparison", "compare", "questions_of"]
 
 TOGETHER = 8  # questions per call of solve: enough to fill the batch, few enough to show progress
 CHINESE = 4  # one question in CHINESE is in Chinese
@@ -27,21 +27,26 @@ class Answer:
     """One model's answer to one question.
 
     Attributes:
-        text: the text inside <Output>, or the whole reply if it has no <Output>.
-        thought: the text inside <Thought>.
-        right: whether the text gives the reference answer.
-        confidence: of the chosen path.
+        text: what the reply's format calls the answer; of an unfinished reply as far as it goes.
+        thought: the reasoning before it; "" where the format has none.
+        final: what of the answer was graded.
+        finished: whether the path ended by itself; one that a limit cut off is graded as well.
+        right: whether `final` gives the reference answer.
+        confidence: of the path that was graded. support: its share of the vote; 0.0 if unfinished.
         tokens: decoded for the question.
         seconds: from the question's first branch to its last, while other questions were searched
             beside it.
-        curve: (tokens spent so far, whether the best answer so far is right) after each finished
-            path.
+        curve: (tokens decoded so far, whether the best answer so far is right) whenever a branch
+            ended, from the first finished path on; of an unfinished reply its end alone.
     """
 
     text: str
     thought: str
+    final: str
+    finished: bool
     right: bool
     confidence: float
+    support: float
     tokens: int
     seconds: float
     curve: tuple[tuple[int, bool], ...]
@@ -75,6 +80,11 @@ class Comparison:
         """The mean of a field of Answer over a model's answers to a test; 0.0 without an answer."""
         values = [getattr(each, name) for each in self.answers[model][test]]
         return sum(values) / len(values) if values else 0.0
+
+    def unfinished(self, model: str, test: str | None = None) -> int:
+        """How many answers of a model to a test, or to all tests (None), are unfinished replies."""
+        tests = self.asked if test is None else [test]
+        return sum(not each.finished for one in tests for each in self.answers[model][one])
 
     def curve(self, model: str) -> list[tuple[float, float]]:
         """Accuracy against tokens spent.
@@ -114,14 +124,6 @@ def questions_of(test: str, count: int, seed: int) -> list[Question]:
     ]
 
 
-def system_prompt(engine: Engine) -> str | None:
-    """The system prompt that explains the tags, for a model that does not know them; else None."""
-    template = engine.tokenizer.chat_template or ""
-    if engine.name in BUNDLED or "<Output>" in str(template) or not template:
-        return None
-    return UNTEMPLATED_SYSTEM
-
-
 def compare(
     models: Sequence[str | os.PathLike[str]],
     config: SearchConfig,
@@ -129,17 +131,22 @@ def compare(
     count: int = 8,
     tests: Sequence[str] = tuple(TESTS),
     watch: Callable[[Comparison], None] = lambda _: None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Comparison:
-    """Ask every model the same questions.
+    """Ask every model the same questions, each in the form of its own chat template.
+
+    Nothing is added to the questions: a model that was trained on tags writes them, one that
+    answers plainly does that, and `final` grades both.
 
     Args:
-        models: bundled names, folders or hub ids, loaded one after the other.
+        models: bundled names, folders, GGUF files or hub ids, loaded one after the other.
         config: of every search; its seed also decides the questions.
         count: questions per test, at least 1.
         tests: names of the tests.
         watch: a function that is called with the comparison before the first search and after
             every few answers.
+        chat_template_kwargs: of every model's chat template, as solve() takes them.
         options: of Engine.from_pretrained.
 
     Returns:
@@ -165,7 +172,10 @@ def compare(
     for name in names:
         with Engine.from_pretrained(name, **options) as engine:
             for test, asked in made.asked.items():
-                _ask(engine, config, asked, made.answers[name][test], lambda: watch(made))
+                rest = iter(asked)
+                while some := list(islice(rest, TOGETHER)):
+                    made.answers[name][test] += _ask(engine, config, some, chat_template_kwargs)
+                    watch(made)
     return made
 
 
@@ -173,44 +183,47 @@ def _ask(
     engine: Engine,
     config: SearchConfig,
     asked: list[Question],
-    answers: list[Answer],
-    tell: Callable[[], None],
-) -> None:
-    system = system_prompt(engine)
-    rest = iter(asked)
-    while some := list(islice(rest, TOGETHER)):
-        results = solve([each.text for each in some], engine, config, system=system)
-        for question, result in zip(some, results, strict=True):
-            if result.stop_reason == "interrupted":
-                raise KeyboardInterrupt
-            if result.error is not None:
-                raise result.error
-            answers.append(_graded(question, result))
-        tell()
+    template: Mapping[str, Any] | None,
+) -> list[Answer]:
+    texts = [each.text for each in asked]
+    results = solve(texts, engine, config, chat_template_kwargs=template)
+    for result in results:
+        if result.stop_reason == "interrupted":
+            raise KeyboardInterrupt
+        if result.error is not None:
+            raise result.error
+    return [_graded(*pair) for pair in zip(asked, results, strict=True)]
 
 
 def _graded(question: Question, result: SearchResult) -> Answer:
-    text = result.answer or result.text
+    final = result.final
+    if not result.finished:
+        final = (result.config.final or final_of)(result.answer, question.text)
+    right = agree(final, question.answer)
     return Answer(
-        text=text,
+        text=result.answer,
         thought=result.thought,
-        right=is_correct(question, text),
+        final=final,
+        finished=result.finished,
+        right=right,
         confidence=result.confidence,
+        support=result.support,
         tokens=result.stats.tokens,
         seconds=result.stats.seconds,
-        curve=_curve(question, result),
+        curve=_curve(question, result) or ((result.stats.tokens, right),),
     )
 
 
 def _curve(question: Question, result: SearchResult) -> tuple[tuple[int, bool], ...]:
-    """(tokens spent, whether the answer at that time is right) after each finished path."""
-    tree, points = result.tree, []
-    spent, seen = 0, {}
-    for node, token_ids in enumerate(tree.token_ids):
-        spent += len(token_ids)
-        if node in result.answers:
-            seen[node] = result.answers[node]
-            best = choose_answer(tree, seen, result.config.answer)
-            if best is not None:
-                points.append((spent, is_correct(question, seen[best])))
+    """(tokens decoded, whether the answer at that time is right) from the first answer on."""
+    finals = {node: group.final for group in result.answers for node in group.nodes}
+    tree, seen, points = copy(result.tree), {}, []
+    tree.ended = [0] * len(tree)  # as it was when the branch ended
+    for tokens, node in result.ends:
+        tree.ended[node] += 1
+        if node in finals:
+            seen[node] = result.path_answers[node]
+        best = choose_answer(tree, seen, finals, result.config.answer)
+        if best is not None:
+            points.append((tokens, agree(finals[best], question.answer)))
     return tuple(points)

@@ -54,9 +54,15 @@ def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+    def unfinished(model: str, test: str | None) -> str:
+        count = comparison.unfinished(model, test)
+        return f", {count} unfinished" if count else ""
+
     page = environment.get_template("page.html.j2").render(
-        comparison=comparison, data=to_dict(comparison), plot=_plot(comparison), colors=COLORS
-    )
+        comparison=comparison, data=to_dict(comparison), plot=_plot(comparison),
+        unfinished=unfinished,
+    )  # fmt: skip
     write_whole(path, page)
 
 

@@ -14,13 +14,14 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marco_fast import __version__
-from marco_fast.data.filters import FILTERS, Limits, entry_of, refused_by
+from marco_fast.data.filters import ADVICE, FILTERS, Limits, entry_of, refused_by
 from marco_fast.data.journal import FORMAT, Journal, beside
 from marco_fast.data.questions_file import Asked, Questions
 from marco_fast.files import target_of
@@ -71,7 +72,7 @@ class DataSummary:
         refused: replies that each filter refused; a reply counts for the first of FILTERS alone.
         resumed: questions that earlier runs had searched.
         tokens, seconds: tokens decoded and time spent by this run alone.
-        complete: whether the output is written.
+        complete: whether the output is written; it is not where no reply was kept.
         interrupted: whether Ctrl-C ended the run.
         error: the exception of the model that ended the run, else None.
     """
@@ -92,6 +93,16 @@ class DataSummary:
         """The fields as JSON holds them."""
         error = None if self.error is None else f"{type(self.error).__name__}: {self.error}"
         return vars(self) | {"error": error}
+
+    def why_nothing(self) -> str:
+        """Which filters refused the replies of the questions so far, and what may be changed."""
+        names = sorted(filter(self.refused.get, self.refused), key=lambda each: -self.refused[each])
+        refused = (
+            f"{self.refused[name]} are refused by the filter {name!r} "
+            f"({ADVICE[name][0]}: {ADVICE[name][1]})"
+            for name in names
+        )
+        return f"of {self.done} questions no reply was kept: {', '.join(refused)}"
 
     def count(self, seen: Mapping[str, Any] | None, limits: Limits) -> None:
         """Counts a question, by what the journal says of its reply."""
@@ -143,13 +154,16 @@ def generate_data(
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     batch: int | None = None,
     restart: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[DataProgress], None] | None = None,
 ) -> DataSummary:
     """Search every question and write the replies that pass the filters, in their order.
 
     A run that ended early can be continued by the same call: until `out` is written, the finished
     batches are in its journal, the file of that name with ".journal" at its end. The second call
-    may have other limits; everything else must be the same.
+    may have other limits; everything else must be the same. Where the limits refuse every reply,
+    `out` is not written either, and the same call with others searches nothing again; a UserWarning
+    says so as soon as the first batch of a run has kept nothing.
 
     Args:
         questions: from read_questions; its bad lines are left out.
@@ -159,6 +173,7 @@ def generate_data(
         batch: how many questions are searched together; by default as many as fill the decode
             batch.
         restart: discard a journal that exists, and at the end replace an `out` that exists.
+        chat_template_kwargs: of the model's chat template, as solve() takes them.
         progress: a function that is called with a DataProgress about ten times per second.
 
     Returns:
@@ -177,7 +192,8 @@ def generate_data(
         raise ValueError("expected at least one question, got none")
     check_output(out, restart=restart)
     summary = DataSummary(len(questions.asked), len(questions.bad))
-    header = _header(questions, engine, config, batch)
+    template = _template(chat_template_kwargs)
+    header = _header(questions, engine, config, batch) | {"chat_template_kwargs": template}
     with Journal(journal_of(out), header, restart=restart) as journal:
         if journal.fresh and not restart and _target(out).exists():
             # A run that held the lock until now has just written the output.
@@ -187,11 +203,24 @@ def generate_data(
         for each in seen:
             summary.count(each, limits)
         summary.resumed = summary.done
-        _search(_Run(questions.asked, engine, config, limits, batch, progress, journal, summary))
-        if summary.done == summary.questions:
+        _search(
+            _Run(
+                questions.asked, engine, config, limits, batch, template, progress, journal, summary
+            )
+        )
+        if summary.done == summary.questions and summary.kept:
             journal.write_output(_target(out), limits)
             summary.complete = True
     return summary
+
+
+def _template(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The options of the chat template, checked."""
+    if options is None:
+        return None
+    from marco_fast.engine.template_options import chat_options
+
+    return chat_options(options)
 
 
 def _header(
@@ -224,6 +253,7 @@ class _Run:
     config: SearchConfig
     limits: Limits
     batch: int
+    template: dict[str, Any] | None
     progress: Callable[[DataProgress], None] | None
     journal: Journal
     summary: DataSummary
@@ -250,7 +280,9 @@ class _Run:
         part = self.asked[summary.done : summary.done + self.batch]
         chats = [each.messages for each in part]
         try:
-            results = solve(chats, self.engine, self.config, progress=watch)
+            results = solve(
+                chats, self.engine, self.config, chat_template_kwargs=self.template, progress=watch
+            )
         except KeyboardInterrupt:
             return False
         except Exception as error:
@@ -285,7 +317,10 @@ def _search(run: _Run) -> None:
 
         run.report()
         while summary.done < summary.questions and not interrupted.is_set():
+            first = summary.done == summary.resumed
             if not run.search_batch(watch):
                 break
             run.report()
+            if first and not summary.kept:
+                warnings.warn(summary.why_nothing(), stacklevel=3)
     summary.interrupted = summary.error is None and summary.done < summary.questions

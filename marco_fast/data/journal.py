@@ -15,7 +15,7 @@ from marco_fast.files import replacing, sync_folder, target_of
 
 __all__ = ["FORMAT", "Journal", "beside"]
 
-FORMAT = {"format": "marco-fast-journal", "version": 1}
+FORMAT = {"format": "marco-fast-journal", "version": 2}
 MOST_BYTES = 255  # in the name of a file
 
 
@@ -104,8 +104,14 @@ class Journal:
             found = json.loads(line)
         except ValueError:
             raise self._foreign() from None
-        if not isinstance(found, dict) or any(found.get(k) != v for k, v in FORMAT.items()):
+        if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
             raise self._foreign()
+        if found.get("version") != FORMAT["version"]:
+            raise ValueError(
+                f"expected a journal of version {FORMAT['version']} in {str(self.path)!r}, got "
+                f"version {found.get('version')!r}, of another version of marco_fast; --restart "
+                "(restart=True) discards what is done"
+            )
         names = [name for name in self.header | found if found.get(name) != self.header.get(name)]
         if names:
             differs = ", ".join(f"{name} {found.get(name)!r}" for name in names)

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marco_fast.search.marco import as_messages, untemplated_prompt
 from marco_fast.text import check_unicode
@@ -37,7 +38,13 @@ class Questions(NamedTuple):
     sha256: str
 
 
-def read_questions(path: Path, engine: "Engine", *, system: str | None = None) -> Questions:
+def read_questions(
+    path: Path,
+    engine: "Engine",
+    *,
+    system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Questions:
     """Read the questions of a JSONL file, one object per line.
 
     `marco-fast generate-data --help` describes the keys of such an object.
@@ -45,7 +52,7 @@ def read_questions(path: Path, engine: "Engine", *, system: str | None = None) -
     Args:
         path: the file, UTF-8. Lines end at "\\n" alone.
         engine: its tokenizer and context decide which questions are too long.
-        system: the system prompt of every question, as solve() takes it.
+        system, chat_template_kwargs: of every question, as solve() takes them.
 
     Raises:
         OSError: the file cannot be read.
@@ -63,7 +70,7 @@ def read_questions(path: Path, engine: "Engine", *, system: str | None = None) -
     for number, line in enumerate(lines, 1):
         try:
             one = _question(line, number, system)
-            _check_fits(one.messages, engine)
+            _check_fits(one.messages, engine, chat_template_kwargs)
             if one.id in first_line:
                 raise ValueError(
                     f"expected an id of its own, got {one.id!r} as in line {first_line[one.id]}"
@@ -114,8 +121,10 @@ def _question(line: bytes, number: int, system: str | None) -> Asked:
     return one
 
 
-def _check_fits(messages: list[dict[str, str]], engine: "Engine") -> None:
-    length = len(engine.prompt_token_ids(messages, untemplated_prompt(messages)))
+def _check_fits(
+    messages: list[dict[str, str]], engine: "Engine", template: Mapping[str, Any] | None
+) -> None:
+    length = len(engine.prompt_token_ids(messages, untemplated_prompt(messages), template))
     if length >= engine.context:
         raise ValueError(
             f"expected a question of fewer than {engine.context} tokens with its prompt "

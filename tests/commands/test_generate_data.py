@@ -97,6 +97,20 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     assert real_source.read_bytes() == before
 
 
+def test_a_run_that_keeps_nothing_exits_3_and_says_why(real_source, tmp_path, capfd):
+    out, strict = tmp_path / "out", ["--min-tokens", "5000", "--max-tokens-kept", "9999"]
+    assert command([real_source, "--out", out, *REAL, *strict]) == 3
+    captured = capfd.readouterr()
+    last = captured.err.splitlines()[-1]
+    assert "of 8 questions no reply was kept: 8 are refused by the filter 'length'" in last
+    assert "wrote" not in captured.err
+    assert "kept 0" in captured.out
+    assert not out.exists()
+    assert command([real_source, "--out", out, *REAL]) == 0
+    assert captured.out.count("searched 8") == 1
+    assert f"wrote {out}" in capfd.readouterr().err
+
+
 def test_every_limit_reaches_its_filter(real_source, tmp_path, monkeypatch, capfd):
     found = []
 

@@ -6,15 +6,18 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from marco_fast import SearchConfig
 from marco_fast.cli import main
-from marco_fast.comparison.compare import Answer, Comparison, compare, questions_of, system_prompt
+from marco_fast.commands.compare import table
+from marco_fast.comparison.compare import Answer, Comparison, _graded, compare, questions_of
 from marco_fast.comparison.page import to_dict, write_report
 from marco_fast.engine.engine import Engine
 from marco_fast.questions.questions import LEVELS, TESTS, is_correct
-from marco_fast.search.marco import UNTEMPLATED_SYSTEM
+from marco_fast.search.final import agree, final_of
 from tests.support.models import save_model
+from tests.support.scripts import answered
 
 CONFIG = SearchConfig(expansions=3, rollout_tokens=200)
 HOSTILE = "</pre><script>window.hit = 1</script><img src=x onerror=alert(1)>"
@@ -30,8 +33,12 @@ def made(tiny) -> Comparison:
     return compare(["nano-marco", tiny], CONFIG, count=9, tests=("letters", "facts"))
 
 
-def answer(text: str, right: bool, curve=((10, True),), tokens: int = 10) -> Answer:
-    return Answer(text, f"thought {text}", right, 0.9, tokens, 0.1, tuple(curve))
+def answer(text: str, right: bool, curve=((10, True),), tokens: int = 10, **more) -> Answer:
+    given = {"final": text, "finished": True, "confidence": 0.9, "support": 0.5, "seconds": 0.1}
+    return Answer(
+        text=text, thought=f"thought {text}", right=right, tokens=tokens, curve=tuple(curve),
+        **(given | more),
+    )  # fmt: skip
 
 
 def by_hand(names=("a", "b")) -> Comparison:
@@ -55,20 +62,58 @@ def test_few_questions_cover_all_levels_and_both_languages(test):
     assert {each.level for each in asked[:3]} == {1, 4, 7}
 
 
-def test_every_verdict_is_the_checkers(made, tiny):
+def test_every_verdict_and_curve_is_that_of_the_graded_path(made, tiny):
     for model in ("nano-marco", tiny):
         for test in ("letters", "facts"):
             answers = made.answers[model][test]
             assert len(answers) == 9
             for question, each in zip(made.asked[test], answers, strict=True):
+                assert each.right == agree(each.final, question.answer)
                 assert each.right == is_correct(question, each.text)
-                assert each.tokens > 0
-                if each.curve:
-                    assert each.curve[-1][1] == each.right
-                    assert [at for at, _ in each.curve] == sorted(at for at, _ in each.curve)
-                    assert each.curve[-1][0] <= each.tokens
+                assert 0 < each.confidence <= 1
+                assert (each.support > 0) == each.finished
+                assert each.curve[-1][1] == each.right
+                assert [at for at, _ in each.curve] == sorted(at for at, _ in each.curve)
+                assert each.curve[-1][0] <= each.tokens
+                assert each.finished or each.curve == ((each.tokens, each.right),)
     assert made.share("nano-marco").right > made.share(tiny).right
     assert made.share("nano-marco").total == 18
+    assert made.unfinished(tiny) == made.unfinished(tiny, "letters") + made.unfinished(
+        tiny, "facts"
+    )
+
+
+QUESTION = questions_of("letters", 1, 0)[0]
+PLAIN = [
+    (f"I count and count: it is {QUESTION.answer}.<|im_end|>", True, True),
+    (f"There are {QUESTION.answer} in it, I think, and no 99.<|im_end|>", False, True),
+    ("The letter occurs 99 times.<|im_end|>", False, True),
+    (f"<think>\nIs it 99?\n</think>\n\nThe answer is {QUESTION.answer}<|im_end|>", True, True),
+    (f"The answer is {QUESTION.answer}", True, False),
+]
+
+
+@pytest.mark.parametrize(("reply", "right", "finished"), PLAIN)
+def test_a_reply_without_tags_is_graded_by_its_final(reply, right, finished, tiny):
+    with Engine.from_pretrained(tiny) as engine:
+        result = answered(engine, [reply], final=lambda text, _: final_of(text, QUESTION.text))
+    graded = _graded(QUESTION, result)
+    assert (graded.right, graded.finished) == (right, finished)
+    assert graded.text == result.answer
+    assert graded.confidence == result.confidence > 0
+    assert graded.curve[-1][1] == right
+
+
+def test_the_curve_follows_the_vote(tiny):
+    """Of 99 (twice) and the right answer (three times), the later majority wins."""
+    right = QUESTION.answer
+    with Engine.from_pretrained(tiny) as engine:
+        says = ["99", "99", right, right + ".", f"It is {right}"]
+        replies = [f"{each}<|im_end|>" for each in says]
+        result = answered(engine, replies, answer="majority", parallel=1)
+    graded = _graded(QUESTION, result)
+    assert [verdict for _, verdict in graded.curve] == [False] * 3 + [False, True]
+    assert [at for at, _ in graded.curve] == [at for at, _ in result.ends]
 
 
 def test_the_same_comparison_comes_out_again(made, tiny):
@@ -114,15 +159,19 @@ def test_bad_input_is_refused(arguments, says):
         compare(arguments.pop("models"), CONFIG, **arguments)
 
 
-def test_a_model_that_does_not_know_the_tags_is_told(tiny):
-    with Engine.from_pretrained(tiny) as engine:
-        assert system_prompt(engine) == UNTEMPLATED_SYSTEM
-        engine.tokenizer.chat_template = "Think in <Thought>, then <Output>. {{ messages }}"
-        assert system_prompt(engine) is None
-        engine.tokenizer.chat_template = None  # the plain prompt says it already
-        assert system_prompt(engine) is None
-    with Engine.from_pretrained("nano-marco") as engine:
-        assert system_prompt(engine) is None
+def test_a_model_is_asked_in_the_form_of_its_own_template(tiny, monkeypatch):
+    """No system prompt is put in front; options of the chat template are handed on."""
+    asked = []
+
+    def solve(texts, engine, config, **options):
+        asked.append((texts, options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("marco_fast.comparison.compare"), "solve", solve)
+    options = {"enable_thinking": False}
+    with pytest.raises(KeyboardInterrupt):
+        compare([tiny], CONFIG, count=1, tests=("letters",), chat_template_kwargs=options)
+    assert asked == [([QUESTION.text], {"chat_template_kwargs": options})]
 
 
 class Page(HTMLParser):
@@ -171,6 +220,22 @@ def test_the_page_has_every_question_and_both_answers(made, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_the_page_and_the_table_mark_unfinished_replies(tmp_path):
+    comparison = by_hand()
+    long = "So we count. " * 40
+    comparison.answers["b"]["letters"] += [answer(long, True, final="3", finished=False)]
+    write_report(comparison, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    words = " ".join(page.text.split())
+    assert "✓ right 3 unfinishedconfidence 0.900 · 10 tokens" in words
+    assert "✗ wrong 4 confidence 0.900 · support 50% · 50 tokens" in words
+    assert words.count("%, 1 unfinished)") == 2  # of the test, and of all
+    assert long.strip() in page.text
+    console = Console(width=100, record=True)
+    console.print(table(comparison))
+    assert console.export_text().count("1 unfinished") == 1
+
+
 def test_json_holds_what_the_page_shows():
     data = json.loads(json.dumps(to_dict(by_hand())))
     letters = data["tests"]["letters"]
@@ -216,11 +281,11 @@ def test_an_interrupt_shows_what_was_done(capsys, monkeypatch, tiny):
     module = importlib.import_module("marco_fast.comparison.compare")
     real, calls = module._ask, []
 
-    def ask(engine, config, asked, answers, tell):
+    def ask(*arguments):
         calls.append(1)
         if len(calls) > 1:
             raise KeyboardInterrupt
-        real(engine, config, asked, answers, tell)
+        return real(*arguments)
 
     monkeypatch.setattr(module, "_ask", ask)
     options = ["--questions", "2", "--tests", "letters", "--expansions", "1"]

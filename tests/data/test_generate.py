@@ -1,9 +1,11 @@
 """A whole run of generate_data: every question once, in order, in a file of its own."""
 
+import warnings
+
 import pytest
 
 from marco_fast.data import journal as data_journal
-from marco_fast.data.filters import FILTERS
+from marco_fast.data.filters import FILTERS, Limits
 from marco_fast.data.generate import check_output, default_batch, journal_of
 from marco_fast.data.questions_file import read_questions
 from marco_fast.search.config import SearchConfig
@@ -77,6 +79,34 @@ def test_an_output_that_exists_is_refused_before_the_search(solve, source, tmp_p
         check_output(tmp_path, restart=True)
     solve(fake_solve)
     assert make(source, out, restart=True).kept == 40
+
+
+def test_a_run_that_keeps_nothing_says_why_at_once_and_writes_nothing(solve, source, tmp_path):
+    said, done = [], []
+
+    def watched(now):
+        done.append(now.done)
+
+    solve(lambda chats, *_, **__: [searched(chat, [("Yes.", 0.9)]) for chat in chats])
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: said.append((str(message), done[-1]))
+        warnings.simplefilter("always")
+        summary = make(source, tmp_path / "out", limits=Limits(min_tokens=5), progress=watched)
+    ((text, when),) = said
+    assert when == 3  # the first batch of 40 questions
+    assert "3 are refused by the filter 'length' (too short or too long: see --min-tokens" in text
+    assert (summary.done, summary.kept, summary.complete) == (40, 0, False)
+    assert not (tmp_path / "out").exists()
+    solve(lambda *_, **__: pytest.fail("searched again"))
+    assert make(source, tmp_path / "out", limits=Limits()).kept == 40
+    assert len(records(tmp_path / "out")) == 40
+
+
+def test_a_run_that_keeps_something_says_nothing(solve, source, tmp_path, recwarn):
+    replies = iter([[("no", 0.1)]] + [[("No.", 0.9)]] * 99)
+    solve(lambda chats, *_, **__: [searched(chat, next(replies)) for chat in chats])
+    assert make(source, tmp_path / "out", limits=Limits()).kept == 39
+    assert not recwarn.list
 
 
 def test_a_run_that_just_finished_is_not_made_again(solve, source, tmp_path, monkeypatch):

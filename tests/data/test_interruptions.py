@@ -69,7 +69,7 @@ def test_ctrl_c_at_the_very_end_of_a_batch_is_not_lost(solve, source, tmp_path):
 
 
 def test_ctrl_c_during_a_search_ends_it(solve, source, tmp_path):
-    def search(chats, *arguments, progress):
+    def search(chats, *arguments, progress, **options):
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(3):
             time.sleep(0.01)

@@ -46,6 +46,7 @@ OTHER = [
     ("expansions", {"config": SearchConfig(expansions=4)}),
     ("batch", {"batch": 2}),
     ("chats with their system prompt", {"system": "Be kind."}),
+    ("chat_template_kwargs", {"chat_template_kwargs": {"enable_thinking": False}}),
 ]
 
 
@@ -84,6 +85,15 @@ def test_a_file_that_is_no_journal_is_left_alone(text, solve, source, tmp_path):
     with pytest.raises(ValueError, match="expected a journal of generate-data"):
         make(source, tmp_path / "out")
     assert journal.read_text() == text
+
+
+def test_a_journal_of_another_version_is_refused(solve, source, tmp_path):
+    journal = interrupted_run(solve, source, tmp_path / "out")
+    old = journal.read_bytes().replace(b'"version": 2', b'"version": 1', 1)
+    journal.write_bytes(old)
+    with pytest.raises(ValueError, match=r"of version 2 .*, got version 1, .*--restart"):
+        make(source, tmp_path / "out")
+    assert journal.read_bytes() == old
 
 
 def test_two_runs_on_one_output_are_refused(solve, source, tmp_path):

@@ -34,7 +34,7 @@ def test_a_search_has_the_scores_of_the_quantised_weights(tmp_path, bits, kind):
         assert isinstance(engine.runner, NativeRunner)
         assert isinstance(engine.model.lm_head, QuantizedLinear)
         assert engine.dtype == torch.float32
-        tied = engine.model.lm_head.packed is engine.model.model.embed_tokens.packed
+        tied = engine.model.lm_head.weight is engine.model.model.embed_tokens.weight
         assert tied == engine.model.config.tie_word_embeddings
         config = SearchConfig(expansions=3, parallel=2, rollout_tokens=8, temperature=1.0)
         assert PlainForward(model).check(solve("Why?", engine, config), 2e-4) > 12

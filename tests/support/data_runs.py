@@ -9,10 +9,11 @@ from marco_fast.data.filters import Limits
 from marco_fast.data.generate import generate_data, journal_of
 from marco_fast.data.questions_file import read_questions
 from marco_fast.forest.result import Progress, SearchResult, SearchStats
-from marco_fast.search.answer import choose_answer
+from marco_fast.search.answer import group_answers
 from marco_fast.search.config import SearchConfig
+from marco_fast.search.final import final_of
 from marco_fast.search.mcts import Search
-from marco_fast.search.replies import parse_reply
+from marco_fast.search.replies import AUTO, format_of, parse_any
 
 ROOT = Path(__file__).parents[2]
 BYTES = [bytes([value]) for value in range(256)]
@@ -28,7 +29,7 @@ class FakeEngine:
     cache = types.SimpleNamespace(num_pages=7)
     tokenizer = types.SimpleNamespace(all_special_tokens=["<|im_end|>"])
 
-    def prompt_token_ids(self, messages, plain):
+    def prompt_token_ids(self, messages, plain, options=None):
         return list("".join(each["content"] for each in messages).encode())
 
 
@@ -37,29 +38,38 @@ def reply(output: object, thought: str = THOUGHT) -> str:
 
 
 def searched(messages, paths, *, stop_reason="expansions", error=None) -> SearchResult:
-    """A result whose paths have these texts and values; the best value answers."""
-    config = SearchConfig(expansions=max(1, len(paths)), children=max(1, len(paths)))
-    search, answers = Search(messages[-1]["content"], config), {}
+    """A result whose paths have these texts and values, all ended by EOS; the best value wins."""
+    count = max(1, len(paths))
+    config = SearchConfig(expansions=count, children=count, answer="value")
+    search, answers, finals = Search(messages[-1]["content"], config), {}, {}
     for text, value in paths:
         (ticket,) = search.ask()
         tokens = list(text.encode(errors="surrogateescape"))
         scores = [value] * len(tokens)
-        answer = parse_reply(text).answer
-        node = search.grow(ticket, tokens, scores, scores, terminal=True, finished=bool(answer))
+        answer = parse_any(text).answer
+        node = search.grow(ticket, tokens, scores, scores, end="eos", finished=bool(answer))
         search.tell(ticket, value)
         if answer is not None:
-            answers[node] = answer
-    best = choose_answer(search.tree, answers, "value")
+            answers[node], finals[node] = answer, final_of(answer, messages[-1]["content"])
+    groups = group_answers(search.tree, answers, finals, "value")
+    best = groups[0].nodes[0] if groups else 0
+    text = paths[best - 1][0] if groups else ""
     return SearchResult(
         question=messages[-1]["content"],
         messages=messages,
         answer=answers.get(best, ""),
-        thought="" if best is None else parse_reply(paths[best - 1][0]).thought,
-        confidence=0.0 if best is None else search.tree.end_value[best],
+        thought=parse_any(text).thought,
+        reply=format_of(AUTO, text).name,
+        final=finals.get(best, ""),
+        finished=bool(groups),
+        confidence=search.tree.end_value[best] if groups else 0.0,
+        support=groups[0].support if groups else 0.0,
+        answers=groups,
         tree=search.tree,
-        answers=answers,
-        answer_node=best or 0,
-        stats=SearchStats(len(paths), 0, 0.0, len(paths), 0.0, 0.0, 0, 0),
+        path_answers=answers,
+        answer_node=best,
+        ends=[],
+        stats=SearchStats(count, 0, len(answers), count, 0.0, len(paths), 0.0, 0.0, 0, 0),
         stop_reason=stop_reason,
         model="fake",
         prompt_token_ids=[1],
@@ -69,7 +79,7 @@ def searched(messages, paths, *, stop_reason="expansions", error=None) -> Search
     )
 
 
-def fake_solve(chats, engine, config, *, progress):
+def fake_solve(chats, engine, config, *, progress, chat_template_kwargs=None):
     """Answers that depend on the questions searched beside: as those of a real search may."""
     beside = sum(len(chat[-1]["content"]) * place for place, chat in enumerate(chats, 2))
     results = []
@@ -83,7 +93,9 @@ def fake_solve(chats, engine, config, *, progress):
 
 
 def snapshot(done: int, questions: int) -> Progress:
-    return Progress(0, questions, done, None, "", "", 0.0, 1, 1, 5, 0.1, 1, 1.0)
+    return Progress(
+        0, questions, done, None, "", "", 0.0, "", False, 0.0, 0, None, 1, 1, 5, 0.1, 1, 1.0
+    )
 
 
 def write_lines(path: Path, lines: list) -> Path:

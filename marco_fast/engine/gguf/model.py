@@ -153,7 +153,7 @@ def put_weights(model: Any, name: str, read: dict[str, Any], dtype: torch.dtype)
         return
     if tied:
         model.lm_head = QuantizedLinear(weight, None)
-        weight = model.lm_head.packed
+        weight = model.lm_head.weight
     new = QuantizedEmbedding(weight, dtype) if embeds else QuantizedLinear(weight, read.get("bias"))
     model.set_submodule(name, new)
 

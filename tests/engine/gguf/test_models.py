@@ -40,10 +40,10 @@ def test_a_search_has_the_scores_of_the_numbers_in_the_file(files, kind, weights
 def test_a_tied_head_and_its_embedding_are_the_same_weights(files):
     path, _ = files.write("tied.gguf", "qwen3", "Q6_K")
     model, _ = loading.load_gguf(path, torch.device("cpu"), torch.float32)
-    assert model.lm_head.packed is model.model.embed_tokens.packed
+    assert model.lm_head.weight is model.model.embed_tokens.weight
     path, _ = files.write("untied.gguf", "llama", "Q6_K")
     model, _ = loading.load_gguf(path, torch.device("cpu"), torch.float32)
-    assert model.lm_head.packed is not model.model.embed_tokens.packed
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("kind", ["llama3", "qwen2"])
