@@ -169,7 +169,9 @@ def _seconds(result: "SearchResult", room: Room) -> str:
 
 
 def _tokens(result: "SearchResult", room: Room) -> str:
-    more = "give more" if result.config.parallel == 1 else "give more, or fewer branches: --parallel"
+    more = (
+        "give more" if result.config.parallel == 1 else "give more, or fewer branches: --parallel"
+    )
     return f"still ran when --max-tokens {result.config.max_tokens} were used up: {more}"
 
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import warnings
-from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +14,7 @@ from marco_fast.engine.loading.attention_shape import AttentionShape, attention_
 from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
-from marco_fast.engine.loading.memory import free_memory
+from marco_fast.engine.loading.memory import MEMORY_SHARE, free_memory, weights_size
 from marco_fast.engine.loading.shedding import shed_memory
 from marco_fast.engine.loading.tokenizer import check_tokenizer, eos_ids_of
 from marco_fast.engine.loading.weights import check_model
@@ -32,7 +31,6 @@ from marco_fast.ops.numbers import described, whole
 __all__ = ["Engine"]
 
 LOG = logging.getLogger("marco_fast.loading")  # what is done, for a terminal
-MEMORY_SHARE = 0.25  # of the free memory, for the KV cache when kv_tokens is not given
 
 
 class Engine:
@@ -96,7 +94,7 @@ class Engine:
         self.token_bytes = table + [b""] * (model.config.vocab_size - len(table))
         self.eos_ids = eos_ids_of(model, tokenizer)
         shape = self._look_at(model.eval(), context, kv_tokens)
-        weights = sum(each.nbytes for each in model.parameters())
+        weights = weights_size(model)
         self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size, weights)
         if context is None:  # no path is longer than all that the cache holds
             self.context = min(self.context, self.cache.num_pages * page_size)
@@ -159,8 +157,8 @@ class Engine:
             dtype: of weights and KV: float32, bfloat16 or float16; by default the checkpoint's own
                 on a GPU. On a CPU float32, but for a bfloat16 checkpoint of 67 M parameters or more
                 that C++ runs: that stays bfloat16. int8 and int4, on a CPU alone: weights are
-                quantised at loading, all else is float32. The quantised weights of a GGUF file stay
-                what they are on a CPU; elsewhere they become numbers of the dtype.
+                quantised at loading, all else is float32. The quantised weights of a GGUF file
+                stay what they are on a CPU; elsewhere they become numbers of the dtype.
             max_branches: branches decoded in one batch, at least 1.
             context: longest path in tokens, prompt included, at least 2; by default what the model
                 takes: its positions, or less where it has a sliding window, chunks, or a RoPE that
@@ -207,7 +205,7 @@ class Engine:
         self,
         messages: list[dict[str, str]],
         without_template: str,
-        options: Mapping[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> list[int]:
         """A chat as the model's prompt for its reply; what its contents say is text, never special.
 

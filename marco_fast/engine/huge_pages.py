@@ -15,7 +15,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     """torch.empty; on a CPU, from 2 MiB on, aligned to huge pages, which the system is asked for.
 
     What fills no whole huge page at the end is in small ones: else a model of many small matrices
-    would take up to 2 MiB more for each. As with torch.empty, the system gives memory to a page when it is first written.
+    would take up to 2 MiB more for each. As with torch.empty, the system gives memory to a page
+    when it is first written.
 
     Raises:
         RuntimeError: there is not so much memory, as torch.empty does.

@@ -119,7 +119,7 @@ class Weights:
         from marco_fast import _C
 
         parts = [None if part is None else _in_huge_pages(part) for part in packed.parts]
-        moved = PackedWeight(parts, packed.bits, packed.zero, packed.shape)
+        moved = packed.like(parts, len(packed))
         self.kept.append(moved)
         return _C.PackedLinear(moved.native, bias=self._bias(bias))
 

@@ -52,11 +52,6 @@ class Forest:
         report: ProgressFunction | None,
         interrupted: threading.Event,
     ) -> None:
-        if config.top_k > len(engine.token_bytes):
-            raise ValueError(
-                f"expected top_k of at most {len(engine.token_bytes)}, the model's vocabulary, got "
-                f"{config.top_k}"
-            )
         self.engine, self.config = engine, config
         self.watcher, self.interrupted = Watcher(report), interrupted
         shared = shared_prefix(prompts, engine.cache.page_size)

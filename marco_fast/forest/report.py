@@ -165,7 +165,7 @@ class Report:
     def _live(self, question: Question) -> str:
         """The text of a path that is decoding, until it ends: the most confident one when it began.
 
-        A reader follows it, so another that becomes a little more confident does not take its place.
+        A reader follows it: another that becomes more confident does not take its place.
         """
         if self.shown not in question.attempts:
             confidence = partial(_confidence, question)

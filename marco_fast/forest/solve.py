@@ -90,6 +90,11 @@ def solve(
         raise ValueError(f"expected a SearchConfig, got {shown(config)}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ValueError(f"expected progress to be True or a function, got {shown(progress)}")
+    if config.top_k > len(engine.token_bytes):
+        raise ValueError(
+            f"expected top_k of at most {len(engine.token_bytes)}, the model's vocabulary, got "
+            f"{config.top_k}"
+        )
     single = not isinstance(question, Sequence) or isinstance(question, str | bytes)
     single = single or any(isinstance(each, Mapping) for each in question)
     chats = [as_messages(each, system) for each in ([question] if single else question)]  # type: ignore[arg-type]

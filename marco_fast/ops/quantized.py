@@ -203,9 +203,7 @@ class PackedWeight:
             None if one is None or two is None else torch.cat([one, two])
             for one, two in zip(self.parts, other.parts, strict=True)
         ]
-        return PackedWeight(
-            parts, self.bits, self.zero, (self.shape[0] + other.shape[0], self.shape[1])
-        )
+        return self.like(parts, self.shape[0] + other.shape[0])
 
     def interleaved(self, other: "PackedWeight") -> "PackedWeight":
         """Panels of 16 outputs of each; only where `joins`, and both have as many outputs."""
@@ -217,7 +215,12 @@ class PackedWeight:
             halves = [each.unflatten(-1, (2, PANEL // 2)) for each in (one, two)]
             mixed = torch.stack(halves, dim=-2).movedim(-3, 1)  # [panels, 2, rows, 2, 16]
             parts.append(mixed.flatten(-2).flatten(0, 1).contiguous())
-        return PackedWeight(parts, self.bits, self.zero, (2 * self.shape[0], self.shape[1]))
+        return self.like(parts, 2 * self.shape[0])
+
+    def like(self, parts: Sequence[torch.Tensor | None], outputs: int) -> "PackedWeight":
+        """Other parts of the same kind."""
+        shape = (outputs, self.shape[1])
+        return PackedWeight(parts, self.bits, self.zero, shape, self.int8_rows)
 
     @isolated
     def rows(self, index: torch.Tensor) -> torch.Tensor:

@@ -133,11 +133,11 @@ def _outside_code(text: str, tag: str) -> list[int]:
 
 
 THINK_END = "</think>"
-CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+CODE = re.compile(r"(```|~~~).*?(?:\1|\Z)|`[^`\n]*`|^(?: {4}|\t)[^\n]*", re.S | re.M)
 # A reply that does not begin with its tags has them at the beginnings of lines, or ends a thought
 # that the prompt began; elsewhere it speaks of them.
-MARCO_TAG = re.compile(r"^[ \t]*<(?:Thought|Output)>", re.MULTILINE)
-THINK_TAG = re.compile(r"^[ \t]*<think>|\A(?:(?!<think>).)*</think>[ \t]*$", re.M | re.S)
+MARCO_TAG = re.compile(r"^ *<(?:Thought|Output)>", re.MULTILINE)
+THINK_TAG = re.compile(r"^ *<think>|\A(?:(?!<think>).)*</think>[ \t]*$", re.M | re.S)
 
 MARCO = ReplyFormat("marco", b"</Thought>", b"</Output>", parse_reply)
 THINK = ReplyFormat("think", b"</think>", b"", parse_think)

@@ -65,7 +65,7 @@ def _page_data(tree: dict[str, Any]) -> dict[str, Any]:
     keys = ("question", "answer", "answer_node")
     return {
         **{key: tree[key] for key in keys},
-        "finished": tree.get("finished", tree["answer"] != ""),
+        "finished": _is_finished(tree),
         "facts": _facts(tree),
         "options": [[key, _option(value)] for key, value in tree["config"].items()],
         "nodes": nodes,
@@ -103,6 +103,8 @@ def _answer(tree: dict[str, Any], nodes: list[dict[str, Any]], node: dict[str, A
     """
     if "answer" in node:
         return node["answer"]
+    if node["id"] == tree["answer_node"] and _is_finished(tree):
+        return tree["answer"]
     newer = tree["version"] == 2
     if node["end"] not in ("eos", "reply") if newer else not node["terminal"]:
         return None
@@ -115,12 +117,18 @@ def _answer(tree: dict[str, Any], nodes: list[dict[str, Any]], node: dict[str, A
     return form.parse(text).answer if newer or "</Output>" in text else None
 
 
+def _is_finished(tree: dict[str, Any]) -> bool:
+    """Whether the answer is of a path that ended by itself: in version 1 no other has one."""
+    return bool(tree.get("finished", tree["answer"]))
+
+
 def _facts(tree: dict[str, Any]) -> list[list[str]]:
     """Names and figures of the header; a figure that the file lacks is left out."""
     stats, depths = tree["stats"], [0]
     for node in tree["nodes"][1:]:
         depths.append(depths[node["parent"]] + 1)
     facts = {
+        "final": _label(tree["final"]) if tree.get("finished") else None,
         "confidence": f"{tree['confidence']:.5g}",
         "support": f"{tree['support']:.0%}" if tree.get("finished") else None,
         "model": tree["model"],

@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from marco_fast.engine.token_bytes import token_bytes
 from marco_fast.errors import ModelError
@@ -185,3 +185,17 @@ def test_a_token_stands_for_what_it_is_inside_of_a_text(decoder, text, want):
     tokenizer = with_decoder(decoder)
     assert text in tokenizer.get_vocab()
     assert token_bytes(tokenizer)[tokenizer.convert_tokens_to_ids(text)].decode() == want
+
+
+@pytest.mark.parametrize("make", [chatml, llama2, llama3])
+def test_the_tags_of_a_reply_are_text_whether_special_or_not(make):
+    for special in (False, True):
+        tokenizer = make()
+        tags = [AddedToken(each, special=special) for each in ("<think>", "</think>", "</Output>")]
+        tokenizer.add_tokens(tags, special_tokens=special)
+        table = token_bytes(tokenizer)
+        for tag in ("<think>", "</think>", "</Output>"):
+            assert table[tokenizer.convert_tokens_to_ids(tag)].strip() == tag.encode()
+        ids = tokenizer("so 4</think>4 </Output>", add_special_tokens=False)["input_ids"]
+        text = b"".join(table[each] for each in ids).decode()
+        assert text.replace(" ", "") == "so4</think>4</Output>"

@@ -207,7 +207,7 @@ def test_the_node_of_an_answer_rule_is_kept_as_an_int(nano):
     config = dataclasses.replace(CONFIG, answer=lambda tree, answers: np.int64(min(answers)))
     result = solve(QUESTION, nano, config)
     whole(result)
-    assert result.answer_node == min(result.answers)
+    assert result.answer_node == min(result.path_answers)
 
 
 def test_a_rule_that_spoils_its_copy_of_the_answers_spoils_nothing(nano):
@@ -217,7 +217,7 @@ def test_a_rule_that_spoils_its_copy_of_the_answers_spoils_nothing(nano):
         return chosen
 
     result = solve(QUESTION, nano, dataclasses.replace(CONFIG, answer=spoil))
-    assert result.answer == result.answers[result.answer_node] != ""
+    assert result.answer == result.path_answers[result.answer_node] != ""
 
 
 def test_an_error_among_several_questions_keeps_what_each_has(nano):

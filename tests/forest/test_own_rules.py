@@ -59,7 +59,8 @@ def test_a_reply_format_that_fails_loses_nothing(nano):
 
     form = ReplyFormat("failing", b"", b"</Thought>", failing)
     result = solve(QUESTION, nano, SearchConfig(**SMALL, reply=form))
-    assert (result.stop_reason, result.answer, result.thought) == ("error", "", "")
+    assert (result.stop_reason, result.finished, result.thought) == ("error", False, "")
+    assert result.answer == result.text.strip()
     assert "my format" in str(result.error)
     assert result.stats.tokens > 0
     assert nano.cache.used_pages == 0
@@ -68,7 +69,7 @@ def test_a_reply_format_that_fails_loses_nothing(nano):
 def test_an_answer_rule_of_ones_own(nano):
     config = SearchConfig(**SMALL, answer=lambda tree, answers: min(answers, key=len_of(answers)))
     result = solve(QUESTION, nano, config)
-    assert len(result.answer) == min(map(len, result.answers.values()))
+    assert len(result.answer) == min(map(len, result.path_answers.values()))
 
 
 def len_of(answers: dict[int, str]):
@@ -84,4 +85,5 @@ def test_an_answer_rule_that_fails_loses_nothing(nano, progress):
     assert result.stop_reason == "error"
     assert "my rule" in str(result.error)
     assert result.stats.expansions == SMALL["expansions"]
-    assert result.answers
+    assert result.path_answers
+    assert (result.finished, result.answers, result.final, result.support) == (False, [], "", 0.0)

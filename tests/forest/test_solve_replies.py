@@ -42,7 +42,7 @@ ROWS = [
     (CHAT, "<Thought>a</Thought><Output>b</Output> and more", "b", "a", True, "reply"),
     (CHAT, f"<Thought>a</Thought><Output>b{EOS}", "b", "a", True, "eos"),
     (CHAT, f"Well.\n<Thought>a</Thought>\n<Output>b</Output>{EOS}", "b", "a", True, "eos"),
-    (CHAT, f"Write `<Output>` or `</think>`.{EOS}", "Write `<Output>` or `</think>`.", "", True, "eos"),
+    (CHAT, f"`<Output>` or `</think>`{EOS}", "`<Output>` or `</think>`", "", True, "eos"),
     (TAGS, f"Well. <Thought>a</Thought><Output>b</Output>{EOS}", "b", "a", True, "reply"),
     (TAGS, f"b{EOS}", "b", "", True, "eos"),
     (TAGS, f"<Thought>a{EOS}", "<Thought>a", "a", False, "eos"),
@@ -148,3 +148,43 @@ def test_a_rollout_that_a_limit_cut_off_is_unfinished_and_can_be_expanded(tiny):
     result = answered(tiny, ["one two three"], step_tokens=4, rollout_tokens=8)
     assert result.tree.end == [None] * len(result.tree)
     assert (result.finished, bool(result.answer)) == (False, True)
+
+
+def test_finals_vote_and_the_callers_own_function_says_what_they_are(tiny):
+    replies = [f"The answer is 18.{EOS}", f"x = 18\n#### 18{EOS}", f"It is 7.{EOS}"]
+    result = answered(tiny, replies, confidences=[0.75, 0.25, 0.5])
+    first, second = result.answers
+    assert (result.final, result.answer) == ("18", "The answer is 18.")
+    assert (first.final, len(first.nodes), second.final) == ("18", 2, "7")
+    assert result.support == first.support == pytest.approx(1 - second.support)
+    assert set(result.path_answers) == {*first.nodes, *second.nodes}
+    saved = result.to_dict()
+    assert [saved[name] for name in ("final", "finished", "support")] == ["18", True, first.support]
+    assert [node["end"] for node in saved["nodes"]] == [None, "eos", "eos", "eos"]
+    assert saved["nodes"][result.answer_node]["answer"] == result.answer
+    asked = []
+
+    def own(answer: str, question: str) -> str:
+        asked.append(question)
+        return answer[0]
+
+    result = answered(tiny, replies, final=own, answer="value")
+    assert {each.final for each in result.answers} == {"T", "x", "I"}
+    assert set(asked) == {"q"}
+
+
+@pytest.mark.parametrize("final", [lambda answer, question: 1 / 0, lambda answer, question: None])
+def test_a_final_function_that_fails_ends_the_search_with_what_it_has(tiny, final):
+    result = answered(tiny, [f"18{EOS}"], final=final)
+    assert (result.stop_reason, result.finished, result.answer) == ("error", False, "18")
+    assert isinstance(result.error, ZeroDivisionError | ValueError)
+    assert tiny.cache.used_pages == 0
+
+
+def test_progress_shows_unfinished_replies_as_such(tiny, monkeypatch):
+    monkeypatch.setattr("marco_fast.forest.forest.REPORT_SECONDS", 0.0)
+    seen = []
+    answered(tiny, ["c" * 80, f"18{EOS}"], parallel=1, progress=seen.append)
+    assert [(each.answer, each.finished) for each in seen[:1]] == [(None, False)]
+    assert ("c" * 64, False, 0.0) in [(each.answer, each.finished, each.support) for each in seen]
+    assert (seen[-1].answer, seen[-1].finished, seen[-1].support) == ("18", True, 1.0)

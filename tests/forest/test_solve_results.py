@@ -55,7 +55,7 @@ def test_the_tree_file_is_written_whole_or_not_at_all(tiny, tmp_path, monkeypatc
     result.save(target)
     data = json.loads(target.read_text())
     assert data["format"] == "marco-fast-tree"
-    assert data["version"] == 1
+    assert data["version"] == 2
     assert data["stats"]["expansions"] == 10
     assert data["nodes"][0]["parent"] == -1
     assert len(data["nodes"]) == len(result.tree)

@@ -5,7 +5,17 @@ import random
 import pytest
 
 from marco_fast.search.marco import REFLECTION
-from marco_fast.search.replies import MARCO, Event, PathText, Reply, ReplyFormat, parse_reply
+from marco_fast.search.replies import (
+    AUTO,
+    MARCO,
+    REPLIES,
+    Event,
+    PathText,
+    Reply,
+    ReplyFormat,
+    parse_reply,
+    reply_format,
+)
 
 REPLY = "<Thought>\nOne.\n\nTwo.\n</Thought>\n<Output>\n42\n</Output>"
 
@@ -15,10 +25,12 @@ REPLY = "<Thought>\nOne.\n\nTwo.\n</Thought>\n<Output>\n42\n</Output>"
     [
         (REPLY, "One.\n\nTwo.", "42"),
         ("", "", None),
-        ("no tags at all", "", None),
+        (" no tags at all\n", "", "no tags at all"),
+        ("<Thought>a</Thought>\nb", "a", "b"),
+        ("a</Thought><Output>b</Output>", "a", "b"),
         ("<Thought>half a", "half a", None),
         ("<Thought>a</Thought>", "a", None),
-        ("<Thought>a</Thought><Output>b", "a", None),
+        ("<Thought>a</Thought><Output>b", "a", "b"),
         ("<Thought>a</Thought><Output></Output>", "a", None),
         ("<Thought>a</Thought><Output> \n</Output>", "a", None),
         ("<Output>x</Output>", "", "x"),
@@ -178,7 +190,109 @@ def test_another_format_ends_where_it_says():
 def test_a_format_without_markers_ends_nothing_but_steps():
     form = ReplyFormat("bare", b"", b"", lambda text: Reply("", text))
     path = PathText(b"", form, steps=True, reflect=True)
-    assert not path.reflect
     assert not path.may_take_back()
     assert path.push(b"</Thought></Output>") is Event.NONE
     assert path.push(b"\n\n") is Event.STEP
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer"),
+    [
+        ("<think>\na\n</think>\n\nb", "a", "b"),
+        ("a</think>b", "a", "b"),  # the prompt began the thought
+        ("<think>\n\n</think>\n\nb", "", "b"),
+        ("", "", None),
+        ("a", "a", None),
+        ("<think>a", "a", None),
+        ("<think>a</think>", "a", None),
+        ("<think>a</think> \n", "a", None),
+        ("<think>a</think>b</think>c", "a</think>b", "c"),
+        ("<think>a</think>b</think>", "a", "b"),
+        ("<think>a</think>x<think>b</think>c", "a</think>x<think>b", "c"),
+        ("<think>a</think>x<think>b", "a", None),
+        ("<think>say `</think>` soon</think>b", "say `</think>` soon", "b"),
+        ("<think>an open ``` fence</think>b", "an open ``` fence", "b"),
+        ("<think>a</think>write `</think>` then", "a", "write `</think>` then"),
+        ("<think>a</think>```\n<think>x</think>\n```", "a", "```\n<think>x</think>\n```"),
+        ("<think>想</think> 四十二 ", "想", "四十二"),
+    ],
+)
+def test_replies_that_think_are_cut_where_the_thought_ends(text, thought, answer):
+    assert REPLIES["think"].parse(text) == (thought, answer)
+
+
+@pytest.mark.parametrize("text", [" a\n", "<think>a</think>b", "<Output>1</Output>"])
+def test_a_plain_reply_is_its_answer(text):
+    assert REPLIES["plain"].parse(text) == ("", text.strip())
+    assert REPLIES["plain"].parse(" \n\t") == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("a", "plain"),
+        (" \n<think>a</think>b", "think"),
+        ("<think>a", "think"),
+        ("Well.\n<think>a</think>b", "think"),
+        ("a\n</think>\n\nb", "think"),
+        ("a</think>\nb", "think"),
+        ("<Thought>a</Thought>\n<Output>b</Output>", "marco"),
+        ("\n<Output>b</Output>", "marco"),
+        ("Well.\n<Thought>a</Thought>\n<Output>b</Output>", "marco"),
+        ("The tags are `<Output>` and `</think>`.", "plain"),
+        ("The tag </think> ends a thought, <Output> begins an answer.", "plain"),
+        ("```html\n<Output>1</Output>\n</think>\n```", "plain"),
+        ("~~~\n<think>\n</think>\n~~~\ndone", "plain"),
+        ("Like this:\n\n    <Output>1</Output>\n    </think>", "plain"),
+        ("```\n<Output>cut", "plain"),
+        ("```\ncode\n```\n<Output>1</Output>", "marco"),
+    ],
+)
+def test_the_text_of_a_finished_reply_tells_its_format(text, form):
+    assert AUTO.parse(text) == REPLIES[form].parse(text)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    ("text", "event"),
+    [
+        (" \n" + REPLY, Event.ANSWER),
+        ("<think>a</think>b</Output>", Event.THOUGHT),
+        (f"{'x' * 70}<think>a</think>b</Output>", Event.NONE),
+        ("x <Thought></Thought><Output>1</Output>", Event.NONE),
+    ],
+)
+def test_a_reply_shows_its_format_by_how_it_begins_wherever_tokens_are_cut(text, event, seed):
+    path = PathText(b"", AUTO, steps=False, reflect=event is Event.THOUGHT)
+    parts = pieces(text, random.Random(seed))
+    for count, piece in enumerate(parts):
+        if path.push(piece) is event is not Event.NONE:
+            whole = b"".join(parts[: count + 1])
+            assert (b"</Output>" if event is Event.ANSWER else b"</think>") in whole
+            half = PathText(whole[:15], AUTO, steps=False, reflect=False)  # as a child's begins
+            assert half.form is path.form
+            return
+    assert event is Event.NONE
+    assert path.form is AUTO
+
+
+@pytest.mark.parametrize(
+    ("reply", "template", "ending", "form"),
+    [
+        ("auto", "", "assistant\n", "auto"),
+        ("auto", "knows <think> and </think>", "assistant\n", "auto"),
+        ("auto", "<Thought> then <Output>", "assistant\n", "marco"),
+        ("auto", "", "assistant\n<think>\n", "think"),
+        ("auto", "<Output>", "<think>", "think"),
+        ("auto", "", "<think>\n\n</think>\n\n", "plain"),
+        ("auto", "", "what is <think> for?", "auto"),
+        ("think", "", "<think>\n\n</think>\n\n", "plain"),
+        ("think", "", "", "think"),
+        ("marco", "", "<think>\n", "marco"),
+        ("plain", "<Output>", "<think>\n", "plain"),
+    ],
+)
+def test_the_prompt_shows_the_format_of_its_replies(reply, template, ending, form):
+    assert reply_format(reply, template, ending).name == form
+    own = ReplyFormat("own", b"", b"", parse_reply)
+    assert reply_format(own, template, ending) is own

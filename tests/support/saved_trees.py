@@ -13,7 +13,7 @@ OUTPUT = ["</Thought>", "\n<Output>\n", "3", "\n</Output>"]
 def as_tree(nodes: list[dict], **changed: object) -> dict:
     return {
         "format": "marco-fast-tree",
-        "version": 1,
+        "version": 2,
         "model": "nano-marco",
         "question": "How many times does the letter r occur in strawberry?",
         "prompt_token_ids": [1, 2],
@@ -22,22 +22,34 @@ def as_tree(nodes: list[dict], **changed: object) -> dict:
         "nodes": nodes,
         "answer_node": 0,
         "answer": "3",
+        "final": "3",
+        "finished": True,
         "thought": "so",
         "confidence": 0.91234567,
+        "support": 0.8,
         "stop_reason": "expansions",
         "stats": {"expansions": 12345, "expansions_per_second": 17.26, "tokens": 640},
     } | changed
 
 
+def older(tree: dict) -> dict:
+    """The same tree as version 1 has it."""
+    newer = ("final", "finished", "support")
+    nodes = [
+        {k: v for k, v in node.items() if k not in ("end", "answer")} for node in tree["nodes"]
+    ]
+    return {k: v for k, v in tree.items() if k not in newer} | {"version": 1, "nodes": nodes}
+
+
 def small_tree(**changed: object) -> dict:
     """Two thoughts below the root, the first with two ends of which one answers."""
     rows = [
-        # parent, visits, value, terminal, (text, id, confidence, logprob) ...
-        (-1, 4, 0.7, False),
-        (0, 3, 0.8, False, ("straw", 7, 1.0, 0.0), ("ber", 8, 0.5, math.log(0.25))),
-        (0, 1, 0.4, False, ("none", 9, 0.9, -0.1)),
-        (1, 1, 0.9, True, ("ry", 10, 0.2, -2.0), ("", 11, 0.7, -0.5), ("é", 12, 0.95, -0.1)),
-        (1, 1, 0.7, True, ("Wait!\n", 13, None, None), ("<b>", 14, 0.6, -1.0)),
+        # parent, visits, value, end, (text, id, confidence, logprob) ...
+        (-1, 4, 0.7, None),
+        (0, 3, 0.8, None, ("straw", 7, 1.0, 0.0), ("ber", 8, 0.5, math.log(0.25))),
+        (0, 1, 0.4, None, ("none", 9, 0.9, -0.1)),
+        (1, 1, 0.9, "eos", ("ry", 10, 0.2, -2.0), ("", 11, 0.7, -0.5), ("é", 12, 0.95, -0.1)),
+        (1, 1, 0.7, "loop", ("Wait!\n", 13, None, None), ("<b>", 14, 0.6, -1.0)),
     ]
     nodes = [
         {
@@ -50,9 +62,11 @@ def small_tree(**changed: object) -> dict:
             "visits": visits,
             "value": value,
             "path_confidence": 0.5,
-            "terminal": terminal,
+            "terminal": end is not None,
+            "end": end,
+            "answer": "3" if end == "eos" else None,
         }
-        for index, (parent, visits, value, terminal, *tokens) in enumerate(rows)
+        for index, (parent, visits, value, end, *tokens) in enumerate(rows)
     ]
     return as_tree(nodes, **{"answer_node": 3} | changed)
 
@@ -85,6 +99,9 @@ def searched_tree(size: int, seed: int = 1) -> dict:
         node = {"id": index, "parent": above, "visits": 0, "value": 0.0, "path_confidence": 0.9}
         node |= {"texts": texts, "token_ids": [rng.randrange(1000) for _ in texts]}
         node |= {"confidences": confidences, "terminal": terminal[index]}
+        node |= (
+            {"end": "reply", "answer": "3"} if terminal[index] else {"end": None, "answer": None}
+        )
         node["logprobs"] = [c if c is None else math.log(c) - 0.01 for c in confidences]
         nodes.append(node)
     for leaf in (index for index in range(size) if not children[index]):
@@ -127,6 +144,7 @@ def hostile_tree() -> dict:
     tree["config"] = {HOSTILE: HOSTILE, "list": [HOSTILE]}
     tree["nodes"][1]["texts"] = ["<Output>", HOSTILE]
     tree["nodes"][3]["texts"] = [HOSTILE, "", "</Output>"]
+    tree["nodes"][3]["answer"] = HOSTILE * 2
     return tree
 
 

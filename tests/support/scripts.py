@@ -57,13 +57,13 @@ def answered(engine: Engine, replies: Sequence[str], **options: Any) -> SearchRe
 
     engine.prompt_token_ids = prompt  # type: ignore[method-assign]
     kwargs = options.pop("chat_template_kwargs", None)
-    system = options.pop("system", None)
+    system, progress = options.pop("system", None), options.pop("progress", False)
     count = len(replies)
     config = {"expansions": count, "children": count, "step_tokens": 4096, "rollout_tokens": 0}
     try:
         return solve(
             QUESTION, engine, SearchConfig(**(config | options)),
-            system=system, chat_template_kwargs=kwargs,
+            system=system, chat_template_kwargs=kwargs, progress=progress,
         )  # fmt: skip
     finally:
         engine.prompt_token_ids = made  # type: ignore[method-assign]

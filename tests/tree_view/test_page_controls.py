@@ -187,7 +187,7 @@ def test_the_view_pans_zooms_and_fits(page):
     for _ in range(3):
         at = ScrollOrigin.from_element(page.mark(node))
         ActionChains(page.browser, duration=0).scroll_from_origin(at, 0, -400).perform()
-        assert page.centre(node) == pytest.approx(start, abs=2)
+        assert page.centre(node) == pytest.approx(start, abs=3)  # the pointer is on whole pixels
     assert page.centre(far)[0] - start[0] > 1.5 * gap
     page["fit"].click()
     assert page.centre(node) == pytest.approx(start, abs=1)

@@ -17,6 +17,7 @@ from tests.support.saved_trees import (
     PARTS,
     TREE,
     as_tree,
+    older,
     path_to,
     small_tree,
 )
@@ -119,7 +120,7 @@ def test_a_tip_tells_the_scores_of_a_token(page):
         assert 0 <= box["left"] < box["right"] <= 1300
         assert 0 <= box["top"] < box["bottom"] <= 850
     page.hover(page.mark(3))
-    assert page["tip"].text == "node 3: 1 visits, value 0.9000, finished\nryé"
+    assert page["tip"].text == "node 3: 1 visits, value 0.9000, answer 3\nryé"
     page.hover(page["question"])
     assert not page["tip"].is_displayed()
     # In the corner of a low window it stays inside, as wide as it wants.
@@ -141,7 +142,7 @@ def test_a_tip_tells_the_scores_of_a_token(page):
 
 def test_labels_tell_answers_and_where_siblings_part(page):
     tree = small_tree()
-    tree["nodes"][3]["texts"] = ["<Output>", "4", "2</Output>"]
+    tree["nodes"][3] |= {"texts": ["<Output>", "4", "2</Output>"], "answer": "42"}
     tree["nodes"][2]["texts"] = ["straight on and on and on to the very end"]
     page.open(tree)
     query = "[+e.closest('.node').dataset.node, e.classList[1], e.textContent, e.checkVisibility()]"
@@ -184,7 +185,9 @@ def test_the_header_says_what_the_search_was(page):
     assert page["answer"].text == "Answer: 3"
     facts = page["facts"].text.split("\n")
     assert dict(zip(facts[::2], facts[1::2], strict=True)) == {
+        "final": "3",
         "confidence": "0.91235",
+        "support": "80%",
         "model": "nano-marco",
         "stopped by": "expansions",
         "expansions": "12,345",
@@ -197,14 +200,56 @@ def test_the_header_says_what_the_search_was(page):
     page.browser.find_element(By.TAG_NAME, "summary").click()
     options = ["action", "mini-step", "c_uct", "1.414", "max_tokens", "null", "seed"]
     assert page["options"].text.split("\n") == [*options, str(2**62 + 1)]
-    page.open(small_tree(answer="", stats={}))
+    stats = {"finished_paths": 4, "distinct_paths": 7}
+    page.open(small_tree(answer="", finished=False, final="", stats=stats))
     assert page["answer"].text == "No path reached an answer"
     assert "expansions/s" not in page["facts"].text
+    assert "support" not in page["facts"].text
+    assert "finished paths\n4\ndistinct paths\n7" in page["facts"].text
+
+
+def ended(page, node: int) -> list[str]:
+    """What the panel says of a node's end."""
+    page.run("location.hash = arguments[0]", f"node={node}")
+    page.settle()
+    rows = page["numbers"].text.split("\n")
+    said = dict(zip(rows[::2], rows[1::2], strict=True))
+    return [said.get(each, "") for each in ("ended", "finished", "answer")]
+
+
+def test_why_a_path_ended_and_whether_it_finished_agree_everywhere(page):
+    tree = small_tree()
+    page.open(tree)
+    shapes = page.of_all(".mark", "e.getAttribute('d')")
+    drawn = page.of_all(".node", "+e.dataset.node")
+    corners = {node: shape for node, shape in zip(drawn, shapes, strict=True) if shape}
+    assert set(corners) == {3, 4}
+    assert corners[3] != corners[4]  # a diamond and a square
+    assert ended(page, 3) == ["end of the text", "yes", "3"]
+    assert ended(page, 4) == ["loop", "no", ""]
+    assert ended(page, 1) == ["", "no", ""]
+    names = page.of_all(".node", "e.getAttribute('aria-label').split(', ').at(-1)")
+    assert dict(zip(drawn, names, strict=True))[4] == "unfinished: loop"
+    page["finished"].click()
+    assert page.ids() == [0, 1, 3]
+    # Without a finished path the best unfinished reply is shown as such, here and at its node.
+    for node in tree["nodes"]:
+        node |= {"answer": None}
+    page.open(tree | {"finished": False, "final": "", "support": 0.0, "answer": "straw so far"})
+    assert page["answer"].text == "No path finished. The best unfinished reply: straw so far"
+    assert ended(page, 3) == ["end of the text", "no", ""]
+    # Version 1 knows its answers by their tags.
+    tree = small_tree(answer="42")
+    tree["nodes"][3]["texts"] = ["<Output>", "42", "</Output>"]
+    page.open(older(tree))
+    assert page["answer"].text == "Answer: 42"
+    assert ended(page, 3) == ["yes", "yes", "42"]
+    assert ended(page, 4) == ["yes", "no", ""]
 
 
 def test_odd_trees_are_shown_too(page):
     root = {**small_tree()["nodes"][0], "visits": 0, "value": 0.0}
-    page.open(as_tree([root], answer="", stats={}, config={}))
+    page.open(as_tree([root], answer="", finished=False, stats={}, config={}))
     assert page.ids() == [0]
     assert page["lowest"].text == "none"
     assert "value\nnone yet" in page["numbers"].text

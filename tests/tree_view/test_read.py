@@ -6,14 +6,15 @@ import re
 import pytest
 
 from marco_fast.tree_view.read import read_tree
-from tests.support.saved_trees import put, small_tree
+from tests.support.saved_trees import older, put, small_tree
 
 
 def test_a_tree_is_read_as_it_was_saved(tmp_path):
     tree = small_tree()
     assert read_tree(put(tmp_path / "tree.json", tree)) == tree
+    assert read_tree(put(tmp_path / "tree.json", older(tree))) == older(tree)
     for node in tree["nodes"]:
-        del node["texts"]
+        del node["texts"], node["answer"]
     assert read_tree(str(put(tmp_path / "tree.json", tree))) == tree
 
 
@@ -35,7 +36,7 @@ NUMBERS = (True, "1", None, [], {})
 NO_TEXT = (1, None, [], {})
 WRONG: dict[str, tuple] = {
     "format": ("marco-fast", None, LEFT_OUT),
-    "version": (2, "1", True, None, LEFT_OUT),
+    "version": (3, 0, "2", True, None, [], LEFT_OUT),
     "model": (*NO_TEXT, LEFT_OUT),
     "question": (*NO_TEXT, LEFT_OUT),
     "prompt_token_ids": ([1.5], [None], "12", None, LEFT_OUT),
@@ -46,6 +47,9 @@ WRONG: dict[str, tuple] = {
     "answer": (*NO_TEXT, LEFT_OUT),
     "thought": (*NO_TEXT, LEFT_OUT),
     "confidence": (10**30, *NUMBERS, LEFT_OUT),
+    "final": (*NO_TEXT, LEFT_OUT),
+    "finished": (0, 1, "true", None, [], LEFT_OUT),
+    "support": (10**30, *NUMBERS, LEFT_OUT),
     "stop_reason": (*NO_TEXT, LEFT_OUT),
     "stats": ([], None, {"tokens": "1"}, {"tokens": None}, LEFT_OUT),
     "nodes.1.id": (0, 2, -1, 1.0, *NUMBERS, LEFT_OUT),
@@ -59,6 +63,9 @@ WRONG: dict[str, tuple] = {
     "nodes.1.value": NUMBERS,
     "nodes.1.path_confidence": (*NUMBERS, LEFT_OUT),
     "nodes.1.terminal": (0, 1, "false", None, LEFT_OUT),
+    "nodes.1.end": ("eos", "", "stop", True, 1, [], {}, LEFT_OUT),  # it is not terminal
+    "nodes.3.end": ("EOS", False, ["eos"], LEFT_OUT),
+    "nodes.3.answer": (3, False, [], {}),
 }
 
 

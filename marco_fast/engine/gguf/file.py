@@ -29,6 +29,11 @@ class GgufTensor(NamedTuple):
     begin: int
 
     @property
+    def quantized(self) -> bool:
+        """Whether its numbers are codes and scales."""
+        return BLOCKS[self.kind].unpack is not None
+
+    @property
     def size(self) -> int:
         """Bytes."""
         block = BLOCKS[self.kind]

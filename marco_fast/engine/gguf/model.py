@@ -19,7 +19,7 @@ from marco_fast.engine.quantized import (
     quantizes,
 )
 
-__all__ = ["gguf_files", "load_gguf", "put_weights"]
+__all__ = ["gguf_files", "gguf_parts", "load_gguf", "put_weights"]
 
 EMBEDDING, HEAD = "token_embd", "output"
 OUTSIDE = {EMBEDDING: "model.embed_tokens", HEAD: "lm_head", "output_norm": "model.norm"}
@@ -60,6 +60,13 @@ def load_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) -> tup
         ModelError: the file is not as its format says, or is of a model that cannot be run as it
             is; its weights were not read.
     """
+    file, model, tokenizer = gguf_parts(path, dtype)
+    _fill(model, file, device, model.dtype)
+    return model.eval(), tokenizer
+
+
+def gguf_parts(path: Path, dtype: torch.dtype | str) -> tuple[GgufFile, Any, Any]:
+    """A file, the model that it is of, without weights, and its tokenizer; as load_gguf says."""
     file = read_gguf(path)
     config = config_of(file)
     check_architecture(config)
@@ -72,9 +79,7 @@ def load_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) -> tup
         kinds = {each.kind for each in file.tensors.values()}
         dtype = torch.float32 if kinds == {"F32"} else torch.bfloat16
     assert isinstance(dtype, torch.dtype)
-    model = _empty(file, config, dtype)
-    _fill(model, file, device, dtype)
-    return model.eval(), tokenizer
+    return file, _empty(file, config, dtype), tokenizer
 
 
 def _empty(file: GgufFile, config: Any, dtype: torch.dtype) -> Any:

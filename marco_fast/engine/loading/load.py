@@ -22,13 +22,16 @@ from marco_fast.engine.quantized import quantizes
 from marco_fast.errors import ModelError
 from marco_fast.text import check_unicode
 
-__all__ = ["BUNDLED", "cpu_dtype", "load_model"]
+__all__ = [
+    "BUNDLED", "bundled", "cpu_dtype", "described", "device_of", "dtype_of", "gguf_file",
+    "load_model", "named",
+]  # fmt: skip
 
 BUNDLED = ("nano-marco", "nano-llama")
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZED = {"int8": 8, "int4": 4}
 SMALL = 1 << 26  # parameters of a model that is computed in float32 on a CPU
 LOG = logging.getLogger("marco_fast.loading")  # what is done, for a terminal
+QUANTIZED = {"int8": 8, "int4": 4}
 JSON_FILES = (
     "generation_config.json",
     "tokenizer_config.json",
@@ -44,34 +47,28 @@ def load_model(
     dtype: torch.dtype | str | None,
 ) -> tuple[Any, Any]:
     """The transformers model, on its device, and its tokenizer; as Engine.from_pretrained says."""
-    target = _device(device)
-    chosen, bits = _dtype(dtype, target)
-    source = str(path)
-    check_unicode(source)
-    if (file := _gguf_file(source)) is not None:
+    target = device_of(device)
+    chosen, bits = dtype_of(dtype, target)
+    source = bundled(path)
+    if (file := gguf_file(source)) is not None:
         if bits:
             raise ValueError(
                 f"expected dtype to be one of {[*FLOATS]} for the GGUF file {str(file)!r}, whose "
                 f"weights stay what they are, got {dtype!r}"
             )
-        if chosen == "auto" and target.type == "cpu":
-            chosen = torch.float32
+        chosen = torch.float32 if chosen == "auto" and target.type == "cpu" else chosen
         LOG.info("reading the weights")
-        return _named(file, "GGUF file", lambda: load_gguf(file, target, chosen))
-    if source in BUNDLED:
-        source = str(Path(__file__).parents[2] / "models" / source)
+        return named(file, "GGUF file", lambda: load_gguf(file, target, chosen))
     options: dict[str, Any] = {"trust_remote_code": False}
-    by_size = chosen == "auto" and target.type == "cpu" and not bits
-    model = _named(
-        path, "model", lambda: _checked_model(source, None if by_size else chosen, options)
-    )
-    tokenizer = _named(path, "tokenizer", lambda: load_tokenizer(source, options))
+    model = named(path, "model", lambda: _checked_model(source, chosen, target, options))
+    tokenizer = named(path, "tokenizer", lambda: load_tokenizer(source, options))
     if bits:
-        _named(path, "model", lambda: quantize_model(model, bits))
+        LOG.info("quantising the weights")
+        named(path, "model", lambda: quantize_model(model, bits))
     return model.to(target), tokenizer
 
 
-def _named(path: str | os.PathLike[str], part: str, load: Callable[[], Any]) -> Any:
+def named(path: str | os.PathLike[str], part: str, load: Callable[[], Any]) -> Any:
     """What `load` gives; whatever it raises becomes a ModelError that names the part.
 
     Raises:
@@ -87,79 +84,25 @@ def _named(path: str | os.PathLike[str], part: str, load: Callable[[], Any]) -> 
         raise ModelError(f"expected a loadable {part} {str(path)!r}, got: {cause}") from error
 
 
-def _checked_model(source: str, dtype: torch.dtype | str | None, options: dict[str, Any]) -> Any:
-    """The model of a folder or a hub, in the dtype, or in that of `cpu_dtype`."""
+def bundled(path: str | os.PathLike[str]) -> str:
+    """The folder of a bundled model; any other path as it is.
+
+    Raises:
+        ValueError: it is not Unicode.
+    """
+    source = str(path)
+    check_unicode(source)
+    return str(Path(__file__).parents[2] / "models" / source) if source in BUNDLED else source
+
+
+def described(source: str, options: dict[str, Any]) -> Any:
+    """The configuration of a model that can be run, as far as its files tell."""
     _check_source(source, options)
     config = transformers.AutoConfig.from_pretrained(source, **options)
     check_architecture(config)
     if Path(source).is_dir():
         check_weight_files(Path(source))
-    LOG.info("reading the weights")
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        source,
-        config=config,
-        dtype=cpu_dtype(config) if dtype is None else dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # the report names them
-        **options,
-    )
-    model, report = loaded
-    check_loaded(model, report)
-    return model
-
-
-def _gguf_file(source: str) -> Path | None:
-    """The GGUF file that a path means: itself, or the only one of a folder without a config.json.
-
-    Raises:
-        ModelError: the folder has several.
-    """
-    path = Path(source)
-    if is_gguf(path):
-        return path
-    if source in BUNDLED or not source or not path.is_dir() or (path / "config.json").exists():
-        return None
-    found = gguf_files(path)
-    if len(found) > 1:
-        names = ", ".join(repr(each.name) for each in found[:4])
-        raise ModelError(f"expected one model in {source!r}, got {len(found)} GGUF files: {names}")
-    return found[0] if found else None
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"expected device to be cpu or cuda, got {device!r}") from error
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected device to be cpu or cuda, got {str(found)!r}")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"expected a GPU of this machine, which has {torch.cuda.device_count()}, "
-            f"got {str(found)!r}"
-        )
-    return found
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> tuple[torch.dtype | str, int]:
-    """The dtype to load in, and to how many bits weights are then quantised; 0: they are not."""
-    if isinstance(dtype, str) and dtype in QUANTIZED:
-        if device.type != "cpu" or not quantizes():
-            raise ValueError(
-                f"expected dtype to be one of {[*FLOATS]} without the C++ extension or on "
-                f"{device}, got {dtype!r}"
-            )
-        return "auto", QUANTIZED[dtype]
-    if dtype is None:
-        return "auto", 0
-    chosen = FLOATS.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if chosen not in FLOATS.values():
-        known = [*FLOATS, *QUANTIZED]
-        raise ValueError(f"expected dtype to be one of {known}, got {dtype!r}")
-    return chosen, 0
+    return config
 
 
 def cpu_dtype(config: Any) -> torch.dtype:
@@ -176,6 +119,82 @@ def cpu_dtype(config: Any) -> torch.dtype:
         model = transformers.AutoModelForCausalLM.from_config(config)
     small = sum(each.numel() for each in model.parameters()) < SMALL
     return torch.float32 if small else torch.bfloat16
+
+
+def _checked_model(
+    source: str, dtype: torch.dtype | str, device: torch.device, options: dict[str, Any]
+) -> Any:
+    config = described(source, options)
+    if dtype == "auto" and device.type == "cpu":
+        dtype = cpu_dtype(config)
+    LOG.info("reading the weights")
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report names them
+        **options,
+    )
+    model, report = loaded
+    check_loaded(model, report)
+    return model
+
+
+def gguf_file(source: str) -> Path | None:
+    """The GGUF file that a path means: itself, or the only one of a folder without a config.json.
+
+    Raises:
+        ModelError: the folder has several.
+    """
+    path = Path(source)
+    if is_gguf(path):
+        return path
+    if not source or not path.is_dir() or (path / "config.json").exists():
+        return None
+    found = gguf_files(path)
+    if len(found) > 1:
+        names = ", ".join(repr(each.name) for each in found[:4])
+        raise ModelError(f"expected one model in {source!r}, got {len(found)} GGUF files: {names}")
+    return found[0] if found else None
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    try:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"expected device to be cpu or cuda, got {device!r}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected device to be cpu or cuda, got {str(found)!r}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"expected a GPU of this machine, which has {torch.cuda.device_count()}, "
+            f"got {str(found)!r}"
+        )
+    return found
+
+
+def dtype_of(
+    dtype: torch.dtype | str | None, device: torch.device
+) -> tuple[torch.dtype | str, int]:
+    """The dtype to load in, and to how many bits weights are then quantised; 0: they are not."""
+    if isinstance(dtype, str) and dtype in QUANTIZED:
+        if device.type != "cpu" or not quantizes():
+            raise ValueError(
+                f"expected dtype to be one of {[*FLOATS]} without the C++ extension or on "
+                f"{device}, got {dtype!r}"
+            )
+        return "auto", QUANTIZED[dtype]
+    if dtype is None:
+        return "auto", 0
+    chosen = FLOATS.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if chosen not in FLOATS.values():
+        known = [*FLOATS, *QUANTIZED]
+        raise ValueError(f"expected dtype to be one of {known}, got {dtype!r}")
+    return chosen, 0
 
 
 def _check_source(source: str, options: dict[str, Any]) -> None:

@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["free_memory", "memory_of"]
+__all__ = ["MEMORY_SHARE", "free_memory", "memory_of", "weights_size"]
 
+MEMORY_SHARE = 0.25  # of the free memory, for the KV cache when kv_tokens is not given
 UNKNOWN_MEMORY = 8 << 30  # of a system that psutil does not know: a small laptop's
 
 
@@ -18,17 +20,26 @@ def memory_of(device: torch.device) -> int:
     return min([_machine(), *_limits()])
 
 
-def free_memory(device: torch.device, weights: int) -> int:
+def weights_size(model: Any) -> int:
+    """Bytes of a model's weights, quantised ones as they are packed."""
+    packed = {id(each.packed): each.packed for each in model.modules() if hasattr(each, "packed")}
+    parts = [part for each in packed.values() for part in each.parts if part is not None]
+    return sum(each.nbytes for each in [*model.parameters(), *parts])
+
+
+def free_memory(device: torch.device, weights: int, *, loaded: bool = True) -> int:
     """Bytes that are left for a KV cache beside a model's weights.
 
     Args:
         device: of both.
-        weights: bytes of the weights, which are on the device already, but on a CPU may be in a
-            file that is mapped, and are then still to be packed.
+        weights: bytes of the weights. On a CPU they may be in a file that is mapped, and are then
+            still to be packed: the memory of the machine must hold both.
+        loaded: whether the weights are on the device.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return max(0, min(_available(), memory_of(device) - weights))
+        return max(0, torch.cuda.mem_get_info(device)[0] - (0 if loaded else weights))
+    free = _available() - (0 if loaded else weights)
+    return max(0, min(free, memory_of(device) - weights))
 
 
 def _available() -> int:

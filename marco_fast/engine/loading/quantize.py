@@ -9,9 +9,23 @@ from marco_fast.engine.native_runner import KNOWN
 from marco_fast.engine.quantized import quantize
 from marco_fast.errors import ModelError
 
-__all__ = ["quantize_model"]
+__all__ = ["HEAD_BITS", "check_quantized", "quantize_model"]
 
 HEAD_BITS = 8  # of embedding and LM head, whatever the layers have: every logit is made of them
+
+
+def check_quantized(model: Any, bits: int) -> None:
+    """Refuses a model whose matrices C++ does not multiply by.
+
+    Raises:
+        ModelError: C++ does not run models of its kind.
+    """
+    kind = type(model).__name__
+    if kind not in KNOWN:
+        known = ", ".join(each.removesuffix("ForCausalLM") for each in KNOWN)
+        raise ModelError(
+            f"expected one of {known} for weights of {bits} bits, got {model.config.model_type!r}"
+        )
 
 
 def quantize_model(model: Any, bits: int) -> None:
@@ -21,11 +35,7 @@ def quantize_model(model: Any, bits: int) -> None:
         ModelError: C++ does not run models of its kind.
         ValueError: a matrix does not have a multiple of 32 inputs, or is not finite.
     """
-    if type(model).__name__ not in KNOWN:
-        known = ", ".join(each.removesuffix("ForCausalLM") for each in KNOWN)
-        raise ModelError(
-            f"expected one of {known} for weights of {bits} bits, got {model.config.model_type!r}"
-        )
+    check_quantized(model, bits)
     for name, module in [*model.named_modules()]:
         linear, head = isinstance(module, torch.nn.Linear), name == "lm_head"
         if head and model.config.tie_word_embeddings:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from marco_fast.errors import ModelError
 
-__all__ = ["check_loaded", "check_model", "check_weight_files"]
+__all__ = ["check_loaded", "check_model", "check_weight_files", "stored_dtypes"]
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,6 +44,18 @@ def check_weight_files(folder: Path) -> None:
         _check_numbers(_dtypes(folder / WHOLE))
     elif (folder / INDEX).exists():
         _check_shards(folder, _weight_map(folder / INDEX))
+
+
+def stored_dtypes(folder: Path) -> tuple[list[str], int]:
+    """The number format of each tensor in a folder's files, and the bytes of these files.
+
+    Both are empty where there is no such folder.
+    """
+    files = [folder / WHOLE] if (folder / WHOLE).exists() else []
+    if not files and (folder / INDEX).exists():
+        files = [folder / name for name in sorted({*_weight_map(folder / INDEX).values()})]
+    stored = [dtype for file in files for dtype in _dtypes(file).values()]
+    return stored, sum(each.stat().st_size for each in files)
 
 
 def _weight_map(path: Path) -> dict[str, str]:
