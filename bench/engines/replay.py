@@ -4,8 +4,8 @@ python -m bench.engines.install            # once: the other engines, each in it
 python -m bench.engines.replay [--cases NAMES] [--engines NAMES] [--out FILE]
 
 Each engine is a process that loads the same weights and then replays the schedule whenever it is
-its turn (bench/engines/protocol.py); nothing else may run meanwhile, and a turn waits for an idle
-machine.
+its turn (bench/engines/peers/protocol.py); nothing else may run meanwhile, and a turn waits for an
+idle machine.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Engine:
     def __init__(self, name: str, arguments: list[str]) -> None:
         self.name = name
         environment = {**os.environ, "PYTHONPATH": str(ROOT)} if name == "ours" else None
-        script = ROOT / "bench" / "engines" / f"{name}.py"
+        script = ROOT / "bench/engines/peers" / f"{name}.py"
         self.process = subprocess.Popen(
             [str(python_of(name)), str(script), *arguments],
             stdin=subprocess.PIPE,

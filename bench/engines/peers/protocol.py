@@ -2,7 +2,7 @@
 
 Standard library only, because each peer runs in an environment of its own. A peer is started as
 
-    python bench/engines/NAME.py --model DIR --precision float32|bfloat16 --threads N \\
+    python bench/engines/peers/NAME.py --model DIR --precision float32|bfloat16 --threads N \\
         --schedule FILE
 
 loads its engine, replays the schedule once untimed, prints one line of JSON that says what it is,
