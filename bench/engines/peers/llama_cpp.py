@@ -7,6 +7,7 @@ node's cells can always be found in the sequence that it was decoded in, up to i
 
 import ctypes
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from protocol import Expansion, Options, Peer, Ready, Replay, Schedule, serve
 BLOCK = 64  # logits summed together before sampling looks at single ones
 # Weights, then the KV: the fastest of bfloat16 and float16 on a CPU with bfloat16 instructions.
 TYPES = {"float32": ("F32", "F32"), "bfloat16": ("BF16", "F16")}
+LOAD_MODE_NONE = 0  # of llama.h; no mapping of the file
 ARITHMETIC = {"float32": "float32", "bfloat16": "bfloat16 products accumulated in float32"}
 NOTE = "one sequence a path, forked by seq_cp in a unified KV cache; sampling and top k in NumPy"
 
@@ -89,31 +91,58 @@ class Engine:
         import llama_cpp
 
         self.c = llama_cpp
-        self.schedule = options.schedule
+        self.schedule, self.threads = options.schedule, options.threads
         self.lengths = self.schedule.lengths
         weights, self.kv = TYPES[options.precision]
         llama_cpp.llama_backend_init()
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "model.gguf")
-            write_gguf(options.model, file, weights)
-            parameters = llama_cpp.llama_model_default_params()
-            parameters.use_mmap = False
-            self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
-        if not self.model:
-            raise RuntimeError("llama.cpp could not load the model; its reason is on stderr")
-        self.context = llama_cpp.llama_init_from_model(
-            self.model, self._parameters(options.threads)
-        )
-        if not self.context:
-            raise RuntimeError("llama.cpp could not make a context; its reason is on stderr")
-        self.memory = llama_cpp.llama_get_memory(self.context)
+        if options.model.suffix == ".gguf":
+            self._load(options.model)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, "model.gguf")
+                write_gguf(options.model, file, weights)
+                self._load(file)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(
             llama_cpp.llama_model_get_vocab(self.model)
         )
         self.sample = Sampler(self.schedule.branches, self.vocab_size, self.schedule)
         self._make_batch(max(self.schedule.branches, len(self.schedule.prompt)))
+        self.context: Any = None
+        # 12 layers on 2 cores, seconds with and without: float32 3.4 and 3.2 with 8 branches,
+        # bfloat16 2.4 and 2.1; with 32, two noisy replays each, 14.1 and 11.3, 6.7 and 7.6.
+        self.make_context(flash=self.kv == "F16" and self.schedule.branches >= 32)
 
-    def _parameters(self, threads: int) -> Any:
+    def _load(self, file: Path) -> None:
+        """Read all weights into memory: the file may be gone later."""
+        parameters = self.c.llama_model_default_params()
+        parameters.load_mode = LOAD_MODE_NONE
+        self.model = self.c.llama_model_load_from_file(str(file).encode(), parameters)
+        if not self.model:
+            raise RuntimeError("llama.cpp could not load the model; its reason is on stderr")
+
+    def make_context(self, *, flash: bool) -> None:
+        """An empty KV cache in the place of the one before, with or without flash attention."""
+        if self.context:
+            self.c.llama_free(self.context)
+        self.flash = flash
+        self.context = self.c.llama_init_from_model(self.model, self._parameters())
+        if not self.context:
+            raise RuntimeError("llama.cpp could not make a context; its reason is on stderr")
+        self.memory = self.c.llama_get_memory(self.context)
+
+    def choose_attention(self) -> None:
+        """Keep flash attention or do without it, whichever replays faster."""
+        seconds = {}
+        for flash in (False, True):
+            self.make_context(flash=flash)
+            self.argmax()
+            start = time.perf_counter()
+            self.replay()
+            seconds[flash] = time.perf_counter() - start
+        if seconds[False] < seconds[True]:
+            self.make_context(flash=False)
+
+    def _parameters(self) -> Any:
         sequences = sequences_of(self.schedule)
         if sequences > (most := self.c.llama_max_parallel_sequences()):
             raise ValueError(f"expected at most {most} leaves, got {sequences}")
@@ -122,13 +151,12 @@ class Engine:
         parameters.n_batch = max(self.schedule.branches, len(self.schedule.prompt))
         parameters.n_seq_max = sequences
         parameters.kv_unified = True
-        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.type_k = parameters.type_v = getattr(self.c, f"GGML_TYPE_{self.kv}")
-        # 12 layers on 2 cores, seconds with and without: float32 3.4 and 3.2 with 8 branches,
-        # bfloat16 2.4 and 2.1; with 32, two noisy replays each, 14.1 and 11.3, 6.7 and 7.6.
-        flash = self.kv == "F16" and self.schedule.branches >= 32
         parameters.flash_attn_type = (
-            self.c.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self.c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            self.c.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if self.flash
+            else self.c.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         parameters.no_perf = True
         return parameters
@@ -161,12 +189,13 @@ class Engine:
         logprobs = np.concatenate([each[1] for each in self.records.values()])
         best = np.concatenate([each[2] for each in self.records.values()])
         confidence = np.exp(logprobs) / np.exp(best).sum(1)
-        return Replay(len(self.records), len(logprobs), float(confidence.mean()))
+        mean = float(confidence.mean())
+        return Replay(len(self.records), len(logprobs), mean, round(self.sampling, 4))
 
     def _forget(self) -> None:
         self.c.llama_memory_clear(self.memory, False)
         self.sequence = {0: 0}
-        self.sequences = 1
+        self.sequences, self.sampling = 1, 0.0
         self.taken: set[int] = set()  # nodes whose own sequence a child continues
         self.unread = {0: np.array(self.schedule.prompt)}
         self.logits: dict[int, np.ndarray] = {}  # [vocab_size] after a node's last token
@@ -222,7 +251,9 @@ class Engine:
                 self.ids[:active] = ids[:active, step - 1]
                 logits = self._decode(active, active)
                 self.positions[:active] += 1
+            start = time.perf_counter()
             sampled = self.sample(logits)
+            self.sampling += time.perf_counter() - start
             ids[:active, step], logprobs[:active, step], best[:active, step] = sampled
         for row, (node, _, count) in enumerate(expansions):
             self.unread[node] = ids[row, count - 1 : count]
@@ -250,7 +281,12 @@ def load(options: Options) -> Peer:
 
     engine = Engine(options)
     weights, kv = TYPES[options.precision]
-    precision = f"weights {weights}, KV {kv}, arithmetic {ARITHMETIC[options.precision]}"
+    if options.model.suffix == ".gguf":
+        engine.choose_attention()
+        precision = f"weights as in the file, KV {kv}, llama.cpp's own arithmetic"
+        precision += ", flash attention" * engine.flash
+    else:
+        precision = f"weights {weights}, KV {kv}, arithmetic {ARITHMETIC[options.precision]}"
     version = f"llama-cpp-python {llama_cpp.__version__}"
     ready = Ready("llama.cpp", version, precision, True, engine.argmax(), NOTE)
     return Peer(ready, engine.replay)
