@@ -34,20 +34,16 @@ KEPT = "file"  # the weights of the file as it is
 WEIGHTS = [KEPT, "Q8_0", "Q4_K_M", "Q4_0"]
 PEERS = {"native": "llama_cpp", "avx2": "llama_cpp_avx2"}  # instructions: environment of the peer
 TOKENS = 32  # of an expansion
-# Its first word is certain, so that no rounding can change the most likely token.
-QUESTION = """A group of friends plans a week of walking from Lyon to Geneva. On the first day they
-walk 18 km along the river and sleep in a small hotel; on the second day it rains, and they walk no
-more than 9 km before they stop at a farm, whose owner sells them cheese, bread and two bottles of
-apple juice for 23 euros. On the third day they meet another group, who come from Geneva and tell
-them that the bridge below the village is closed, so that everybody has to walk 6 km more. They want
-to know how far it is from the farm to the village, how long they need for it at 4 km an hour, and
-where they could buy new shoes, because those of one of them have been wet for two days. Before all
-of that, one of them wants to settle a bet about another country. Answer that first, in one short
-sentence: what is the capital of France?"""
+# A chat whose reply begins with a word that every model is sure of after these, so that no rounding
+# changes the most likely token.
+CAPITALS = {
+    "Spain": "Madrid", "Italy": "Rome", "Germany": "Berlin", "Portugal": "Lisbon",
+    "Austria": "Vienna", "Greece": "Athens", "Poland": "Warsaw", "Norway": "Oslo",
+}  # fmt: skip
 
 
 def schedule_of(folder: Path, branches: int) -> dict[str, Any]:
-    """A search of QUESTION: four rounds of few branches, or two of many.
+    """A search below a chat about CAPITALS: four rounds of few branches, or two of many.
 
     Args:
         folder: with the model's tokenizer.
@@ -55,7 +51,12 @@ def schedule_of(folder: Path, branches: int) -> dict[str, Any]:
     """
     from transformers import AutoTokenizer
 
-    chat = [{"role": "user", "content": " ".join(QUESTION.split())}]
+    chat = []
+    for country, capital in CAPITALS.items():
+        told = f"The capital of {country} is {capital}."
+        chat.append({"role": "user", "content": f"What is the capital of {country}?"})
+        chat.append({"role": "assistant", "content": told})
+    chat.append({"role": "user", "content": "What is the capital of France?"})
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     return make_schedule(ids, branches=branches, rounds=4 if branches < 16 else 2, tokens=TOKENS)
