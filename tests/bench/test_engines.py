@@ -23,7 +23,7 @@ def start(name: str, folder: Path, schedule: dict, tmp_path: Path, lines: str) -
     file = tmp_path / "schedule.json"
     file.write_text(json.dumps(schedule))
     command = [
-        sys.executable, str(ROOT / "bench" / "engines" / f"{name}.py"), "--model", str(folder),
+        sys.executable, str(ROOT / "bench/engines/peers" / f"{name}.py"), "--model", str(folder),
         "--precision", "float32", "--threads", "1", "--schedule", str(file),
     ]  # fmt: skip
     run = subprocess.run(

@@ -1,24 +1,48 @@
-"""llama.cpp through its C interface: a true tree in one KV cache, all branches in one decode.
+"""A true tree in one KV cache of llama.cpp or of a fork of it, all branches in one decode.
 
 A sequence of the cache is one root-to-leaf path; paths share the cells of their common tokens. The
 first child of a node goes on in the node's own sequence and each further one in a copy of it, so a
 node's cells can always be found in the sequence that it was decoded in, up to its own length.
 """
 
-import ctypes
-import tempfile
-from pathlib import Path
-from typing import Any
+import time
+from typing import Protocol
 
 import numpy as np
-from gguf_file import write_gguf
-from protocol import Expansion, Options, Peer, Ready, Replay, Schedule, serve
+from protocol import Expansion, Replay, Schedule
+
+__all__ = ["NOTE", "Library", "Tree", "sequences_of"]
 
 BLOCK = 64  # logits summed together before sampling looks at single ones
-# Weights, then the KV: the fastest of bfloat16 and float16 on a CPU with bfloat16 instructions.
-TYPES = {"float32": ("F32", "F32"), "bfloat16": ("BF16", "F16")}
-ARITHMETIC = {"float32": "float32", "bfloat16": "bfloat16 products accumulated in float32"}
 NOTE = "one sequence a path, forked by seq_cp in a unified KV cache; sampling and top k in NumPy"
+
+
+class Library(Protocol):
+    """What a tree needs of an engine: one model and one context with a unified KV cache."""
+
+    vocab_size: int
+    flash: bool  # whether the context uses flash attention
+
+    def make_context(self, *, flash: bool) -> None:
+        """An empty KV cache in the place of the one before, with or without flash attention."""
+
+    def clear(self) -> None:
+        """Empty the KV cache."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a sequence begin with the cells of another one's first positions."""
+
+    def decode(
+        self, ids: np.ndarray, positions: np.ndarray, sequences: np.ndarray, wanted: np.ndarray
+    ) -> np.ndarray:
+        """Compute int32 [n] tokens, each of one sequence.
+
+        Args:
+            wanted: int8 [n], whose logits are returned.
+
+        Returns:
+            Logits [wanted.sum(), vocab_size], valid until the next decode.
+        """
 
 
 class Sampler:
@@ -82,70 +106,28 @@ class Sampler:
         return block[:, 0] * BLOCK + chosen
 
 
-class Engine:
-    """A model, one context, and during a replay the sequence and the logits of each node."""
+class Tree:
+    """A schedule, and during a replay the sequence and the logits of each node."""
 
-    def __init__(self, options: Options) -> None:
-        import llama_cpp
+    def __init__(self, library: Library, schedule: Schedule) -> None:
+        self.library, self.schedule = library, schedule
+        self.lengths = schedule.lengths
+        self.sample = Sampler(schedule.branches, library.vocab_size, schedule)
+        tokens = max(schedule.branches, len(schedule.prompt))
+        self.ids, self.positions, self.sequence_of = np.zeros((3, tokens), np.int32)
+        self.wanted = np.zeros(tokens, np.int8)
 
-        self.c = llama_cpp
-        self.schedule = options.schedule
-        self.lengths = self.schedule.lengths
-        weights, self.kv = TYPES[options.precision]
-        llama_cpp.llama_backend_init()
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "model.gguf")
-            write_gguf(options.model, file, weights)
-            parameters = llama_cpp.llama_model_default_params()
-            parameters.use_mmap = False
-            self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
-        if not self.model:
-            raise RuntimeError("llama.cpp could not load the model; its reason is on stderr")
-        self.context = llama_cpp.llama_init_from_model(
-            self.model, self._parameters(options.threads)
-        )
-        if not self.context:
-            raise RuntimeError("llama.cpp could not make a context; its reason is on stderr")
-        self.memory = llama_cpp.llama_get_memory(self.context)
-        self.vocab_size = llama_cpp.llama_vocab_n_tokens(
-            llama_cpp.llama_model_get_vocab(self.model)
-        )
-        self.sample = Sampler(self.schedule.branches, self.vocab_size, self.schedule)
-        self._make_batch(max(self.schedule.branches, len(self.schedule.prompt)))
-
-    def _parameters(self, threads: int) -> Any:
-        sequences = sequences_of(self.schedule)
-        if sequences > (most := self.c.llama_max_parallel_sequences()):
-            raise ValueError(f"expected at most {most} leaves, got {sequences}")
-        parameters = self.c.llama_context_default_params()
-        parameters.n_ctx = len(self.schedule.prompt) + self.schedule.tokens
-        parameters.n_batch = max(self.schedule.branches, len(self.schedule.prompt))
-        parameters.n_seq_max = sequences
-        parameters.kv_unified = True
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.type_k = parameters.type_v = getattr(self.c, f"GGML_TYPE_{self.kv}")
-        # 12 layers on 2 cores, seconds with and without: float32 3.4 and 3.2 with 8 branches,
-        # bfloat16 2.4 and 2.1; with 32, two noisy replays each, 14.1 and 11.3, 6.7 and 7.6.
-        flash = self.kv == "F16" and self.schedule.branches >= 32
-        parameters.flash_attn_type = (
-            self.c.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self.c.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
-        parameters.no_perf = True
-        return parameters
-
-    def _make_batch(self, tokens: int) -> None:
-        self.batch = self.c.llama_batch_init(tokens, 0, 1)
-        view = np.ctypeslib.as_array
-        self.ids = view(self.batch.token, (tokens,))
-        self.positions = view(self.batch.pos, (tokens,))
-        self.wanted = view(self.batch.logits, (tokens,))
-        view(self.batch.n_seq_id, (tokens,))[:] = 1
-        # Each token's list of sequences has one entry; this is that entry of all of them.
-        self.sequence_of = np.zeros(tokens, np.int32)
-        base, size = self.sequence_of.ctypes.data, self.sequence_of.itemsize
-        kind = ctypes.POINTER(ctypes.c_int32)
-        for i in range(tokens):
-            self.batch.seq_id[i] = ctypes.cast(base + i * size, kind)
+    def choose_attention(self) -> None:
+        """Keep flash attention or do without it, whichever replays faster."""
+        seconds = {}
+        for flash in (False, True):
+            self.library.make_context(flash=flash)
+            self.argmax()
+            start = time.perf_counter()
+            self.replay()
+            seconds[flash] = time.perf_counter() - start
+        if seconds[False] < seconds[True]:
+            self.library.make_context(flash=False)
 
     def argmax(self) -> int:
         self._forget()
@@ -161,12 +143,13 @@ class Engine:
         logprobs = np.concatenate([each[1] for each in self.records.values()])
         best = np.concatenate([each[2] for each in self.records.values()])
         confidence = np.exp(logprobs) / np.exp(best).sum(1)
-        return Replay(len(self.records), len(logprobs), float(confidence.mean()))
+        mean = float(confidence.mean())
+        return Replay(len(self.records), len(logprobs), mean, round(self.sampling, 4))
 
     def _forget(self) -> None:
-        self.c.llama_memory_clear(self.memory, False)
+        self.library.clear()
         self.sequence = {0: 0}
-        self.sequences = 1
+        self.sequences, self.sampling = 1, 0.0
         self.taken: set[int] = set()  # nodes whose own sequence a child continues
         self.unread = {0: np.array(self.schedule.prompt)}
         self.logits: dict[int, np.ndarray] = {}  # [vocab_size] after a node's last token
@@ -185,7 +168,7 @@ class Engine:
             length = self.lengths[node]
             self.positions[end - count : end] = np.arange(length - count, length)
             self.sequence_of[end - count : end] = self.sequence[node]
-        rows = self._decode(int(ends[-1]), len(nodes))
+        rows = self._decode(int(ends[-1]))
         self.logits |= {node: row.copy() for node, row in zip(nodes, rows, strict=True)}
 
     def _fork(self, expansions: list[Expansion]) -> list[Expansion]:
@@ -195,13 +178,8 @@ class Engine:
             if parent in self.taken:
                 self.sequence[node] = self.sequences
                 self.sequences += 1
-                self.c.llama_memory_seq_cp(
-                    self.memory,
-                    self.sequence[parent],
-                    self.sequence[node],
-                    0,
-                    self.lengths[parent],
-                )
+                source, length = self.sequence[parent], self.lengths[parent]
+                self.library.copy(source, self.sequence[node], length)
             self.taken.add(parent)
         return sorted(expansions, key=lambda each: -each.tokens)
 
@@ -220,21 +198,23 @@ class Engine:
             if step:
                 active = int((tokens > step).sum())
                 self.ids[:active] = ids[:active, step - 1]
-                logits = self._decode(active, active)
+                logits = self._decode(active)
                 self.positions[:active] += 1
+            start = time.perf_counter()
             sampled = self.sample(logits)
+            self.sampling += time.perf_counter() - start
             ids[:active, step], logprobs[:active, step], best[:active, step] = sampled
         for row, (node, _, count) in enumerate(expansions):
             self.unread[node] = ids[row, count - 1 : count]
             self.records[node] = (ids[row, :count], logprobs[row, :count], best[row, :count])
 
-    def _decode(self, tokens: int, outputs: int) -> np.ndarray:
-        """Logits [outputs, vocab_size], in llama.cpp's own memory until the next decode."""
-        self.batch.n_tokens = tokens
-        if code := self.c.llama_decode(self.context, self.batch):
-            raise RuntimeError(f"llama_decode of {tokens} tokens returned {code}")
-        return np.ctypeslib.as_array(
-            self.c.llama_get_logits(self.context), (outputs, self.vocab_size)
+    def _decode(self, tokens: int) -> np.ndarray:
+        """Logits of the batch's first tokens, as Library.decode."""
+        return self.library.decode(
+            self.ids[:tokens],
+            self.positions[:tokens],
+            self.sequence_of[:tokens],
+            self.wanted[:tokens],
         )
 
 
@@ -243,18 +223,3 @@ def sequences_of(schedule: Schedule) -> int:
     parents = {each.parent for one in schedule.rounds for each in one}
     nodes = {each.node for one in schedule.rounds for each in one}
     return max(1, len(nodes - parents))
-
-
-def load(options: Options) -> Peer:
-    import llama_cpp
-
-    engine = Engine(options)
-    weights, kv = TYPES[options.precision]
-    precision = f"weights {weights}, KV {kv}, arithmetic {ARITHMETIC[options.precision]}"
-    version = f"llama-cpp-python {llama_cpp.__version__}"
-    ready = Ready("llama.cpp", version, precision, True, engine.argmax(), NOTE)
-    return Peer(ready, engine.replay)
-
-
-if __name__ == "__main__":
-    serve(load)

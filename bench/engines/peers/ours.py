@@ -1,5 +1,7 @@
 """marco_fast itself as one of the peers: its scheduler, fed by a schedule instead of a search."""
 
+import importlib
+
 import torch
 from protocol import Expansion, Options, Peer, Ready, Replay, Schedule, serve
 
@@ -52,6 +54,8 @@ def load(options: Options) -> Peer:
     from marco_fast.engine.scheduler import Scheduler
 
     torch.set_num_threads(options.threads)
+    if options.isa:
+        importlib.import_module("marco_fast._C").set_isa(options.isa)
     schedule = options.schedule
     engine = marco_fast.Engine.from_pretrained(
         options.model, dtype=options.precision, max_branches=schedule.branches
@@ -76,7 +80,9 @@ def load(options: Options) -> Peer:
     argmax = run(first, 0.0).ends[1][1]
     native = type(engine.runner).__name__ == "NativeRunner"
     runner = "one C++ call per step" if native else "transformers' layers"
-    precision = f"weights and KV {options.precision}, sums float32; {runner}"
+    kept = options.model.suffix == ".gguf"
+    weights = "weights as in the file, activations and KV" if kept else "weights and KV"
+    precision = f"{weights} {options.precision}, sums float32; {runner}"
     version = f"{marco_fast.__version__}, torch {torch.__version__}"
     return Peer(Ready("marco_fast", version, precision, True, argmax, NOTE), replay)
 

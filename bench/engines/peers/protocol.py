@@ -2,8 +2,8 @@
 
 Standard library only, because each peer runs in an environment of its own. A peer is started as
 
-    python bench/engines/NAME.py --model DIR --precision float32|bfloat16 --threads N \\
-        --schedule FILE
+    python bench/engines/peers/NAME.py --model DIR|FILE.gguf --precision float32|bfloat16 \\
+        --threads N --schedule FILE [--isa NAME]
 
 loads its engine, replays the schedule once untimed, prints one line of JSON that says what it is,
 and answers each input line "run" with one line about one more replay. What the engine prints goes
@@ -108,16 +108,18 @@ class Options(NamedTuple):
     """The command line of a peer.
 
     Attributes:
-        model: folder in the layout of transformers.
+        model: folder in the layout of transformers, or a GGUF file, whose weights stay as they are.
         precision: "float32" or "bfloat16", of weights, KV and arithmetic as far as the engine can.
         threads: of computation.
         schedule: what to replay.
+        isa: the instructions that marco_fast may use, "" for all; other engines are built for them.
     """
 
     model: Path
     precision: str
     threads: int
     schedule: Schedule
+    isa: str = ""
 
 
 class Ready(NamedTuple):
@@ -143,11 +145,13 @@ class Replay(NamedTuple):
     """What one replay did.
 
     mean_confidence is of p(token) / sum of the top k p, before temperature; None without top k.
+    sampling_seconds is the part that the script itself spent on sampling, where it does.
     """
 
     expansions: int
     tokens: int
     mean_confidence: float | None
+    sampling_seconds: float | None = None
 
 
 class Peer(NamedTuple):
@@ -194,6 +198,7 @@ def _options(limit: int | None) -> Options:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--schedule", type=Path, required=True)
+    parser.add_argument("--isa", default="")
     parser.add_argument("--limit", type=int, default=limit, help="replay only the first expansions")
     arguments = parser.parse_args()
     schedule = Schedule.load(arguments.schedule)
@@ -201,7 +206,8 @@ def _options(limit: int | None) -> Options:
         schedule = schedule.first(arguments.limit)
     # Before any engine is imported: most engines read the variable once, when they load.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    return Options(arguments.model.resolve(), arguments.precision, arguments.threads, schedule)
+    model = arguments.model.resolve()
+    return Options(model, arguments.precision, arguments.threads, schedule, arguments.isa)
 
 
 def _claim_stdout() -> TextIO:
