@@ -31,6 +31,7 @@ class Question:
     Attributes:
         messages: the chat that the question ends. prompt: its token ids.
         search: tree and tickets. segments: the segment of each node; terminal nodes have none.
+        twins: segments of branches that repeated a node, from which only their own rollouts go on.
         attempts: the branches in flight. answers: the answer's text of each finished node.
         tokens: decoded so far, forced ones included.
         began, ended: times of the first branch and of the end; NaN before.
@@ -45,6 +46,7 @@ class Question:
         self.messages, self.prompt, self.config = messages, prompt, config
         self.search = Search(_key(messages), config)
         self.segments = {0: root}
+        self.twins: list[Segment] = []
         self.attempts: dict[Branch, Attempt] = {}
         self.answers: dict[int, str] = {}
         self.tokens = 0
@@ -107,8 +109,8 @@ class Question:
             end=end,
             more=more,
         )
-        if end is None:
-            self.segments[node] = branch.segment
+        if end is None and self.segments.setdefault(node, branch.segment) is not branch.segment:
+            self.twins.append(branch.segment)
         return node
 
     def end(self, branch: Branch, end: End | None = None) -> None:
@@ -159,7 +161,7 @@ class Question:
     def release(self, now: float) -> list[Segment]:
         """The question has ended; returns its segments that are in the cache."""
         self.ended, self.released = now, True
-        return [each for each in self.segments.values() if each.kv >= 0]
+        return [each for each in (*self.segments.values(), *self.twins) if each.kv >= 0]
 
 
 def _key(messages: list[dict[str, str]]) -> str:
