@@ -15,6 +15,7 @@ from marco_fast.search.values import VALUES, ValueFunction
 
 __all__ = ["Option", "SearchConfig", "option_of"]
 
+GREEDY = 1e-5  # the temperature below which sample_confidence takes the most likely token
 LEAST_NUCLEUS = 2.0**-126  # the smallest normal float32: what sample_confidence takes
 
 
@@ -168,6 +169,11 @@ class SearchConfig:
     def action_tokens(self) -> int:
         """Most generated tokens of one action."""
         return self.step_tokens if self.action == "mini-step" else self.max_step_tokens
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every draw is the most likely token, so that another one would repeat it."""
+        return self.temperature < GREEDY or self.sample_top_k == 1
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them; what a caller passed instead of a name by its own name."""

@@ -3,10 +3,19 @@
 ask() selects a node and hands out a ticket for one more child of it. The holder decodes the
 child's action and, with rollouts, goes on to the end of the answer; it calls grow() at each end of
 an action and tell() at the end. Any number of tickets can be out at once, and told in any order.
+
+Children of equal tokens are one node: a branch that repeats an action goes on where it is already.
+Its slot is used up and its value is backed up there, so that a path has as many votes as branches.
+Its further draws do not depend on that: they are those of a node of its own.
+
+Where every node has all its children the tree widens: each gets as many slots again, the root's are
+the first to be handed out, and the search goes on until its budget ends. Where draws are greedy a
+node has one child, since others would repeat it, and the search ends with its only path.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.numbers import action_columns, as_float, as_int, shown
@@ -23,8 +32,8 @@ class Ticket:
 
     Attributes:
         node: the node that the action now being decoded follows.
-        ordinal: which child of the node that action becomes. seed: the key of its draws.
-        nodes: what grow() added so far; the first is the expansion, the rest its rollout.
+        ordinal: the slot that it takes there, -1 for none. seed: the key of its draws.
+        nodes: where grow() went so far; the first is the expansion, the rest its rollout.
         growing: whether grow() may add one more. done: told or abandoned.
     """
 
@@ -48,21 +57,32 @@ class Search:
     Attributes:
         tree: the SearchTree.
         asked: tickets told or in flight, at most config.expansions. in_flight: these.
-        expansions: tickets told. rollout_nodes: nodes that their rollouts left behind.
+        expansions: tickets told.
     """
 
     def __init__(self, question: str, config: SearchConfig) -> None:
         self.config = config
-        self.tree = SearchTree(root_seed(config.seed, question), config.children)
-        self.asked = self.expansions = self.rollout_nodes = 0
+        slots = 1 if config.greedy else config.children
+        self.tree = SearchTree(root_seed(config.seed, question), slots)
+        self.asked = self.expansions = 0
         self.in_flight: list[Ticket] = []
+        # By parent, end, and as much of the tokens as a hash is worth: nodes that may be equal.
+        self._alike: dict[tuple[Any, ...], list[int]] = {}
         rule = config.select
         self._select = RULES[rule] if isinstance(rule, str) else self._select_by_own_rule
 
     @property
+    def rollout_nodes(self) -> int:
+        """How many nodes rollouts left behind."""
+        return sum(self.tree.rollout)
+
+    @property
     def exhausted(self) -> bool:
-        """Nothing is left to expand and nothing in flight could change that."""
-        return not self.in_flight and self.tree.open_slots[0] == 0
+        """Nothing is left to expand and nothing in flight could change that.
+
+        The root is closed, or draws are greedy and the only path has ended.
+        """
+        return not self.in_flight and self.tree.open_slots[0] == 0 and not self._may_widen
 
     def ask(self, n: int = 1) -> list[Ticket]:
         """Up to `n` children to decode; fewer when parallel, expansions or the tree allow fewer.
@@ -71,12 +91,14 @@ class Search:
             ValueError: the caller's own selection rule returned a node that can have no child.
         """
         tickets: list[Ticket] = []
+        slots = self.tree.slots
         try:
             while len(tickets) < n and (ticket := self._hand_out()) is not None:
                 tickets.append(ticket)
         except BaseException:  # of the caller's own rule
             for ticket in reversed(tickets):
                 self.abandon(ticket)
+            self.tree.widen((slots - self.tree.slots) // self.tree.width)
             raise
         return tickets
 
@@ -84,6 +106,12 @@ class Search:
         """One ticket, or None when no more may be in flight or the tree has no free slot."""
         if self.asked >= self.config.expansions or len(self.in_flight) >= self.config.parallel:
             return None
+        if self.tree.open_slots[0] == 0:
+            # A branch in flight may open a node. But a tree that has closed once is one of short
+            # replies: from then on no branch waits for the others.
+            if not self._may_widen or (self.in_flight and self.tree.slots == self.tree.width):
+                return None
+            self.tree.widen()
         node = self._select(self.tree, self.config)
         if node is None:
             return None
@@ -93,6 +121,10 @@ class Search:
         self.asked += 1
         self.in_flight.append(ticket)
         return ticket
+
+    @property
+    def _may_widen(self) -> bool:
+        return not self.config.greedy and not self.tree.terminal[0]
 
     def grow(
         self,
@@ -107,6 +139,9 @@ class Search:
     ) -> int:
         """An action of the ticket is decoded: it becomes a node, which others may select.
 
+        Where a child of the same tokens and the same end is there, the branch goes on at that node,
+        whose scores stay.
+
         Args:
             ticket: from ask(), not told yet.
             token_ids: of the action, 0 to 2^31 - 1, at least one; texts where there are no ids.
@@ -115,10 +150,10 @@ class Search:
             end: why nothing can follow: "eos", "reply" (the reply's format ended), "loop",
                 "context" or "kv_full"; None where something can.
             finished: the path, which ended by "eos" or "reply", has an answer.
-            more: the rollout goes on: the ticket moves to the new node's first child.
+            more: the rollout goes on: the ticket moves to a child of the node.
 
         Returns:
-            The new node.
+            The node.
 
         Raises:
             ValueError: the ticket is not in flight in this search, its branch has ended, `end`,
@@ -128,23 +163,29 @@ class Search:
         self._check(ticket)
         if not ticket.growing:
             raise ValueError("expected tell() after grow() without more, got another action")
-        _check_end(end, finished, more)
+        if end is not None or finished:
+            _check_end(end, finished, more)
         columns = action_columns(token_ids, logprobs, confidences)
-        node = self.tree.add(
-            ticket.node,
-            ticket.ordinal,
-            *columns,
-            end=end,
-            finished=finished,
-            rollout=bool(ticket.nodes),
-            seed=ticket.seed,
+        tree, ids = self.tree, columns[0]
+        alike = self._alike.setdefault((ticket.node, end, len(ids), ids[0], ids[-1]), [])
+        known = (
+            next((each for each in alike if tree.token_ids[each] == ids), None) if alike else None
         )
-        self.tree.virtual_visits[node] += 1
+        if known is None:
+            parent, ordinal, rollout = ticket.node, ticket.ordinal, bool(ticket.nodes)
+            node = tree.add(parent, ordinal, *columns, end=end, rollout=rollout, seed=ticket.seed)
+            alike.append(node)
+        else:
+            node = known
+            tree.decoded[node] += 1
+        tree.finished[node] |= finished
+        tree.virtual_visits[node] += 1
         ticket.nodes.append(node)
         ticket.node, ticket.growing = node, more
         if more:
-            ticket.ordinal = self.tree.start_child(node)
-            ticket.seed = child_seed(self.tree.seed[node], ticket.ordinal)
+            first = tree.start_child(node) if known is None else tree.slots - tree.width
+            ticket.ordinal = first if known is None else -1
+            ticket.seed = child_seed(ticket.seed, first)
         return node
 
     def tell(self, ticket: Ticket, value: float | None = None) -> None:
@@ -168,7 +209,6 @@ class Search:
         self._close(ticket)
         self.tree.backup(ticket.node, number)
         self.expansions += 1
-        self.rollout_nodes += len(ticket.nodes) - 1
 
     def abandon(self, ticket: Ticket) -> None:
         """The ticket's branch was given up: its nodes stay, without its visit.

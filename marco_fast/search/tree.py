@@ -6,6 +6,7 @@ selection reads a handful of scalars per level, and a list hands them out faster
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 __all__ = ["ENDS", "End", "SearchTree", "child_seed", "root_seed"]
@@ -38,29 +39,32 @@ class SearchTree:
 
     Attributes, with one entry per node:
         parent: parent node, -1 for the root; parents come before children.
-        ordinal: which child of its parent (the order in which slots were handed out).
+        ordinal: its slot of its parent, in the order in which they were handed out; -1 for none: a
+            rollout made it that came through its parent after another branch.
         seed: key of the node's draws, int64.
         children: nodes below, in the order they were added.
         token_ids, logprobs, confidences: of the node's tokens; the scores are None where forced.
         visits, value_sum: completed visits and the sum of their values, in units of `value_unit`.
         virtual_visits: visits in flight, of branches that still decode below the node.
-        started: child slots handed out. open_slots: slots not handed out, in the whole subtree.
+        started: child slots handed out; a node that was added after a widening starts where those
+            that it missed end. open_slots: slots not handed out, in the whole subtree.
         end: why nothing can follow: "eos", "reply" (the reply's format ended), "loop", "context",
             "kv_full"; None where something can. terminal: whether nothing can.
         finished: the path ended by itself ("eos" or "reply") with an answer.
         rollout: the node was left behind by a rollout.
+        decoded: how many branches decoded the node's tokens: each but the first repeated them.
         ended: how many branches ended at this node, their value backed up. end_value: the mean of
             their values (that of the path, where all gave it the same); NaN where none did.
         path_sum, path_count: sum (units of 2^-40) and number of scored tokens from the root.
 
     Attributes of the whole tree:
-        slots: children a node may have.
+        slots: a node's child slots. width: how many a widening adds, and a new node has free.
         value_unit: 1.0, until a value comes whose sums may overflow.
         value_min, value_max: the smallest and the largest value so far, in units of `value_unit`.
     """
 
     def __init__(self, seed: int, slots: int) -> None:
-        self.slots = slots
+        self.slots = self.width = slots
         self.parent = [-1]
         self.ordinal = [0]
         self.seed = [seed]
@@ -77,6 +81,7 @@ class SearchTree:
         self.terminal = [False]
         self.finished = [False]
         self.rollout = [False]
+        self.decoded = [0]
         self.ended = [0]
         self.end_value = [math.nan]
         self.path_sum = [0]
@@ -84,6 +89,7 @@ class SearchTree:
         self.value_min, self.value_max = math.inf, -math.inf
         self.value_unit = 1.0
         self._returned: dict[int, list[int]] = {}  # ordinals of slots that were given back
+        self._unclosed = {0: None}  # the nodes that are not terminal
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -102,7 +108,12 @@ class SearchTree:
         return ordinal
 
     def return_child(self, node: int, ordinal: int) -> None:
-        """Take a slot back whose child was never added; it is the next that is handed out."""
+        """Take a slot back whose child was never added; it is the next that is handed out.
+
+        The ordinal -1 is of no slot.
+        """
+        if ordinal < 0:
+            return
         self._returned.setdefault(node, []).append(ordinal)
         self.started[node] -= 1
         if not self.terminal[node]:
@@ -112,7 +123,17 @@ class SearchTree:
         """Nothing can follow the node from now on, and why: its free slots are gone."""
         if not self.terminal[node]:
             self.end[node], self.terminal[node] = end, True
+            del self._unclosed[node]
             self._add_open(node, self.started[node] - self.slots)
+
+    def widen(self, rounds: int = 1) -> None:
+        """Every node that something can follow gets `width` more child slots, so many times.
+
+        Below 0 it takes those of the last rounds back, of which none may be handed out.
+        """
+        self.slots += rounds * self.width
+        for node in self._unclosed:
+            self._add_open(node, rounds * self.width)
 
     def _add_open(self, node: int, count: int) -> None:
         """Add free slots to a node and everything above it."""
@@ -129,7 +150,6 @@ class SearchTree:
         confidences: list[float | None],
         *,
         end: End | None = None,
-        finished: bool = False,
         rollout: bool = False,
         seed: int | None = None,
     ) -> int:
@@ -148,12 +168,13 @@ class SearchTree:
         self.visits.append(0)
         self.value_sum.append(0.0)
         self.virtual_visits.append(0)
-        self.started.append(0)
+        self.started.append(self.slots - self.width)
         self.open_slots.append(0)
         self.end.append(end)
         self.terminal.append(end is not None)
-        self.finished.append(finished)
+        self.finished.append(False)
         self.rollout.append(rollout)
+        self.decoded.append(1)
         self.ended.append(0)
         self.end_value.append(math.nan)
         self.path_sum.append(self.path_sum[parent] + sum(scored))
@@ -161,7 +182,8 @@ class SearchTree:
         self.parent.append(parent)  # last: an interrupt in front of it leaves a whole tree
         self.children[parent].append(node)
         if end is None:
-            self._add_open(node, self.slots)
+            self._unclosed[node] = None
+            self._add_open(node, self.width)
         return node
 
     def add_virtual(self, node: int, count: int) -> None:
@@ -205,6 +227,20 @@ class SearchTree:
     def path_token_ids(self, node: int) -> list[int]:
         """All generated and forced tokens from the root to the end of `node`."""
         return [token for each in self.path(node) for token in self.token_ids[each]]
+
+    @property
+    def distinct_paths(self) -> int:
+        """How many different replies, token by token, the branches that ended have written."""
+        return len({tuple(self.path_token_ids(node)) for node in self._ends()})
+
+    @property
+    def finished_paths(self) -> int:
+        """How many of the distinct paths are finished."""
+        ends = (node for node in self._ends() if self.finished[node])
+        return len({tuple(self.path_token_ids(node)) for node in ends})
+
+    def _ends(self) -> Iterator[int]:
+        return (node for node, count in enumerate(self.ended) if count)
 
     def path_confidence(self, node: int) -> float:
         """Mean confidence over the scored tokens from the root; 0.0 when there is none."""

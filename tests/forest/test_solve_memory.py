@@ -1,13 +1,16 @@
 """solve() with few pages: slower, the same numbers, and the best so far where it runs out."""
 
 import dataclasses
+from operator import mul
 
 import pytest
 
 from marco_fast import Engine, KVCacheFull, SearchConfig, solve
 from marco_fast.engine.branches import Branch
 from marco_fast.engine.native_runner import NativeRunner
+from marco_fast.engine.residency import Residency
 from marco_fast.engine.scheduler import Scheduler
+from marco_fast.forest.question import Question
 from marco_fast.search.marco import as_messages
 from tests.support.models import CONFIGS
 from tests.support.searches import ATOL, QUESTION, SMALL, count_calls, same_tree
@@ -72,7 +75,7 @@ def test_a_full_cache_is_not_searched_for_every_page(monkeypatch):
     """The segments are looked through once for many evictions, not once for each."""
     with Engine.from_pretrained("nano-marco", kv_tokens=8192) as engine:
         looked = count_calls(engine.cache, "is_resident")
-        config = SearchConfig(expansions=400, step_tokens=4, rollout_tokens=64, seed=2)
+        config = SearchConfig(expansions=400, step_tokens=4, rollout_tokens=64, temperature=2.0)
         result = solve(QUESTION, engine, config)
     segments = len(result.tree)
     evictions = segments - 512  # each node has a page at least
@@ -126,7 +129,8 @@ def test_a_path_as_long_as_the_cache_ends_alone(folders, plain, parallel, step_t
         assert ends_full(engine, result)
     assert (result.stop_reason, result.error) in (("expansions", None), ("exhausted", None))
     assert not any(result.tree.virtual_visits)
-    assert result.stats.tokens == sum(map(len, result.tree.token_ids))
+    tree = result.tree
+    assert result.stats.tokens == sum(map(len, map(mul, tree.token_ids, tree.decoded)))
     assert result.text
     assert plain("qwen2").check(result, ATOL) > 50
 
@@ -178,9 +182,9 @@ def test_nodes_that_fill_the_cache_are_closed_when_they_are_selected(folders):
         pages = engine.cache.num_pages - -(-prompt // 16)
         config = dataclasses.replace(SMALL, step_tokens=16 * pages, rollout_tokens=0, children=2)
         result = solve("q", engine, config)
-    assert (result.stop_reason, result.stats.expansions) == ("exhausted", 2)
-    assert result.tree.terminal == [False, True, True]
-    assert result.tree.end[:2] == [None, "kv_full"]
+    assert (result.stop_reason, result.stats.expansions) == ("expansions", 10)
+    assert result.tree.end.count("kv_full") > 1
+    assert result.tree.children[1:] == [[]] * (len(result.tree) - 1)
 
 
 def test_running_out_in_mid_search_costs_neither_the_path_nor_the_rest(folders, plain):
@@ -205,3 +209,31 @@ def test_what_a_cache_held_before_does_not_change_which_segments_it_evicts(folde
         assert len(evictions) > 10
         solve("Another one?", engine, config)
         assert same_tree(first, solve(QUESTION, engine, config))
+
+
+def test_what_repeated_branches_decoded_is_given_back_with_the_rest(monkeypatch):
+    """When their question is done, not only when the last one is."""
+    opened, given = set(), set()
+    open_, release, end = Residency.open, Residency.release, Question.release
+
+    def opening(residency, parent, start):
+        opened.add(segment := open_(residency, parent, start))
+        return segment
+
+    def releasing(residency, segments):
+        given.update(segments)
+        release(residency, segments)
+
+    def ending(question, now):
+        given.update(segments := end(question, now))
+        return segments
+
+    monkeypatch.setattr(Residency, "open", opening)
+    monkeypatch.setattr(Residency, "release", releasing)
+    monkeypatch.setattr(Question, "release", ending)
+    with Engine.from_pretrained("nano-marco", kv_tokens=2048) as engine:
+        config = SearchConfig(expansions=12, step_tokens=8, temperature=0.3)
+        tree = solve(QUESTION, engine, config).tree
+        assert engine.cache.free_pages == engine.cache.num_pages
+    assert max(tree.decoded) > 4
+    assert opened <= given

@@ -81,11 +81,11 @@ def test_columns_that_are_not_as_said_change_nothing(name, options):
 
 def test_numbers_of_other_libraries_are_stored_as_plain_ones():
     search, ticket = begun()
-    ids, logprobs, confidences = np.array([1, 2]), np.float32([-0.5, 0]), iter([Decimal(1), 0.5])
+    ids, logprobs, confidences = np.array([1, 3]), np.float32([-0.5, 0]), iter([Decimal(1), 0.5])
     node = search.grow(ticket, ids, logprobs, confidences)
     tree = search.tree
     columns = (tree.token_ids[node], tree.logprobs[node], tree.confidences[node])
-    assert columns == ([1, 2], [-0.5, 0.0], [1.0, 0.5])
+    assert columns == ([1, 3], [-0.5, 0.0], [1.0, 0.5])
     assert [type(each) for column in columns for each in column] == [int] * 2 + [float] * 4
 
 

@@ -8,6 +8,7 @@ import pytest
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.mcts import Search, Ticket
 from marco_fast.search.tree import SearchTree
+from tests.support.searches import check_invariants
 
 
 def drive(search: Search, value_of, order=None, batch: int = 8, rollout: int = 0) -> None:
@@ -21,23 +22,14 @@ def drive(search: Search, value_of, order=None, batch: int = 8, rollout: int = 0
         for extra in range(rollout + 1):
             value = value_of(ordinals(search, ticket) if extra == 0 else None)
             c = [min(1.0, max(0.0, value))] * 4
-            search.grow(ticket, [1, 2, 3, 4], [-1.0] * 4, c, more=extra < rollout)
+            tokens = [len(search.tree), 2, 3, 4]  # no two actions alike
+            search.grow(ticket, tokens, [-1.0] * 4, c, more=extra < rollout)
         search.tell(ticket)
 
 
 def ordinals(search: Search, ticket: Ticket) -> tuple[int, ...]:
     tree = search.tree
     return (*(tree.ordinal[node] for node in tree.path(ticket.node)[1:]), ticket.ordinal)
-
-
-def check_invariants(search: Search) -> None:
-    tree = search.tree
-    assert all(v == 0 for v in tree.virtual_visits) or search.in_flight
-    for node in range(len(tree)):
-        below = sum(tree.visits[child] for child in tree.children[node])
-        ended = 0 if math.isnan(tree.end_value[node]) else 1
-        assert tree.visits[node] == below + ended
-        assert len(tree.children[node]) <= tree.started[node] <= tree.slots
 
 
 @pytest.mark.parametrize("children", [1, 2, 4])
@@ -116,16 +108,6 @@ def test_a_blocked_tree_hands_out_nothing_and_is_not_exhausted():
         tickets[0], [1], [-1.0], [1.0], more=True
     )  # in flight, but its node can be selected
     assert [each.node for each in search.ask(8)] == [1]
-
-
-def test_a_tree_of_terminal_nodes_is_exhausted():
-    search = Search("q", SearchConfig(children=3))
-    for ticket in search.ask(8):
-        search.grow(ticket, [1], [-1.0], [1.0], end="eos")
-        search.tell(ticket)
-    assert search.ask(8) == []
-    assert search.exhausted
-    assert search.expansions == 3
 
 
 def test_telling_twice_changes_nothing():
@@ -224,8 +206,9 @@ def test_a_callers_rule_selects():
 
 @pytest.mark.parametrize("wrong", [-1, 7, 1, 0, "root", 0.0])
 def test_a_rule_must_return_a_node_that_can_have_a_child(wrong):
-    search = Search("q", SearchConfig(select=lambda tree, config: wrong, children=1))
-    search.tree.add(0, search.tree.start_child(0), [1], [-1.0], [0.5], end="eos")
+    search = Search("q", SearchConfig(select=lambda tree, config: wrong, children=2))
+    for end in ("eos", None):  # the root is full, its second child is free
+        search.tree.add(0, search.tree.start_child(0), [1], [-1.0], [0.5], end=end)
     with pytest.raises(ValueError, match=f"free child slot, or None, got {wrong!r}"):
         search.ask()
     assert (search.asked, search.in_flight) == (0, [])

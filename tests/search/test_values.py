@@ -33,7 +33,7 @@ def searched(values, expansions: int = 300, **options) -> Search:
     told = 0
     while tickets := search.ask(4):
         for ticket in reversed(tickets):
-            search.grow(ticket, [1], [-0.5], [0.5])
+            search.grow(ticket, [len(search.tree)], [-0.5], [0.5])
             search.tell(ticket, values[told % len(values)])
             told += 1
     return search
