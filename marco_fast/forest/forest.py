@@ -140,7 +140,8 @@ class Forest:
         if attempt.text.reflect and not self._may_think_again(branch):
             attempt.text.reflect = False
         event = self._push(attempt, branch)
-        if event is Event.THOUGHT or (self._at_eos(branch) and attempt.text.may_reflect_at_end()):
+        at_end = attempt.text.reflect and self._at_eos(branch)
+        if event is Event.THOUGHT or (at_end and attempt.text.may_reflect_at_end()):
             event = self._think_again(branch, attempt)
         end: End | None = None
         if event is Event.ANSWER:

@@ -181,8 +181,8 @@ class Report:
         return SearchStats(
             expansions=search.expansions,
             rollout_nodes=search.rollout_nodes,
-            finished_paths=sum(map(search.tree.ended.__getitem__, question.answers)),
-            distinct_paths=sum(map(bool, search.tree.ended)),
+            finished_paths=search.tree.finished_paths,
+            distinct_paths=search.tree.distinct_paths,
             expansions_per_second=search.expansions * per_second,
             tokens=question.tokens,
             tokens_per_second=question.tokens * per_second,

@@ -22,8 +22,8 @@ class SearchStats:
     Attributes:
         expansions: children decoded, valued and backed up.
         rollout_nodes: nodes that their rollouts left behind.
-        finished_paths: branches that ended by themselves with an answer.
-        distinct_paths: the different paths at whose ends branches ended, finished or not.
+        distinct_paths: different replies, token by token, that branches wrote to their ends.
+        finished_paths: those of them that ended by themselves with an answer.
         expansions_per_second, tokens_per_second: of this question, over `seconds`.
         tokens: decoded tokens, forced ones included. seconds: from the question's first branch.
         kv_tokens_unique: KV tokens that all decode steps of the call read, each segment once per

@@ -160,8 +160,10 @@ function readHash() {
 
 document.title = `${data.question} – search tree`;
 byId("question").textContent = data.question;
+const shown = nodes[data.answer_node].answer === null ? "No path finished. The best unfinished reply"
+  : "The answer rule chose no path. The best";
 byId("answer").textContent = data.finished ? `Answer: ${data.answer}`
-  : data.answer ? `No path finished. The best unfinished reply: ${data.answer}` : "No path reached an answer";
+  : data.answer ? `${shown}: ${data.answer}` : "No path reached an answer";
 fillList("facts", data.facts);
 fillList("options", data.options);
 byId("lowest").textContent = visited.length ? valueText(lowest) : "none";

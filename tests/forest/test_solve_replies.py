@@ -54,7 +54,7 @@ ROWS = [
     (OPENS, f"a</think>b</think>c{EOS}", "c", "a</think>b", True, "eos"),
     (HYBRID, f"<think>a</think>b{EOS}", "b", "a", True, "eos"),
     (HYBRID, f"b{EOS}", "b", "", True, "eos"),
-    (None, "<Thought>a</Thought><Output>b</Output> and more", "b", "a", True, "reply"),
+    (None, "Well, <Thought>a</Thought><Output>b</Output> and more", "b", "a", True, "reply"),
     (None, f"b{EOS}", "b", "", True, "eos"),
 ]  # fmt: skip
 

@@ -232,6 +232,8 @@ def test_why_a_path_ended_and_whether_it_finished_agree_everywhere(page):
     assert dict(zip(drawn, names, strict=True))[4] == "unfinished: loop"
     page["finished"].click()
     assert page.ids() == [0, 1, 3]
+    page.open(tree | {"finished": False, "final": "", "support": 0.0})
+    assert page["answer"].text == "The answer rule chose no path. The best: 3"
     # Without a finished path the best unfinished reply is shown as such, here and at its node.
     for node in tree["nodes"]:
         node |= {"answer": None}
