@@ -40,9 +40,11 @@ class Lengths:
                 self.points.append(length)
                 self.alive.append(alive)
             at_risk -= 1
+        beyond = [each for each in running if each > self.points[-1]]
+        self.tail = sum(beyond) / len(beyond) if beyond else self.points[-1]  # where it begins
         self.falling = [-each for each in self.alive]
 
-    def whole(self, tokens: int, share: float) -> float:
+    def whole(self, tokens: float, share: float) -> float:
         """The length that this share of the branches of `tokens` or more does not exceed."""
         alive = self.alive[bisect_right(self.points, tokens) - 1]
         if alive > 0 and tokens < self.points[-1]:
@@ -50,7 +52,7 @@ class Lengths:
             if wanted >= self.alive[-1]:
                 reached = bisect_right(self.falling, -wanted - 1e-12)
                 return max(tokens, self.points[min(reached, len(self.points) - 1)])
-            tokens, share = self.points[-1], 1 - wanted / self.alive[-1]
+            tokens, share = self.tail, 1 - wanted / self.alive[-1]
         # Half of what a branch will be, on average: a tail that falls with the square.
         return min(self.longest, tokens / max(1e-6, 1 - share) ** 0.5)
 

@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from marco_fast import Engine
 from marco_fast.cli import main
-from marco_fast.commands.console import read_question, stages, standard_streams, tell
+from marco_fast.commands.console import read_question, standard_streams, tell
 from tests.support.models import save_model
 
 QUESTION = "How many times does the letter r occur in strawberry?"
@@ -292,19 +291,3 @@ def test_a_terminal_that_goes_away_stops_no_search(command, tmp_path):
     thread.join()
     assert code == 0
     assert json.loads(tree.read_text())["answer"] == out.decode().strip()
-
-
-def test_the_stages_of_loading_take_each_others_place(monkeypatch):
-    seen = []
-    view = "marco_fast.forest.live.StderrView.show"
-    monkeypatch.setattr(view, lambda self, make: seen.append(str(make())))
-    with stages("m"):
-        Engine.from_pretrained("nano-marco", kv_tokens=64).close()
-    Engine.from_pretrained("nano-marco", kv_tokens=64).close()
-    assert seen == [
-        "loading m: ...",
-        "loading m: reading the weights",
-        "loading m: computing a short path by transformers",
-        "loading m: packing the weights",
-        "loading m: computing the same path by the engine",
-    ]

@@ -1,4 +1,4 @@
-"""marco-fast info: how a model would run, before it is loaded, and what this installation has."""
+"""marco-fast info: how a model would run, before it is loaded; and what loading tells."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import pytest
 
 from marco_fast import Engine
 from marco_fast.cli import main
+from marco_fast.commands.console import stages
 from marco_fast.engine.loading.outlook import outlook
 from marco_fast.engine.native_runner import NativeRunner
 from tests.support.models import CONFIGS, save_model
@@ -92,3 +93,19 @@ def test_what_would_be_refused_is_one_line_and_exit_code_2(
 def test_the_bundled_models_are_named(capfd):
     assert main(["info", "--json"]) == 0
     assert {"nano-marco", "nano-llama"} == {*json.loads(capfd.readouterr().out)["bundled models"]}
+
+
+def test_the_stages_of_loading_take_each_others_place(monkeypatch):
+    seen = []
+    view = "marco_fast.forest.live.StderrView.show"
+    monkeypatch.setattr(view, lambda self, make: seen.append(str(make())))
+    with stages("m"):
+        Engine.from_pretrained("nano-marco", kv_tokens=64).close()
+    Engine.from_pretrained("nano-marco", kv_tokens=64).close()
+    assert seen == [
+        "loading m: ...",
+        "loading m: reading the weights",
+        "loading m: computing a short path by transformers",
+        "loading m: packing the weights",
+        "loading m: computing the same path by the engine",
+    ]

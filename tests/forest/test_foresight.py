@@ -47,6 +47,12 @@ def test_the_short_ones_that_ended_first_do_not_shorten_the_others():
     assert left == pytest.approx(10, rel=0.1)
 
 
+def test_branches_in_flight_count_for_those_to_come():
+    # 4 of 16 ended at 10 tokens: three quarters of the 160 to come are of 100 or more.
+    left = remaining_seconds([10] * 4, [100] * 12, to_start=160, longest=8192, pace=120.0)
+    assert left > 160 * 0.75 * 100 / 120
+
+
 def test_no_branch_is_foretold_beyond_its_limit():
     left = remaining_seconds([5], [900] * 4, to_start=0, longest=1000, pace=40.0)
     assert left <= 100 / 10

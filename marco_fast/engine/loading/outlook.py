@@ -92,50 +92,38 @@ def outlook(
         ModelError, ValueError: as Engine.from_pretrained, as far as the files tell.
     """
     target = device_of(device)
-    chosen, bits = dtype_of(dtype, target)
-    source = bundled(path)
-    file = gguf_file(source)
-    if file is not None and not bits:
-        seen = _look_at_gguf(file, target, chosen)
-    else:
-        seen = _look(str(path), source, target, chosen)
-    if bits:
-        seen = _quantized(seen, bits)
+    seen, bits = _seen(path, target, dtype)
     model, config = seen.model, seen.model.config
     check_tokenizer(seen.tokenizer, model, str(path))
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    token_bytes = 2 * config.num_hidden_layers * kv_heads * size * seen.dtype.itemsize
+    token_bytes = _kv_token_bytes(config, seen.dtype)
     limit = limit_of(config)
     longest = context_of(limit, str(path), context, kv_tokens)
-    free = free_memory(target, seen.weights_bytes, loaded=False)
     if kv_tokens is None:
         affordable = affordable_tokens(target, seen.weights_bytes, token_bytes, loaded=False)
         kv_tokens = max(16, min(max_branches * longest, affordable))
+    # fmt: off
     return Outlook(
-        kind=seen.kind,
-        file_bytes=seen.file_bytes,
-        architecture=config.model_type,
-        model_class=type(model).__name__,
+        kind=seen.kind, file_bytes=seen.file_bytes,
+        architecture=config.model_type, model_class=type(model).__name__,
         parameters=sum(each.numel() for each in model.parameters()),
-        layers=config.num_hidden_layers,
-        stored=dict(Counter(seen.stored).most_common()),
-        device=str(target),
-        dtype=str(seen.dtype).removeprefix("torch."),
-        bits=bits,
+        layers=config.num_hidden_layers, stored=dict(Counter(seen.stored).most_common()),
+        device=str(target), dtype=str(seen.dtype).removeprefix("torch."), bits=bits,
         weights_bytes=seen.weights_bytes,
         runner="C++" if _in_cpp(model, target, seen.dtype) else "transformers",
         context=longest if context else min(longest, kv_tokens),
-        limit=limit.tokens,
-        limit_cause=limit.cause,
-        kv_token_bytes=token_bytes,
-        kv_tokens=kv_tokens,
-        memory=memory_of(target),
-        free=free,
-        chat_template=seen.tokenizer.chat_template,
-        tokenizer=seen.tokenizer,
+        limit=limit.tokens, limit_cause=limit.cause,
+        kv_token_bytes=token_bytes, kv_tokens=kv_tokens,
+        memory=memory_of(target), free=free_memory(target, seen.weights_bytes, loaded=False),
+        chat_template=seen.tokenizer.chat_template, tokenizer=seen.tokenizer,
     )
+    # fmt: on
+
+
+def _kv_token_bytes(config: Any, dtype: torch.dtype) -> int:
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * kv_heads * size * dtype.itemsize)
 
 
 class _Seen(NamedTuple):
@@ -148,6 +136,22 @@ class _Seen(NamedTuple):
     weights_bytes: int
     file_bytes: int
     stored: list[str]
+
+
+def _seen(path: Any, device: torch.device, dtype: Any) -> tuple[_Seen, int]:
+    """What the files say, and to how many bits loading quantises the weights; 0: it does not."""
+    chosen, bits = dtype_of(dtype, device)
+    source = bundled(path)
+    file = gguf_file(source)
+    if file is None:
+        seen = _look(str(path), source, device, chosen)
+        return (_quantized(seen, bits) if bits else seen), bits
+    if bits:
+        raise ValueError(
+            f"expected no dtype of {bits} bits for the GGUF file {str(file)!r}, whose weights stay "
+            f"what they are, got {dtype!r}"
+        )
+    return _look_at_gguf(file, device, chosen), 0
 
 
 def _look(path: str, source: str, device: torch.device, dtype: torch.dtype | str) -> _Seen:
