@@ -21,6 +21,7 @@ import torch
 
 from bench.common.machine import describe
 from bench.reasoning.summary import share
+from bench.report.real import mgsm_table
 from marco_fast import Engine, SearchConfig, SearchResult, solve
 from marco_fast.files import write_whole
 from marco_fast.search.answer import choose_answer
@@ -200,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{row['seconds']} s",
                     flush=True,
                 )
-    print(json.dumps(run.run.get("summary", {}), indent=1))
+    print(mgsm_table({"runs": [run.run]}))
     return 0
 
 

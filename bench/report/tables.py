@@ -3,9 +3,9 @@
 python -m bench.report.tables [RAW.json] [--condense OUT.json]
 
 RAW.json is what `pytest bench --benchmark-json=RAW.json` wrote: it is condensed to
-bench/results/cpu/bench.json. The tables of bench/results/README.md, the two of README.md and the
-plots are then made again from the files in that folder (search.json, reasoning.json and
-scaling.json where they are there), and one table from search.json of a machine without AVX-512.
+bench/results/cpu/bench.json. The tables of bench/results/README.md, those of README.md and the
+plots are then made again from the files in that folder (OTHERS, where they are there), and one
+table from search.json of a machine without AVX-512.
 Nothing is written unless everything can be. With --condense only OUT.json is written: results of
 another machine.
 """
@@ -24,12 +24,14 @@ from bench.report.readme import (
     search_table,
     speed_table,
 )
+from bench.report.real import drift_table, mgsm_table, real_table, short_real_table
 from bench.report.results import AVX2, FRONT, PAGE, RESULTS, ReportError, condense, load
 from bench.report.terminal import show
 
 __all__ = ["main", "report"]
 
 ROOT = Path(__file__).parents[2]
+OTHERS = ("search", "scaling", "reasoning", "real", "drift", "mgsm")  # .json beside bench.json
 
 
 def report(root: Path, raw: Path | None) -> None:
@@ -38,27 +40,22 @@ def report(root: Path, raw: Path | None) -> None:
 
     folder = root / RESULTS
     results = condense(load(raw)) if raw else load(folder / "bench.json")
-    search, scaling, reasoning, other = (
-        load(path) if path.is_file() else None
-        for path in (
-            folder / "search.json",
-            folder / "scaling.json",
-            folder / "reasoning.json",
-            root / AVX2 / "search.json",
-        )
-    )
+    paths = {name: folder / f"{name}.json" for name in OTHERS}
+    paths["other"] = root / AVX2 / "search.json"
+    found = {name: load(path) for name, path in paths.items() if path.is_file()}
+    search, scaling = found.get("search"), found.get("scaling")
     plots: dict[str, bytes] = {}
     try:
         # What was kept of an earlier run may lack rows whose figures are out of date.
         operations = bench_table(results.get("benchmarks", []), whole=raw is not None)
-        tables = _tables(search, other, reasoning)
+        tables = _tables(found)
         if search:
             plots |= plot_search(search)
         if scaling:
             plots |= plot_scaling(scaling)
     except KeyError as error:
         raise ReportError(
-            f"expected {error} in search.json, reasoning.json or scaling.json, got none"
+            f"expected {error} in one of {', '.join(OTHERS)} (.json), got none"
         ) from error
     files = {folder / "plots" / name: data for name, data in plots.items()}
     tables[PAGE]["bench"] = operations
@@ -75,26 +72,30 @@ def report(root: Path, raw: Path | None) -> None:
     show(results["benchmarks"], search)
 
 
-def _tables(
-    search: dict[str, Any] | None, other: dict[str, Any] | None, reasoning: dict[str, Any] | None
-) -> dict[Path, dict[str, str]]:
+def _tables(found: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
     """The tables of each page by their marks, of the results that are there.
 
     Args:
-        search, other: search.json of this machine, and of one without AVX-512.
-        reasoning: reasoning.json.
+        found: results by the names of OTHERS; "other" is search.json without AVX-512.
     """
     from bench.reasoning.tables import summary_table
 
     pages: dict[Path, dict[str, str]] = {FRONT: {}, PAGE: {}}
-    if search:
+    if search := found.get("search"):
         pages[FRONT]["speed"] = speed_table(search)
         pages[PAGE]["search"] = search_table(search, RESULTS.relative_to(PAGE.parent))
-    if other:
+    if other := found.get("other"):
         pages[PAGE]["search-avx2"] = search_table(other, AVX2.relative_to(PAGE.parent))
-    if reasoning:
+    if reasoning := found.get("reasoning"):
         pages[FRONT]["accuracy"] = accuracy_table(reasoning)
         pages[PAGE]["reasoning"] = summary_table(reasoning)
+    if real := found.get("real"):
+        pages[FRONT]["real"] = short_real_table(real)
+        pages[PAGE]["real"] = real_table(real)
+    if drift := found.get("drift"):
+        pages[PAGE]["drift"] = drift_table(drift)
+    if mgsm := found.get("mgsm"):
+        pages[PAGE]["mgsm"] = mgsm_table(mgsm)
     return pages
 
 

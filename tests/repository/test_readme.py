@@ -19,7 +19,10 @@ from bench.report.tables import main
 ROOT = Path(__file__).parents[2]
 README = (ROOT / FRONT).read_text(encoding="utf-8")
 PAGES = [FRONT, PAGE, *(path.relative_to(ROOT) for path in sorted((ROOT / "docs").glob("*.md")))]
-MARKS = {FRONT: ["speed", "accuracy"], PAGE: ["bench", "search", "search-avx2", "reasoning"]}
+MARKS = {
+    FRONT: ["speed", "accuracy"],
+    PAGE: ["bench", "search", "search-avx2", "real", "drift", "mgsm", "reasoning"],
+}
 LINES, WORDS = 190, 1500  # the most of README.md, tables and code included
 
 
