@@ -93,8 +93,10 @@ def row(question: Question, result: SearchResult) -> dict[str, Any]:
                 "tokens": len(tree.path_token_ids(node)),
             }
         )
+    finals = {node: canonical(text) for node, text in result.answers.items()}
     nodes = {
-        rule: choose_answer(tree, result.answers, rule) for rule in ("value", "visits", "vote")
+        rule: choose_answer(tree, result.answers, finals, rule)
+        for rule in ("value", "visits", "vote")
     }
     best = nodes["value"]
     return {

@@ -61,7 +61,7 @@ def add_config_options(group: Any, **defaults: Any) -> None:
         group: of an argparse parser.
         defaults: of the fields whose default is another one here.
     """
-    for each in fields(SearchConfig):
+    for each in _named():
         assert each.default is not MISSING
         option, default = option_of(each), defaults.get(each.name, each.default)
         form: dict[str, Any] = {"type": option.kind, "metavar": option.kind.__name__.upper()}
@@ -75,4 +75,10 @@ def add_config_options(group: Any, **defaults: Any) -> None:
 
 def config_of(options: argparse.Namespace) -> SearchConfig:
     """The SearchConfig that the options name."""
-    return SearchConfig(**{each.name: getattr(options, each.name) for each in fields(SearchConfig)})
+    return SearchConfig(**{each.name: getattr(options, each.name) for each in _named()})
+
+
+def _named() -> list[Any]:
+    """The fields whose values have names: all but those that take a function alone."""
+    options = [(each, option_of(each)) for each in fields(SearchConfig)]
+    return [each for each, option in options if option.choices or not option.own]

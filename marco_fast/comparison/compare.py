@@ -12,7 +12,7 @@ from marco_fast.engine.loading.load import BUNDLED
 from marco_fast.forest.result import SearchResult
 from marco_fast.forest.solve import solve
 from marco_fast.questions.questions import LEVELS, TESTS, Question, is_correct, questions
-from marco_fast.search.answer import choose_answer
+from marco_fast.search.answer import canonical, choose_answer
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import UNTEMPLATED_SYSTEM
 
@@ -210,7 +210,8 @@ def _curve(question: Question, result: SearchResult) -> tuple[tuple[int, bool], 
         spent += len(token_ids)
         if node in result.answers:
             seen[node] = result.answers[node]
-            best = choose_answer(tree, seen, result.config.answer)
+            finals = {each: canonical(text) for each, text in seen.items()}
+            best = choose_answer(tree, seen, finals, result.config.answer)
             if best is not None:
                 points.append((spent, is_correct(question, seen[best])))
     return tuple(points)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -186,21 +187,27 @@ class Engine:
             device=self.device,
         )
 
-    def prompt_token_ids(self, messages: list[dict[str, str]], without_template: str) -> list[int]:
+    def prompt_token_ids(
+        self,
+        messages: list[dict[str, str]],
+        without_template: str,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """A chat as the model's prompt for its reply; what its contents say is text, never special.
 
         Args:
             messages: role and content of each.
             without_template: the prompt of a model that has no chat template. The tokens with which
                 its tokenizer begins a sequence, such as a BOS, come in front.
+            options: of the chat template; a UserWarning names those that it does not read.
 
         Raises:
-            ValueError: the model's template does not take such a chat, fails, or leaves the
-                question out; a content is not Unicode; or the engine is closed.
+            ValueError: the template does not take such a chat or options, or leaves the question
+                out; a content is not Unicode; or the engine is closed.
         """
         self.lock.check_open()
         if self.tokenizer.chat_template is not None:
-            ids = self.prompts.of_chat(messages)
+            ids = self.prompts.of_chat(messages, options)
         else:
             warnings.warn(
                 f"the model {self.name!r} has no chat template: it gets a prompt of its own",

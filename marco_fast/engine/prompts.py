@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from marco_fast.engine.template_options import chat_options, warn_of_unknown
 from marco_fast.text import check_unicode
 
 __all__ = ["Prompts"]
 
 Messages = Sequence[Mapping[str, str]]
 Table = dict[int, str]  # of str.translate
+Options = Mapping[str, Any]  # of the chat template
 
 # Letters stand for letters and digits, code points without a meaning for the rest: templates and
 # tokenizers may ask what kind of character they see. Neither kind has cases or normal forms.
@@ -51,13 +53,21 @@ class Prompts:
         self.special = {index: token.content for index, token in added if token.special}
         self.renamed: dict[bool, RenamedTokenizer] = {}
 
-    def of_chat(self, messages: Messages) -> list[int]:
+    def of_chat(self, messages: Messages, options: Options | None = None) -> list[int]:
         """The chat in the model's template, up to where its reply begins.
 
+        Args:
+            messages: role and content of each.
+            options: of the template; a UserWarning names those that it does not read.
+
         Raises:
-            ValueError: the template does not take the chat, or leaves the question out.
+            ValueError: the template does not take the chat, or leaves the question out; the options
+                are not as chat_options() takes them.
         """
-        text, marked = self._render_marked(messages)
+        given = chat_options(options)
+        if given:
+            warn_of_unknown(given, self.tokenizer.get_chat_template(), self.name)
+        text, marked = self._render_marked(messages, given)
         ids, found = self._encode(text)
         if all(text[begin:end] == marked[begin:end] for _, begin, end in found):
             return ids
@@ -79,10 +89,10 @@ class Prompts:
             return ids[:begin] + self._encode_typed(text, [])
         return ids[:end]
 
-    def _render(self, messages: Messages) -> str:
+    def _render(self, messages: Messages, options: Options) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
+                messages, add_generation_prompt=True, tokenize=False, **options
             )
         except Exception as error:  # templates are programs: they can raise anything
             cause = str(error) if isinstance(error, TemplateError) else repr(error)
@@ -97,7 +107,7 @@ class Prompts:
             )
         return str(text)
 
-    def _render_marked(self, messages: Messages) -> tuple[str, str]:
+    def _render_marked(self, messages: Messages, options: Options) -> tuple[str, str]:
         """The rendered chat, and the same with stand-ins for what users wrote, equally long.
 
         A template that looks into the contents cannot be rendered twice alike. It then sees all of
@@ -105,27 +115,29 @@ class Prompts:
         """
         contents = [each["content"] for each in messages]
         check_unicode(*contents)
-        text = self._render(messages)
+        text = self._render(messages, options)
         tables, back = _stand_ins(contents, text + "".join(self.special.values()))
         try:
-            opaque = self._render(_with(messages, [c.translate(t) for c, t in tables]))
+            opaque = self._render(_with(messages, [c.translate(t) for c, t in tables]), options)
         except ValueError:  # it wants to see the contents
             opaque = None
-        self._check_asked(messages, tables[-1][1], text, opaque)
+        self._check_asked(messages, options, tables[-1][1], text, opaque)
         if opaque is not None and _aligned(text, opaque, back):
             return text, opaque
-        marked = self._render(_with(messages, [self._hide(c, t) for c, t in tables]))
+        marked = self._render(_with(messages, [self._hide(c, t) for c, t in tables]), options)
         if opaque is not None and self._control_ids(marked) != self._control_ids(opaque):
             marked = opaque
         return marked.translate(back), marked
 
-    def _check_asked(self, messages: Messages, table: Table, text: str, opaque: str | None) -> None:
+    def _check_asked(
+        self, messages: Messages, options: Options, table: Table, text: str, opaque: str | None
+    ) -> None:
         """Whether the question is in the prompt, or changes it at least."""
         if not table or any(each in (opaque or "") for each in table.values()):
             return
         other = [*messages[:-1], {**messages[-1], "content": next(iter(table.values()))}]
         try:
-            unasked = self._render(other) == text
+            unasked = self._render(other, options) == text
         except ValueError:  # it wants to see the contents
             return
         if unasked:

@@ -19,14 +19,17 @@ __all__ = ["token_bytes"]
 # Steps of a decoder behind which tokens are one text.
 FUSING = ("ByteLevel", "ByteFallback", "Fuse")
 WORD = re.compile(rb" ?[A-Za-z]+ ?")
+TAGS = ("<think>", "</think>", "<Thought>", "</Thought>", "<Output>", "</Output>")
 SAMPLES = 40  # sequences that are decoded both ways
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
     """The UTF-8 bytes of every token id inside a text; special tokens stand for nothing.
 
-    Joined they are what the tokenizer decodes, but for white space that some tokenizers drop at the
-    beginning of a text (SentencePiece's, WordPiece) or at its end (BPE with "</w>").
+    Some tokenizers have special tokens for the tags of a reply, which are its text (TAGS). Joined,
+    the bytes are what the tokenizer decodes, but for those tags, and for white space that some
+    tokenizers drop at the beginning of a text (SentencePiece's, WordPiece) or at its end (BPE with
+    "</w>").
 
     Args:
         tokenizer: a transformers tokenizer backed by the tokenizers library.
@@ -38,9 +41,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
         ModelError: its decoder makes of a token what its neighbours say (as CTC does).
     """
     backend, added = tokenizer.backend_tokenizer, tokenizer.added_tokens_decoder
-    ids = sorted(
-        each for each in tokenizer.get_vocab().values() if not _is_special(added.get(each))
-    )
+    ids = sorted(each for each in tokenizer.get_vocab().values() if not _is_silent(added.get(each)))
     tokens: list[str] = [backend.id_to_token(each) for each in ids]  # as decode() takes them
     decoder = backend.decoder
     steps = [] if decoder is None else _steps(json.loads(decoder.__getstate__()))
@@ -59,8 +60,9 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     return table
 
 
-def _is_special(added: Any) -> bool:
-    return added is not None and bool(added.special)
+def _is_silent(added: Any) -> bool:
+    """Whether an added token stands for no text."""
+    return added is not None and bool(added.special) and added.content not in TAGS
 
 
 def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
@@ -129,9 +131,12 @@ def _decoded(tokens: list[str], decoder: Any, kinds: Collection[str]) -> list[by
 
 def _check(tokenizer: Any, table: list[bytes], kinds: list[str]) -> None:
     """Decodes some sequences both ways, the ends of each by tokens that are words."""
-    said = [index for index, piece in enumerate(table) if piece]
+    added = tokenizer.added_tokens_decoder
+    said = [
+        at for at, piece in enumerate(table) if piece and not (at in added and added[at].special)
+    ]
     if "ByteLevel" in kinds:  # which reads added tokens as bytes, too, where it can
-        said = [index for index in said if index not in tokenizer.added_tokens_decoder]
+        said = [index for index in said if index not in added]
     if "ByteFallback" in kinds:  # single bytes that are no text have spellings of their own
         said = [index for index in said if not (len(table[index]) == 1 and table[index] > b"\x7f")]
     words = list(islice((each for each in said if WORD.fullmatch(table[each])), 1))

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 from marco_fast.forest.result import Progress
 from marco_fast.search.config import SearchConfig
+from marco_fast.search.final import final_of
 from marco_fast.search.numbers import shown
 from marco_fast.search.replies import Reply, ReplyFormat
 from marco_fast.search.tree import SearchTree
 
-__all__ = ["ProgressFunction", "Watcher", "own_value", "parsed"]
+__all__ = ["ProgressFunction", "Watcher", "own_final", "own_value", "parsed"]
 
 ProgressFunction = Callable[[Progress], None]
 
@@ -48,6 +49,18 @@ def own_value(config: SearchConfig, tree: SearchTree, node: int, text: bytearray
     if value is None:
         raise ValueError("expected a value function to return a finite number, got None")
     return value
+
+
+def own_final(config: SearchConfig, answer: str, question: str) -> str:
+    """What of an answer is compared: by the caller's function, or by the rule for all questions.
+
+    Raises:
+        ValueError: the caller's function returned no text.
+    """
+    final = (config.final or final_of)(answer, question)
+    if not isinstance(final, str):
+        raise ValueError(f"expected a final function to return a text, got {shown(final)}")
+    return final
 
 
 class Watcher:

@@ -23,11 +23,13 @@ from marco_fast.forest.result import SearchResult
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.marco import REFLECTION
 from marco_fast.search.mcts import Ticket
-from marco_fast.search.replies import Event, PathText
+from marco_fast.search.replies import Event, PathText, ReplyFormat
+from marco_fast.search.tree import End
 
 __all__ = ["Forest", "ProgressFunction"]
 
 REPORT_SECONDS = 0.1
+DRAWING = ("temperature", "top_p", "min_p", "sample_top_k", "top_k")  # as sample_confidence's
 
 
 class Forest:
@@ -35,6 +37,7 @@ class Forest:
 
     Args:
         engine: decodes. chats, prompts: the messages of each question, and their token ids.
+        forms: the format of each question's replies.
         config: of every search. report: called with a Progress now and then, or None.
         interrupted: when set, the search ends with the best so far.
     """
@@ -44,6 +47,7 @@ class Forest:
         engine: Engine,
         chats: list[list[dict[str, str]]],
         prompts: list[list[int]],
+        forms: list[ReplyFormat],
         config: SearchConfig,
         report: ProgressFunction | None,
         interrupted: threading.Event,
@@ -58,11 +62,13 @@ class Forest:
         shared = shared_prefix(prompts, engine.cache.page_size)
         root = Segment(None, 0, prompts[0][:shared], prompt=True) if shared else None
         self.questions = [
-            Question(each, prompt, Segment(root, shared, prompt[shared:-1], prompt=True), config)
-            for each, prompt in zip(chats, prompts, strict=True)
+            Question(
+                chat, prompt, form, Segment(root, shared, prompt[shared:-1], prompt=True), config
+            )
+            for chat, prompt, form in zip(chats, prompts, forms, strict=True)
         ]
         self.reflection = engine.tokenizer(REFLECTION, add_special_tokens=False)["input_ids"]
-        options = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k")}
+        options = {name: getattr(config, name) for name in DRAWING}
         self.scheduler = Scheduler(engine, self, options, config.parallel * len(chats))
         self.report = Report(engine, self.scheduler, self.questions)
         self.first_open = 0  # all questions in front of it have handed out all their branches
@@ -125,7 +131,7 @@ class Forest:
         )
         text = PathText(
             path_text(self.engine, tree, node),
-            self.config.reply_format,
+            question.form,
             steps=self.config.action == "step",
             reflect=self.config.reflect,
         )
@@ -139,16 +145,33 @@ class Forest:
         if attempt.text.reflect and not self._may_think_again(branch):
             attempt.text.reflect = False
         event = self._push(attempt, branch)
-        if event is Event.THOUGHT:
-            pieces = [self.engine.token_bytes[token] for token in branch.token_ids]
-            kept = attempt.text.take_back(pieces)
-            self.scheduler.take_back(branch, kept, self.reflection)
-            event = self._push(attempt, branch)
-        ended = branch.pending in self.engine.eos_ids and branch.logprobs[-1] is not None
-        if event is Event.ANSWER or ended or branch.position >= self.engine.context - 1:
-            question.end(branch, terminal=True)
+        if event is Event.THOUGHT or (self._at_eos(branch) and attempt.text.may_reflect_at_end()):
+            event = self._think_again(branch, attempt)
+        end: End | None = None
+        if event is Event.ANSWER:
+            end = "reply"
+        elif self._at_eos(branch):
+            end = "eos"
+        elif branch.position >= attempt.calm and question.loops(branch):
+            end = "loop"
+        elif branch.position >= self.engine.context - 1:
+            end = "context"
+        if end is not None:
+            question.end(branch, end)
             return Verdict.CLOSE
         return self._cut(branch, attempt, event)
+
+    def _at_eos(self, branch: Branch) -> bool:
+        """Whether the model has ended the path with its newest token."""
+        return branch.pending in self.engine.eos_ids and branch.logprobs[-1] is not None
+
+    def _think_again(self, branch: Branch, attempt: Attempt) -> Event:
+        """Take back the tokens that end the thought, or the reply, and put the phrase there."""
+        pieces = [self.engine.token_bytes[token] for token in branch.token_ids]
+        kept = attempt.text.take_back(pieces)
+        self.scheduler.take_back(branch, kept, self.reflection)
+        attempt.calm = 0
+        return self._push(attempt, branch)
 
     def _may_think_again(self, branch: Branch) -> bool:
         """Whether the context has room for the reflection phrase and as many tokens as so far.
@@ -188,11 +211,11 @@ class Forest:
         """The branch's path fills the cache: it ends there, as at the end of the context."""
         question: Question = branch.owner
         if branch.token_ids:
-            question.end(branch, terminal=True)
+            question.end(branch, "kv_full")
             return
         node = question.attempts[branch].ticket.node
         question.give_up(branch)
-        question.search.close(node)
+        question.search.close(node, "kv_full")
         if node == 0:
             question.error, question.stop_reason = full, "kv_full"
 

@@ -6,31 +6,41 @@ import math
 from dataclasses import dataclass
 
 from marco_fast.engine.branches import Branch, Segment
-from marco_fast.forest.callbacks import own_value, parsed
+from marco_fast.forest.callbacks import own_final, own_value, parsed
 from marco_fast.search.answer import choose_answer
 from marco_fast.search.config import SearchConfig
+from marco_fast.search.loops import LOOP_TOKENS, tokens_to_loop
 from marco_fast.search.mcts import Search, Ticket
-from marco_fast.search.replies import PathText
+from marco_fast.search.replies import PathText, ReplyFormat
+from marco_fast.search.tree import End
 
 __all__ = ["Attempt", "Question", "shared_prefix"]
 
 
 @dataclass(eq=False)
 class Attempt:
-    """A branch in flight: its ticket, the text of its path, the tokens of its rollout so far."""
+    """A branch in flight.
+
+    Attributes:
+        ticket: of the search. text: of the path. rollout: tokens of its rollout so far.
+        calm: the path cannot end in a loop in front of this position.
+    """
 
     ticket: Ticket
     text: PathText
     rollout: int = 0
+    calm: int = 0
 
 
 class Question:
     """A question's state.
 
     Attributes:
-        messages: the chat that the question ends. prompt: its token ids.
+        messages: the chat that the question ends. prompt: its token ids. form: of its replies.
         search: tree and tickets. segments: the segment of each node; terminal nodes have none.
-        attempts: the branches in flight. answers: the answer's text of each finished node.
+        doubles: segments of nodes that were there already, with the same tokens.
+        attempts: the branches in flight. answers, finals: the answer's text of each finished node,
+            and what of it is compared.
         tokens: decoded so far, forced ones included.
         began, ended: times of the first branch and of the end; NaN before.
         failure: what the caller's own answer rule raised when it was last asked.
@@ -39,13 +49,20 @@ class Question:
     """
 
     def __init__(
-        self, messages: list[dict[str, str]], prompt: list[int], root: Segment, config: SearchConfig
+        self,
+        messages: list[dict[str, str]],
+        prompt: list[int],
+        form: ReplyFormat,
+        root: Segment,
+        config: SearchConfig,
     ) -> None:
-        self.messages, self.prompt, self.config = messages, prompt, config
+        self.messages, self.prompt, self.form, self.config = messages, prompt, form, config
         self.search = Search(_key(messages), config)
         self.segments = {0: root}
+        self.doubles: list[Segment] = []
         self.attempts: dict[Branch, Attempt] = {}
         self.answers: dict[int, str] = {}
+        self.finals: dict[int, str] = {}
         self.tokens = 0
         self.began = self.ended = math.nan
         self.stop_reason = ""
@@ -62,7 +79,7 @@ class Question:
         """
         self.failure = None
         try:
-            return choose_answer(self.search.tree, self.answers, self.config.answer)
+            return choose_answer(self.search.tree, self.answers, self.finals, self.config.answer)
         except Exception as error:
             self.failure = error
             return None
@@ -95,30 +112,42 @@ class Question:
             return "seconds"
         return "tokens" if self.tokens_left <= 0 and not self.done else ""
 
-    def grow(self, branch: Branch, *, terminal: bool = False, more: bool = False) -> int:
+    def grow(self, branch: Branch, *, end: End | None = None, more: bool = False) -> int:
         """The branch's open action becomes a node; `more`: its rollout goes on."""
         node = self.search.grow(
             self.attempts[branch].ticket,
             branch.token_ids,
             branch.logprobs,
             branch.confidences,
-            terminal=terminal,
+            end=end,
             more=more,
         )
-        if not terminal:
-            self.segments[node] = branch.segment
+        if end is None and self.segments.setdefault(node, branch.segment) is not branch.segment:
+            self.doubles.append(branch.segment)
         return node
 
-    def end(self, branch: Branch, *, terminal: bool = False) -> None:
+    def end(self, branch: Branch, end: End | None = None) -> None:
         """The branch's last action becomes a node, and its value is backed up."""
-        node = self.grow(branch, terminal=terminal)
-        if terminal:
+        node = self.grow(branch, end=end)
+        if end in ("eos", "reply"):
             text = self.attempts[branch].text.text.decode(errors="replace")
-            answer = parsed(self.config.reply_format, text).answer
-            if answer is not None:
-                self.search.tree.finished[node] = True
+            answer = parsed(self.form, text).answer
+            if answer and not answer.isspace():
+                self.finals[node] = own_final(self.config, answer, self.messages[-1]["content"])
                 self.answers[node] = answer
+                self.search.tree.finished[node] = True
         self._tell(branch)
+
+    def loops(self, branch: Branch) -> bool:
+        """Whether the last tokens of the branch's path repeat one run of a few tokens."""
+        attempt, tree = self.attempts[branch], self.search.tree
+        token_ids, node = branch.token_ids[-LOOP_TOKENS:], attempt.ticket.node
+        while node and len(token_ids) < LOOP_TOKENS:
+            token_ids = tree.token_ids[node][len(token_ids) - LOOP_TOKENS :] + token_ids
+            node = tree.parent[node]
+        left = tokens_to_loop(token_ids)
+        attempt.calm = branch.position + left
+        return left == 0
 
     def _tell(self, branch: Branch) -> None:
         """The branch has ended with the newest node of its ticket: its value is backed up."""
@@ -157,7 +186,8 @@ class Question:
     def release(self, now: float) -> list[Segment]:
         """The question has ended; returns its segments that are in the cache."""
         self.ended, self.released = now, True
-        return [each for each in self.segments.values() if each.kv >= 0]
+        segments = [*self.doubles, *self.segments.values()]
+        return [each for each in segments if each.kv >= 0]
 
 
 def _key(messages: list[dict[str, str]]) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from marco_fast.engine.branches import Branch
 from marco_fast.engine.engine import Engine
@@ -11,6 +11,8 @@ from marco_fast.engine.scheduler import Scheduler
 from marco_fast.forest.callbacks import parsed
 from marco_fast.forest.question import Question
 from marco_fast.forest.result import Progress, SearchResult, SearchStats
+from marco_fast.search.answer import AnswerGroup, group_answers
+from marco_fast.search.replies import Reply
 from marco_fast.search.tree import FIXED_POINT, SearchTree
 
 __all__ = ["Report", "path_text"]
@@ -36,20 +38,24 @@ class Report:
     def result(self, question: Question) -> SearchResult:
         """What came out of a question's search."""
         tree, node = question.search.tree, _final_answer(question)
-        confidence = 0.0 if node is None else tree.end_value[node]
-        if node is None:  # no answer: the thought of the best path so far
-            node = _best_so_far(tree)
-        thought = ""
-        with contextlib.suppress(KeyboardInterrupt):  # the search is over, see _final_answer
-            thought = self._thought(question, node)
+        groups = _groups(question, node)
+        if node is None:
+            node, answer, thought = self._best_unfinished(question)
+        else:
+            answer, thought = question.answers[node], self._reply(question, node).thought
+        value = tree.end_value[node]
         return SearchResult(
             question=question.messages[-1]["content"],
             messages=question.messages,
-            answer=question.answers.get(node, ""),
+            answer=answer,
             thought=thought,
-            confidence=confidence,
+            final=question.finals.get(node, "") if groups else "",
+            finished=bool(groups),
+            confidence=tree.path_confidence(node) if math.isnan(value) else value,
+            support=groups[0].support if groups else 0.0,
+            answers=groups,
             tree=tree,
-            answers=question.answers,
+            path_answers=question.answers,
             answer_node=node,
             stats=self._stats(question),
             stop_reason=question.stop_reason,
@@ -68,14 +74,22 @@ class Report:
         index = (running or begun or [0])[0]
         question = questions[index]
         best, tree = question.best, question.search.tree
+        groups = _groups(question, best)
+        answer, thought = None, ""
+        if best is not None:
+            answer, thought = question.answers[best], self._reply(question, best).thought
+        elif question.search.expansions:
+            best, answer, thought = self._best_unfinished(question)
         return Progress(
             question=index,
             questions=len(questions),
             done=sum(each.released for each in questions),
-            answer=None if best is None else question.answers[best],
-            thought="" if best is None else self._thought(question, best),
+            answer=answer,
+            thought=thought,
             live=_live(question),
             value=0.0 if best is None else tree.end_value[best],
+            finished=bool(groups),
+            support=groups[0].support if groups else 0.0,
             expansions=sum(each.search.expansions for each in questions),
             target=question.config.expansions * len(questions),
             tokens=sum(each.tokens for each in questions),
@@ -84,12 +98,26 @@ class Report:
             sharing=scheduler.path_tokens / max(1, scheduler.unique_tokens),
         )
 
-    def _thought(self, question: Question, node: int) -> str:
+    def _reply(self, question: Question, node: int) -> Reply:
+        """The parts of the path's reply, as far as it goes."""
         text = path_text(self.engine, question.search.tree, node).decode(errors="replace")
-        try:
-            return parsed(question.config.reply_format, text).thought
-        except Exception:  # of the caller's own format: the search has ended with it already
-            return ""
+        with contextlib.suppress(KeyboardInterrupt, Exception):
+            # Of the caller's own format; the search is over, or ends with the same error.
+            return parsed(question.form, text)
+        return Reply("", None)
+
+    def _best_unfinished(self, question: Question) -> tuple[int, str, str]:
+        """Of paths without an answer that counts, the best: its node, its answer, its thought.
+
+        Paths that say anything come first, those that ran in circles last; then the value decides.
+        """
+        tree = question.search.tree
+        for node in _unfinished(tree):
+            text = path_text(self.engine, tree, node).decode(errors="replace").strip()
+            if text:
+                reply = self._reply(question, node)
+                return node, (reply.answer or "").strip() or text, reply.thought
+        return next(_unfinished(tree)), "", ""
 
     def _stats(self, question: Question) -> SearchStats:
         search = question.search
@@ -98,6 +126,8 @@ class Report:
         return SearchStats(
             expansions=search.expansions,
             rollout_nodes=search.rollout_nodes,
+            finished_paths=sum(map(search.tree.ended.__getitem__, question.answers)),
+            distinct_paths=sum(map(bool, search.tree.ended)),
             expansions_per_second=search.expansions * per_second,
             tokens=question.tokens,
             tokens_per_second=question.tokens * per_second,
@@ -118,13 +148,27 @@ def _final_answer(question: Question) -> int | None:
     return node
 
 
-def _best_so_far(tree: SearchTree) -> int:
-    """The end of the path with the highest value; without any the path of highest confidence."""
-    told = [each for each, value in enumerate(tree.end_value) if not math.isnan(value)]
-    if told:
-        return max(told, key=lambda each: (tree.end_value[each], -each))
-    ends = [each for each, below in enumerate(tree.children) if not below]
-    return max(ends, key=lambda each: (tree.path_confidence(each), -each))
+def _groups(question: Question, best: int | None) -> list[AnswerGroup]:
+    """The finished paths by what they say; none where the answer rule chose none of them."""
+    if best is None:
+        return []
+    rule = question.config.answer
+    known = rule if isinstance(rule, str) else lambda tree, answers: best  # it was asked already
+    return group_answers(question.search.tree, question.answers, question.finals, known)
+
+
+def _unfinished(tree: SearchTree) -> Iterator[int]:
+    """The ends of paths, the best first: with a value, then without; loops behind the others."""
+
+    def rank(node: int) -> tuple[bool, float, int]:
+        value = tree.end_value[node]
+        value = tree.path_confidence(node) if math.isnan(value) else value
+        return tree.end[node] != "loop", value, -node
+
+    told = [node for node, count in enumerate(tree.ended) if count]
+    yield from sorted(told, key=rank, reverse=True)
+    ends = [node for node, below in enumerate(tree.children) if not below]
+    yield from sorted(ends, key=rank, reverse=True)
 
 
 def _live(question: Question) -> str:

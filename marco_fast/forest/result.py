@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from marco_fast.files import write_whole
+from marco_fast.search.answer import AnswerGroup
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.tree import SearchTree
 
@@ -21,6 +22,8 @@ class SearchStats:
     Attributes:
         expansions: children decoded, valued and backed up.
         rollout_nodes: nodes that their rollouts left behind.
+        finished_paths: branches that ended by themselves with an answer.
+        distinct_paths: the different paths at whose ends branches ended, finished or not.
         expansions_per_second, tokens_per_second: of this question, over `seconds`.
         tokens: decoded tokens, forced ones included. seconds: from the question's first branch.
         kv_tokens_unique: KV tokens that all decode steps of the call read, each segment once per
@@ -30,6 +33,8 @@ class SearchStats:
 
     expansions: int
     rollout_nodes: int
+    finished_paths: int
+    distinct_paths: int
     expansions_per_second: float
     tokens: int
     tokens_per_second: float
@@ -44,12 +49,17 @@ class SearchResult:
 
     Attributes:
         question: the text. messages: the whole chat that it ends.
-        answer: the text inside <Output>, "" when no path got there.
-        thought: the text inside <Thought> of the chosen path.
-        confidence: the value of the chosen path, in [0, 1] unless a value function says otherwise;
-            0.0 without an answer.
-        tree: the SearchTree. answers: the answer of every finished path, by its last node.
-        answer_node: the chosen path's last node; without an answer the best path's so far.
+        answer: what the reply's format calls the answer. Where no path finished, that of the best
+            unfinished path as far as it goes, or all its text; "" only when nothing was written.
+        thought: the reasoning before it; "" where the format has none.
+        final: what of the answer was voted on and is compared, such as "18"; "" where no path
+            finished.
+        finished: whether the chosen path ended by itself, by EOS or the end of its format.
+        confidence: the value of the chosen path, in [0, 1] unless a value function says otherwise.
+        support: the share of the vote that `final` got, in [0, 1]; 0.0 where no path finished.
+        answers: the finished paths in groups of one final, the chosen one first, then the best.
+        tree: the SearchTree. path_answers: the answer of every finished path, by its last node.
+        answer_node: the chosen path's last node.
         stats: SearchStats. stop_reason: "expansions", "tokens", "seconds", "exhausted",
             "interrupted", "kv_full" (the prompt left no page for one branch) or "error".
         error: the exception behind "error" and "kv_full", else None.
@@ -61,9 +71,13 @@ class SearchResult:
     messages: list[dict[str, str]]
     answer: str
     thought: str
+    final: str
+    finished: bool
     confidence: float
+    support: float
+    answers: list[AnswerGroup]
     tree: SearchTree
-    answers: dict[int, str]
+    path_answers: dict[int, str]
     answer_node: int
     stats: SearchStats
     stop_reason: str
@@ -80,12 +94,15 @@ class SearchResult:
         return b"".join(self.token_bytes[each] for each in ids).decode(errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
-        """The search as tree.json holds it."""
+        """The search as tree.json holds it; a node that ends a finished path has its answer."""
         texts = _token_texts(self.tree, self.token_bytes)
-        rows = [row | {"texts": each} for row, each in zip(self.tree.rows(), texts, strict=True)]
+        rows = [
+            row | {"texts": each, "answer": self.path_answers.get(row["id"])}
+            for row, each in zip(self.tree.rows(), texts, strict=True)
+        ]
         return {
             "format": "marco-fast-tree",
-            "version": 1,
+            "version": 2,
             "model": self.model,
             "question": self.question,
             "messages": self.messages,
@@ -95,8 +112,11 @@ class SearchResult:
             "nodes": rows,
             "answer_node": self.answer_node,
             "answer": self.answer,
+            "final": self.final,
+            "finished": self.finished,
             "thought": self.thought,
             "confidence": self.confidence,
+            "support": self.support,
             "stop_reason": self.stop_reason,
             "stats": vars(self.stats),
         }
@@ -129,7 +149,9 @@ class Progress:
     Attributes:
         question: index of the question in the list. questions: how many there are.
         done: questions that are finished.
-        answer, thought, value: of the best finished path so far; answer is None without one.
+        answer, thought, value: of the path that would be chosen now; answer is None, value 0.0 as
+            long as no path has ended.
+        finished: whether that path ended by itself. support: its final's share of the vote.
         live: the text, as far as it goes, of the path that is decoding with the highest mean
             confidence; "" when none is.
         expansions, tokens, seconds: so far, over all questions. target: expansions to do in all.
@@ -143,6 +165,8 @@ class Progress:
     thought: str
     live: str
     value: float
+    finished: bool
+    support: float
     expansions: int
     target: int
     tokens: int

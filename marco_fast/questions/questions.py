@@ -23,7 +23,7 @@ from marco_fast.questions.logic import logic
 from marco_fast.questions.statements import contradictions
 from marco_fast.questions.steps import steps
 from marco_fast.questions.work import Work
-from marco_fast.search.answer import canonical
+from marco_fast.search.final import agree, final_of
 
 TESTS = {
     "logic": logic,
@@ -160,8 +160,8 @@ def plant_slip(question: Question, rng: random.Random) -> Work | None:
 
 
 def is_correct(question: Question, output: str) -> bool:
-    """Whether an output gives the reference answer, compared as votes compare answers.
+    """Whether an output gives the reference answer, by the final that votes compare, too.
 
-    An output with more or other numbers than the reference, or with a second name, is wrong.
+    A sentence around the answer does not matter; another final, or one more, is wrong.
     """
-    return canonical(output) == canonical(question.answer)
+    return agree(final_of(output, question.text), question.answer)

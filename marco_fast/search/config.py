@@ -3,7 +3,7 @@
 The class checks its values by that, documents itself by it, and the command line is made from it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -40,8 +40,9 @@ class Option(NamedTuple):
         """The sentence of the class's documentation."""
         names = " or ".join(f'"{each}"' for each in self.choices)
         if self.own:
-            names = f"{names}, or {self.own}"
-        number = f"{self.low:,g} to {self.high:,g}" if self.kind in (int, float) else ""
+            names = f"{names}, or {self.own}" if names else self.own
+        form = {int: ",", float: ",g"}.get(self.kind)
+        number = f"{self.low:{form}} to {self.high:{form}}" if form else ""
         number = "any int64" if self.low == -(2**63) else number
         allowed = names or number
         return f"{self.text}; {allowed}." if allowed else f"{self.text}."
@@ -64,6 +65,10 @@ def _choice(default: str, choices: Iterable[str], text: str, own: str = "") -> A
     return field(
         default=default, metadata={"option": Option(text, str, choices=tuple(choices), own=own)}
     )
+
+
+def _own(text: str, own: str) -> Any:
+    return field(default=None, metadata={"option": Option(text, str, own=own)})
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,12 @@ class SearchConfig:
         0.7, 0.0, 100.0, "temperature of the draws; below 1e-5 the most likely token", float
     )
     top_p: float = _number(0.95, 0.0, 1.0, "nucleus of the draws, above 0", float)
+    min_p: float = _number(
+        0.0, 0.0, 1.0, "a token must be this probable beside the most likely one; 0 for any", float
+    )
+    sample_top_k: int = _number(
+        0, 0, 2**31 - 1, "draw from so many of the most likely tokens; 0 for all"
+    )
     top_k: int = _number(5, 1, 32, "candidates in the confidence's denominator")
     reflect: bool = _switch(
         False,
@@ -117,7 +128,14 @@ class SearchConfig:
         "for it and as many tokens again",
     )
     reply: str | ReplyFormat = _choice(
-        "marco", REPLIES, "how a reply is cut into thought and answer", "a ReplyFormat"
+        "auto",
+        dict.fromkeys(("auto", *REPLIES)),
+        "how a reply is cut into thought and answer; auto tells by the model and its replies",
+        "a ReplyFormat",
+    )
+    final: Callable[[str, str], str] | None = _own(
+        "what of an answer is compared with other answers; None for the rule of final_of",
+        "a function (answer, question) -> text",
     )
     value: str | ValueFunction = _choice(
         "path",
@@ -127,10 +145,11 @@ class SearchConfig:
         "a function (token_ids, confidences, text) -> float over the whole path",
     )
     answer: str | AnswerFunction = _choice(
-        "value",
+        "vote",
         ANSWERS,
-        "which finished path answers: the one of the best value, of the most visits, or of the "
-        "answer whose paths' values have the largest sum",
+        "which finished path answers: the best of the answer that wins a vote, weighted by the "
+        "rank of the paths' values, or a plain majority; or the path of the best value, or of the "
+        "most visits",
         "a function (tree, answers by node) -> node or None",
     )
     seed: int = _number(
@@ -150,11 +169,6 @@ class SearchConfig:
         """Most generated tokens of one action."""
         return self.step_tokens if self.action == "mini-step" else self.max_step_tokens
 
-    @property
-    def reply_format(self) -> ReplyFormat:
-        """How a reply is cut."""
-        return REPLIES[self.reply] if isinstance(self.reply, str) else self.reply
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them; what a caller passed instead of a name by its own name."""
         return {each.name: _json_value(getattr(self, each.name)) for each in fields(self)}
@@ -169,20 +183,20 @@ def _json_value(value: Any) -> Any:
 def _checked(each: "Field[Any]", value: Any) -> Any:
     """The value as the field keeps it. Raises ValueError unless the field may have it."""
     name, option = each.name, option_of(each)
+    if value is None and each.default is None:
+        return None
     if option.kind is str:
         own = isinstance(value, ReplyFormat) if name == "reply" else callable(value)
         named = isinstance(value, str) and value in option.choices
         if not named and not (option.own and own):
-            expected = " or ".join(repr(choice) for choice in option.choices)
-            expected = f"{expected} or {option.own}" if option.own else expected
+            names = [repr(choice) for choice in option.choices] or ["None"]
+            expected = " or ".join([*names, option.own] if option.own else names)
             raise ValueError(f"expected {name} to be {expected}, got {shown(value)}")
         return value
     if option.kind is bool:
         if not isinstance(value, bool):
             raise ValueError(f"expected {name} to be True or False, got {shown(value)}")
         return value
-    if value is None and each.default is None:
-        return None
     number = as_int(value) if option.kind is int else as_float(value)
     if number is None or isinstance(value, bool):
         kind = option.kind.__name__

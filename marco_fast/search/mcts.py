@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from marco_fast.search.config import SearchConfig
 from marco_fast.search.numbers import action_columns, as_float, as_int, shown
 from marco_fast.search.selection import RULES
-from marco_fast.search.tree import SearchTree, child_seed, root_seed
+from marco_fast.search.tree import ENDS, End, SearchTree, child_seed, root_seed
 from marco_fast.search.values import VALUES
 
 __all__ = ["Search", "Ticket"]
@@ -101,7 +101,7 @@ class Search:
         logprobs: Sequence[float | None],
         confidences: Sequence[float | None],
         *,
-        terminal: bool = False,
+        end: End | None = None,
         finished: bool = False,
         more: bool = False,
     ) -> int:
@@ -112,27 +112,29 @@ class Search:
             token_ids: of the action, 0 to 2^31 - 1, at least one; texts where there are no ids.
             logprobs: of each token, natural logarithms. confidences: in [0, 1]; one may be above by
                 0.001, a rounding. Both are None where a token was forced.
-            terminal: nothing can follow. finished: the path holds a complete answer.
+            end: why nothing can follow: "eos", "reply" (the reply's format ended), "loop",
+                "context" or "kv_full"; None where something can.
+            finished: the path, which ended by "eos" or "reply", has an answer.
             more: the rollout goes on: the ticket moves to the new node's first child.
 
         Returns:
             The new node.
 
         Raises:
-            ValueError: the ticket is not in flight in this search, its branch has ended, `terminal`
-                and `more` contradict each other, or the columns are not as above.
+            ValueError: the ticket is not in flight in this search, its branch has ended, `end`,
+                `finished` and `more` contradict each other, or one of them or a column is not as
+                above.
         """
         self._check(ticket)
         if not ticket.growing:
             raise ValueError("expected tell() after grow() without more, got another action")
-        if terminal and more:
-            raise ValueError("expected terminal or more, got both")
+        _check_end(end, finished, more)
         columns = action_columns(token_ids, logprobs, confidences)
         node = self.tree.add(
             ticket.node,
             ticket.ordinal,
             *columns,
-            terminal=terminal,
+            end=end,
             finished=finished,
             rollout=bool(ticket.nodes),
             seed=ticket.seed,
@@ -183,9 +185,12 @@ class Search:
             self.tree.add_virtual(ticket.node, -1)
             self.asked -= 1
 
-    def close(self, node: int) -> None:
-        """Nothing can follow the node any more, though its path has not ended by itself."""
-        self.tree.close(node)
+    def close(self, node: int, end: End) -> None:
+        """Nothing can follow the node any more, though its path has not ended by itself.
+
+        `end` says why: "context" or "kv_full".
+        """
+        self.tree.close(node, end)
 
     def _check(self, ticket: Ticket) -> None:
         if ticket.done or ticket not in self.in_flight:
@@ -217,3 +222,14 @@ class Search:
         rule = self.config.value
         named = VALUES[rule if isinstance(rule, str) else "path"]
         return named(self.tree, ticket.node, self.tree.parent[ticket.nodes[0]])
+
+
+def _check_end(end: End | None, finished: bool, more: bool) -> None:
+    """Raise ValueError unless an action can end so."""
+    if end is not None and not (isinstance(end, str) and end in ENDS):
+        expected = ", ".join(repr(each) for each in ENDS)
+        raise ValueError(f"expected end to be None or one of {expected}, got {shown(end)}")
+    if end is not None and more:
+        raise ValueError(f"expected end or more, got {end!r} and more")
+    if finished and end not in ("eos", "reply"):
+        raise ValueError(f"expected a finished path to end by 'eos' or 'reply', got {shown(end)}")

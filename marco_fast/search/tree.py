@@ -6,9 +6,14 @@ selection reads a handful of scalars per level, and a list hands them out faster
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["SearchTree", "child_seed", "root_seed"]
+__all__ = ["ENDS", "End", "SearchTree", "child_seed", "root_seed"]
+
+End = Literal["eos", "reply", "loop", "context", "kv_full"]
+"""Why nothing follows a node: the model ended there, its reply's format, or it went in circles; the
+context or the KV cache is full."""
+ENDS: tuple[End, ...] = ("eos", "reply", "loop", "context", "kv_full")
 
 FIXED_POINT = 2.0**40  # confidences are summed as integers of 2^-40: exact in any order
 HUGE = 2.0**990  # sums of 10^7 values up to this are finite
@@ -40,9 +45,12 @@ class SearchTree:
         visits, value_sum: completed visits and the sum of their values, in units of `value_unit`.
         virtual_visits: visits in flight, of branches that still decode below the node.
         started: child slots handed out. open_slots: slots not handed out, in the whole subtree.
-        terminal: nothing can follow (end of the answer, EOS, end of the context).
-        finished: the path holds a complete answer. rollout: the node was left behind by a rollout.
-        end_value: the value of the path that ended at this node; NaN where none did.
+        end: why nothing can follow: "eos", "reply" (the reply's format ended), "loop", "context",
+            "kv_full"; None where something can. terminal: whether nothing can.
+        finished: the path ended by itself ("eos" or "reply") with an answer.
+        rollout: the node was left behind by a rollout.
+        ended: how many branches ended at this node, their value backed up. end_value: the mean of
+            their values (that of the path, where all gave it the same); NaN where none did.
         path_sum, path_count: sum (units of 2^-40) and number of scored tokens from the root.
 
     Attributes of the whole tree:
@@ -65,9 +73,11 @@ class SearchTree:
         self.virtual_visits = [0]
         self.started = [0]
         self.open_slots = [slots]
+        self.end: list[End | None] = [None]
         self.terminal = [False]
         self.finished = [False]
         self.rollout = [False]
+        self.ended = [0]
         self.end_value = [math.nan]
         self.path_sum = [0]
         self.path_count = [0]
@@ -98,10 +108,10 @@ class SearchTree:
         if not self.terminal[node]:
             self._add_open(node, 1)
 
-    def close(self, node: int) -> None:
-        """Nothing can follow the node from now on: its free slots are gone."""
+    def close(self, node: int, end: End) -> None:
+        """Nothing can follow the node from now on, and why: its free slots are gone."""
         if not self.terminal[node]:
-            self.terminal[node] = True
+            self.end[node], self.terminal[node] = end, True
             self._add_open(node, self.started[node] - self.slots)
 
     def _add_open(self, node: int, count: int) -> None:
@@ -118,7 +128,7 @@ class SearchTree:
         logprobs: list[float | None],
         confidences: list[float | None],
         *,
-        terminal: bool = False,
+        end: End | None = None,
         finished: bool = False,
         rollout: bool = False,
         seed: int | None = None,
@@ -140,15 +150,17 @@ class SearchTree:
         self.virtual_visits.append(0)
         self.started.append(0)
         self.open_slots.append(0)
-        self.terminal.append(terminal)
+        self.end.append(end)
+        self.terminal.append(end is not None)
         self.finished.append(finished)
         self.rollout.append(rollout)
+        self.ended.append(0)
         self.end_value.append(math.nan)
         self.path_sum.append(self.path_sum[parent] + sum(scored))
         self.path_count.append(self.path_count[parent] + len(scored))
         self.parent.append(parent)  # last: an interrupt in front of it leaves a whole tree
         self.children[parent].append(node)
-        if not terminal:
+        if end is None:
             self._add_open(node, self.slots)
         return node
 
@@ -160,7 +172,10 @@ class SearchTree:
 
     def backup(self, node: int, value: float) -> None:
         """Turn one visit in flight of the node's path into a completed visit of this value."""
-        self.end_value[node] = value
+        self.ended[node] += 1
+        count, before = self.ended[node], self.end_value[node]
+        # Halves of the largest floats have a difference, and equal values an exact mean.
+        self.end_value[node] = value if count == 1 else before + (value / count - before / count)
         if not -HUGE <= value <= HUGE and self.value_unit == 1.0:
             self._take_larger_unit()
         value /= self.value_unit
@@ -226,6 +241,7 @@ class SearchTree:
                 "value": self.value(node),
                 "path_confidence": self.path_confidence(node),
                 "terminal": self.terminal[node],
+                "end": self.end[node],
             }
             for node in range(len(self))
         ]

@@ -12,10 +12,11 @@ function svg(name, attributes, ...inside) {
 }
 
 function makeMark(id) {
-  const { visits, value, terminal } = nodes[id], radius = 9 * Math.sqrt(visits / mostVisits);
+  const { visits, value, terminal, answer } = nodes[id], radius = 9 * Math.sqrt(visits / mostVisits);
   const chosen = onChosenPath.has(id) ? " chosen" : "";
   const edge = svg("path", { class: `edge${chosen}` }), halo = svg("circle", { class: "halo", r: 1 });
-  const shape = svg(...terminal ? ["path", { d: "M0-1.3 1.3 0 0 1.3-1.3 0Z" }] : ["circle", { r: 1 }]);
+  const corners = answer !== null ? "M0-1.3 1.3 0 0 1.3-1.3 0Z" : "M-.9-.9H.9V.9H-.9Z";
+  const shape = svg(...terminal ? ["path", { d: corners }] : ["circle", { r: 1 }]);
   shape.classList.add("mark");
   if (visits) shape.style.fill = colourOf(value);
   const begin = svg("text", { class: "label begin", x: -radius - 5 });
@@ -100,7 +101,8 @@ function showPanel() {
   byId("title").textContent = `Node ${selected}${where}${marks.has(selected) ? "" : " (hidden now)"}`;
   fillList("numbers", [["visits", visits], ["value", visits ? valueText(value) : "none yet"],
     ["path confidence", path_confidence.toPrecision(5)], ["depth", depth[selected]], ["tokens", token_ids.length],
-    ["finished", terminal ? "yes" : "no"], ...(answer === null ? [] : [["answer", answer]])]);
+    ...(terminal ? [["ended", endOf(nodes[selected])]] : []), ["finished", answer === null ? "no" : "yes"],
+    ...(answer === null ? [] : [["answer", answer]])]);
   byId("fold").textContent = folded.has(selected) ? "Unfold" : "Fold";
   byId("fold").disabled = !children[selected].length;
   byId("path").replaceChildren(...pathTo(selected).map(segmentOf));

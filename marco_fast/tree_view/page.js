@@ -160,7 +160,8 @@ function readHash() {
 
 document.title = `${data.question} – search tree`;
 byId("question").textContent = data.question;
-byId("answer").textContent = data.answer ? `Answer: ${data.answer}` : "No path reached an answer";
+byId("answer").textContent = data.finished ? `Answer: ${data.answer}`
+  : data.answer ? `No path finished. The best unfinished reply: ${data.answer}` : "No path reached an answer";
 fillList("facts", data.facts);
 fillList("options", data.options);
 byId("lowest").textContent = visited.length ? valueText(lowest) : "none";

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marco_fast.files import write_whole
-from marco_fast.search.replies import parse_reply
+from marco_fast.search.replies import AUTO, MARCO, REPLIES
 
 __all__ = ["write_tree_page"]
 
@@ -54,7 +54,8 @@ def _page_data(tree: dict[str, Any]) -> dict[str, Any]:
     for node in nodes[1:]:
         children[node["parent"]].append(node)
     for node in nodes:
-        node["answer"] = _answer(nodes, node) if node["terminal"] else None
+        node["answer"] = _answer(tree, nodes, node)
+        node["end"] = node.get("end")
         node["ending"] = _label(node["answer"] or "")
         # A child's label begins after the characters that all its siblings begin with too.
         texts = ["".join(child["texts"]) for child in children[node["id"]]]
@@ -64,6 +65,7 @@ def _page_data(tree: dict[str, Any]) -> dict[str, Any]:
     keys = ("question", "answer", "answer_node")
     return {
         **{key: tree[key] for key in keys},
+        "finished": tree.get("finished", tree["answer"] != ""),
         "facts": _facts(tree),
         "options": [[key, _option(value)] for key, value in tree["config"].items()],
         "nodes": nodes,
@@ -94,13 +96,23 @@ def _label(text: str) -> str:
     return line if len(line) <= LABEL else f"{line[: LABEL - 1]}…"
 
 
-def _answer(nodes: list[dict[str, Any]], node: dict[str, Any]) -> str | None:
-    """The answer in the text from the root to a node; None if that text has no answer."""
-    pieces = ["".join(node["texts"])]
-    while node["parent"] >= 0:
-        node = nodes[node["parent"]]
-        pieces.append("".join(node["texts"]))
-    return parse_reply("".join(reversed(pieces))).answer
+def _answer(tree: dict[str, Any], nodes: list[dict[str, Any]], node: dict[str, Any]) -> str | None:
+    """The answer of the finished path that ends at a node; None where none does.
+
+    A file that does not say it has the reply's text: cut as the search did, in version 1 by tags.
+    """
+    if "answer" in node:
+        return node["answer"]
+    newer = tree["version"] == 2
+    if node["end"] not in ("eos", "reply") if newer else not node["terminal"]:
+        return None
+    pieces, at = ["".join(node["texts"])], node
+    while at["parent"] >= 0:
+        at = nodes[at["parent"]]
+        pieces.append("".join(at["texts"]))
+    text = "".join(reversed(pieces))
+    form = REPLIES.get(str(tree["config"].get("reply")), AUTO) if newer else MARCO
+    return form.parse(text).answer if newer or "</Output>" in text else None
 
 
 def _facts(tree: dict[str, Any]) -> list[list[str]]:
@@ -110,8 +122,11 @@ def _facts(tree: dict[str, Any]) -> list[list[str]]:
         depths.append(depths[node["parent"]] + 1)
     facts = {
         "confidence": f"{tree['confidence']:.5g}",
+        "support": f"{tree['support']:.0%}" if tree.get("finished") else None,
         "model": tree["model"],
         "stopped by": tree["stop_reason"],
+        "finished paths": stats.get("finished_paths"),
+        "distinct paths": stats.get("distinct_paths"),
         "expansions": stats.get("expansions"),
         "expansions/s": stats.get("expansions_per_second"),
         "tokens": stats.get("tokens"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from marco_fast.files import read_json, short_json
+from marco_fast.search.tree import ENDS
 
 __all__ = ["read_tree"]
 
@@ -34,6 +35,7 @@ INTEGER: Check = ("an integer", _is_int)
 COUNT: Check = ("an integer of at least 0", lambda value: _is_int(value) and value >= 0)
 IDS: Check = ("a list of integers", _is_list_of(_is_int))
 TEXTS: Check = ("a list of texts", _is_list_of(TEXT[1]))
+SWITCH: Check = ("true or false", lambda value: isinstance(value, bool))
 SCORES: Check = (
     "a list of finite numbers or nulls",
     _is_list_of(lambda value: value is None or _is_number(value)),
@@ -56,6 +58,8 @@ TREE_FIELDS: dict[str, Check] = {
         lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     ),
 }
+# What version 2 has besides.
+RESULT_FIELDS: dict[str, Check] = {"final": TEXT, "finished": SWITCH, "support": NUMBER}
 NODE_FIELDS: dict[str, Check] = {
     "id": INTEGER,
     "parent": INTEGER,
@@ -65,7 +69,18 @@ NODE_FIELDS: dict[str, Check] = {
     "visits": COUNT,
     "value": NUMBER,
     "path_confidence": NUMBER,
-    "terminal": ("true or false", lambda value: isinstance(value, bool)),
+    "terminal": SWITCH,
+}
+END_FIELDS: dict[str, Check] = {
+    "end": (
+        f"null or one of {', '.join(ENDS)}",
+        lambda value: value is None or (isinstance(value, str) and value in ENDS),
+    ),
+}
+# What a node may lack.
+OPTIONAL_FIELDS: dict[str, Check] = {
+    "texts": TEXTS,
+    "answer": ("null or a text", lambda value: value is None or isinstance(value, str)),
 }
 # The lists of a node with one element per token; a node may lack "texts".
 TOKEN_LISTS = ("token_ids", "logprobs", "confidences", "texts")
@@ -78,8 +93,9 @@ def read_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: a file that SearchResult.save or `marco-fast solve --save` wrote.
 
     Returns:
-        What the file holds. Nodes may lack "texts" (one text per token); all other fields of
-        version 1 are there.
+        What the file holds, and all fields of its version are there: 2, or 1, which lacks "final",
+        "finished", "support", and the nodes' "end". Nodes may lack "texts" (one text per token) and
+        "answer" (of a finished path, else null).
 
     Raises:
         ValueError: the file is not JSON or of another format or version, or a field is missing,
@@ -88,13 +104,14 @@ def read_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     name = str(path)
     tree = read_json(path, "an object", dict)
-    for key, wanted in (("format", "marco-fast-tree"), ("version", 1)):
-        if tree.get(key) != wanted or isinstance(tree[key], bool):
-            got = short_json(tree.get(key))
-            raise ValueError(f"expected {key} {json.dumps(wanted)} in {name!r}, got {got}")
-    _check_fields(tree, TREE_FIELDS, "", name)
+    for key, allowed in (("format", ("marco-fast-tree",)), ("version", (1, 2))):
+        if tree.get(key) not in allowed or isinstance(tree[key], bool):
+            expected, got = " or ".join(map(json.dumps, allowed)), short_json(tree.get(key))
+            raise ValueError(f"expected {key} {expected} in {name!r}, got {got}")
+    newer = tree["version"] == 2
+    _check_fields(tree, TREE_FIELDS | (RESULT_FIELDS if newer else {}), "", name)
     for index, node in enumerate(tree["nodes"]):
-        _check_node(node, index, name)
+        _check_node(node, NODE_FIELDS | (END_FIELDS if newer else {}), index, name)
     last = len(tree["nodes"]) - 1
     if not 0 <= tree["answer_node"] <= last:
         got = tree["answer_node"]
@@ -111,12 +128,14 @@ def _check_fields(values: dict[str, Any], checks: dict[str, Check], where: str, 
             raise ValueError(f"expected {where}{key} in {file!r} to be {expected}, got {got}")
 
 
-def _check_node(node: Any, index: int, file: str) -> None:
+def _check_node(node: Any, checks: dict[str, Check], index: int, file: str) -> None:
     where = f"nodes[{index}]."
     if not isinstance(node, dict):
         got = short_json(node)
         raise ValueError(f"expected nodes[{index}] in {file!r} to be an object, got {got}")
-    _check_fields(node, NODE_FIELDS | ({"texts": TEXTS} if "texts" in node else {}), where, file)
+    _check_fields(
+        node, checks | {k: v for k, v in OPTIONAL_FIELDS.items() if k in node}, where, file
+    )
     if node["id"] != index:
         raise ValueError(f"expected {where}id in {file!r} to be {index}, got {node['id']}")
     lowest, highest = (0, index - 1) if index else (-1, -1)
@@ -124,6 +143,11 @@ def _check_node(node: Any, index: int, file: str) -> None:
         expected = f"an earlier node (0 to {highest})" if index else "-1 (node 0 is the root)"
         got = node["parent"]
         raise ValueError(f"expected {where}parent in {file!r} to be {expected}, got {got}")
+    if node.get("end") is not None and not node["terminal"]:
+        got = node["end"]
+        raise ValueError(
+            f"expected {where}end in {file!r} to be null where not terminal, got {got}"
+        )
     lengths = {key: len(node[key]) for key in TOKEN_LISTS if key in node}
     if len(set(lengths.values())) != 1:
         got = ", ".join(f"{length} {key}" for key, length in lengths.items())

@@ -17,7 +17,7 @@ const MARGIN = { left: 24, right: 110, top: 24, bottom: 16 };
 const children = nodes.map(() => []);
 const depth = nodes.map(() => 0);
 const size = nodes.map(() => 1);                          // nodes in the subtree
-const reachesEnd = nodes.map((node) => node.terminal);    // some node of the subtree is terminal
+const finishes = nodes.map((node) => node.answer !== null);  // some path of the subtree is finished
 const onChosenPath = new Set(pathTo(data.answer_node));
 for (let id = 1; id < nodes.length; id++) {
   children[nodes[id].parent].push(id);
@@ -25,7 +25,7 @@ for (let id = 1; id < nodes.length; id++) {
 }
 for (let id = nodes.length - 1; id > 0; id--) {
   size[nodes[id].parent] += size[id];
-  reachesEnd[nodes[id].parent] ||= reachesEnd[id];
+  finishes[nodes[id].parent] ||= finishes[id];
 }
 const visited = nodes.filter((node) => node.visits > 0);
 const [lowest, highest] = visited.reduce(
@@ -52,9 +52,14 @@ function colourOf(value) {
   return `color-mix(in srgb, ${VIRIDIS[from + 1]} ${(at - from) * 100}%, ${VIRIDIS[from]})`;
 }
 
+// Why nothing follows a node; a file of version 1 does not say it.
+const ENDS = { eos: "end of the text", reply: "end of the reply", loop: "loop", context: "full context",
+               kv_full: "full KV cache" };
+const endOf = ({ terminal, end }) => !terminal ? "" : ENDS[end] ?? "yes";
+
 function describe(id) {
-  const { visits, value, terminal, answer } = nodes[id];
-  const end = !terminal ? "" : answer === null ? ", finished" : `, answer ${answer}`;
+  const { visits, value, terminal, end: why, answer } = nodes[id];
+  const end = answer !== null ? `, answer ${answer}` : !terminal ? "" : `, unfinished${why ? `: ${ENDS[why]}` : ""}`;
   return `node ${id}: ${visits} visits, ${visits ? `value ${valueText(value)}` : "no value yet"}${end}`;
 }
 
@@ -75,7 +80,7 @@ function applyFilters() {
   const minValue = inputs.value.valueAsNumber;  // NaN in an empty field
   passes = nodes.map((node, id) => node.visits >= minVisits
     && (Number.isNaN(minValue) || (node.visits > 0 && node.value >= minValue))
-    && (reachesEnd[id] || !inputs.finished.checked) && (onChosenPath.has(id) || !inputs.chosen.checked));
+    && (finishes[id] || !inputs.finished.checked) && (onChosenPath.has(id) || !inputs.chosen.checked));
   kept = passes.slice();
   for (let id = nodes.length - 1; id > 0; id--) kept[nodes[id].parent] ||= kept[id];
 }

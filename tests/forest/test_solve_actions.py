@@ -16,6 +16,7 @@ def test_the_end_of_the_context_is_terminal(folders, plain):
         result = solve(QUESTION, engine, dataclasses.replace(SMALL, rollout_tokens=100))
     lengths = {len(result.tree.path_token_ids(n)) for n, t in enumerate(result.tree.terminal) if t}
     assert max(lengths) == 20
+    assert {result.tree.end[n] for n, t in enumerate(result.tree.terminal) if t} >= {"context"}
     assert plain("qwen2").check(result, ATOL) > 100
 
 

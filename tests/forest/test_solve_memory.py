@@ -180,6 +180,7 @@ def test_nodes_that_fill_the_cache_are_closed_when_they_are_selected(folders):
         result = solve("q", engine, config)
     assert (result.stop_reason, result.stats.expansions) == ("exhausted", 2)
     assert result.tree.terminal == [False, True, True]
+    assert result.tree.end[:2] == [None, "kv_full"]
 
 
 def test_running_out_in_mid_search_costs_neither_the_path_nor_the_rest(folders, plain):

@@ -129,26 +129,31 @@ def test_bad_arguments_are_refused(arguments):
         generator.make_question(test, int(level), split, random.Random(0), language)
 
 
-# answer: outputs that give it / outputs that do not
+# question, answer: outputs that give it / outputs that do not
 OUTPUTS = {
-    "2": "2| 2.\n|2 marbles|2个苹果。|The answer is 2. / |two|-2|−2|2.2|2/2|12|22|2 or 3|1/2|2,000",
-    "1566": "1,566|1566 cm|1,566 cm.|1566厘米。 / 1.566|1,567|1566 or 1567|15 66|-1,566",
-    "1, 3 and 4": "1, 3 and 4|4, 1, 3|1,3,4|Statements 4, 3 and 1.|1、3和4。 / "
-    "1 and 3|1, 3|1, 2, 3 and 4|134|none|1, 3 and -4",
-    "1 和 3": "1 和 3|3 和 1。|1, 3|1 and 3 / 13|1 和 2|没有|3",
-    "none": "none|None.| NONE\n / |1 and 2|no|没有",
-    "没有": "没有|没有。| 没有 。 / |1 和 2|none|有",
-    "camel": "camel|CAMEL|the camel| The Camel.\n|'camel' / |camels|the cow|camel and cow|nobody",
-    "小明": "小明|小明。| 小明\n / |小明明|小|小红|小明和小红",
-    "不是": "不是|不是。 / 是|是。|不知道|不",
-    "yes": "yes|Yes! / no|unknown|yes and no",
+    ("How many marbles does Tom have?", "2"): "2| 2.\n|2 marbles|2个苹果。|The answer is 2.|two / "
+    "|-2|−2|2.2|12|22|2 or 3|1/2|2,000|none|How many?",
+    ("What is its area?", "1566"): "1,566|1566 cm|1,566 cm.|1566厘米。 / "
+    "1.566|1,567|1566 or 1567|15 66|-1,566",
+    ("Which statements contradict each other?", "1, 3 and 4"): "1, 3 and 4|4, 1, 3|1,3,4|1、3和4。"
+    "|Statements 4, 3 and 1. / 1 and 3|1, 3|1, 2, 3 and 4|134|none|1, 3 and -4",
+    ("哪些话互相矛盾？", "1 和 3"): "1 和 3|3 和 1。|1, 3|1 and 3 / 13|1 和 2|没有|3",
+    ("Which of them cannot all be true?", "none"): "none|None.| NONE\n|没有 / |1 and 2|1|unknown",
+    ("哪些话互相矛盾？", "没有"): "没有|没有。| 没有 。|没有矛盾|none / |1 和 2|有",
+    ("Which one is the tallest?", "camel"): "camel|CAMEL|the camel| The Camel.\n|'camel'"
+    "|The tallest is the camel.|The camel is the tallest. / "
+    "|camels|the cow|camel and cow|nobody|The cow is the tallest, not the camel.",
+    ("谁最高？", "小明"): "小明|小明。| 小明\n|最高的是小明|小明最高。 / "
+    "|小明明|小|小红|小明和小红|小红最高，小明第二。",
+    ("小华是 dask 吗？", "不是"): "不是|不是。|不|小华不是 dask。 / 是|是。|不知道",
+    ("Is Tom a dask?", "yes"): "yes|Yes!|Yes, he is.|Tom is a dask. / no|unknown|yes and no",
 }
 
 
-@pytest.mark.parametrize("answer", OUTPUTS)
-def test_outputs_are_compared_by_their_meaning(answer):
-    question = replace(some("facts", 1, "en")[0], answer=answer)
-    right, wrong = (each.split("|") for each in OUTPUTS[answer].split(" / "))
+@pytest.mark.parametrize(("text", "answer"), OUTPUTS)
+def test_outputs_are_compared_by_their_meaning(text, answer):
+    question = replace(some("facts", 1, "en")[0], text=text, answer=answer)
+    right, wrong = (each.split("|") for each in OUTPUTS[text, answer].split(" / "))
     assert [output for output in right if not generator.is_correct(question, output)] == []
     assert [output for output in wrong if generator.is_correct(question, output)] == []
 

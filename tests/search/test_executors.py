@@ -66,7 +66,7 @@ BAD_COLUMNS = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", BAD_COLUMNS)
-@pytest.mark.parametrize("options", [{}, {"more": True}, {"terminal": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"more": True}, {"end": "eos"}], ids=str)
 def test_columns_that_are_not_as_said_change_nothing(name, options):
     search, ticket = begun()
     before = state(search)
@@ -116,7 +116,10 @@ def misuses() -> dict:
         "tell of another": lambda s, t: foreign(s, lambda other: s.tell(other, 0.5)),
         "abandon of another": lambda s, t: foreign(s, s.abandon),
         "tell before grow": lambda s, t: s.tell(t),
-        "terminal and more": lambda s, t: s.grow(t, *WHOLE, terminal=True, more=True),
+        "end and more": lambda s, t: s.grow(t, *WHOLE, end="reply", more=True),
+        "an end that there is not": lambda s, t: s.grow(t, *WHOLE, end="stop"),
+        "finished but cut off": lambda s, t: s.grow(t, *WHOLE, end="context", finished=True),
+        "finished without an end": lambda s, t: s.grow(t, *WHOLE, finished=True),
     }
 
 
@@ -216,8 +219,8 @@ def test_a_closed_node_gets_no_child_and_what_is_in_flight_there_may_be_given_up
     search.ask()
     (below,) = search.ask()
     assert below.node == 1
-    search.close(1)
-    search.close(1)
+    search.close(1, "kv_full")
+    search.close(1, "context")
     assert search.tree.open_slots == [0, 0]
     search.abandon(below)
     assert search.tree.open_slots == [0, 0]

@@ -121,7 +121,7 @@ def test_a_blocked_tree_hands_out_nothing_and_is_not_exhausted():
 def test_a_tree_of_terminal_nodes_is_exhausted():
     search = Search("q", SearchConfig(children=3))
     for ticket in search.ask(8):
-        search.grow(ticket, [1], [-1.0], [1.0], terminal=True)
+        search.grow(ticket, [1], [-1.0], [1.0], end="eos")
         search.tell(ticket)
     assert search.ask(8) == []
     assert search.exhausted
@@ -225,7 +225,7 @@ def test_a_callers_rule_selects():
 @pytest.mark.parametrize("wrong", [-1, 7, 1, 0, "root", 0.0])
 def test_a_rule_must_return_a_node_that_can_have_a_child(wrong):
     search = Search("q", SearchConfig(select=lambda tree, config: wrong, children=1))
-    search.tree.add(0, search.tree.start_child(0), [1], [-1.0], [0.5], terminal=True)
+    search.tree.add(0, search.tree.start_child(0), [1], [-1.0], [0.5], end="eos")
     with pytest.raises(ValueError, match=f"free child slot, or None, got {wrong!r}"):
         search.ask()
     assert (search.asked, search.in_flight) == (0, [])

@@ -22,7 +22,7 @@ def random_tree(rng: np.random.Generator, nodes: int, slots: int) -> SearchTree:
         if rng.random() < 0.1:
             continue  # a slot handed out whose child is not there yet
         terminal = bool(rng.random() < 0.2)
-        node = tree.add(parent, ordinal, [1], [-0.5], [0.5], terminal=terminal)
+        node = tree.add(parent, ordinal, [1], [-0.5], [0.5], end="eos" if terminal else None)
         tree.add_virtual(node, 1)
         if rng.random() < 0.7:
             tree.backup(node, float(rng.random()))
@@ -150,7 +150,7 @@ def test_seeds_depend_on_seed_question_and_ordinals_alone():
 
 def test_rows_are_what_tree_json_promises():
     tree = SearchTree(0, 4)
-    node = tree.add(0, tree.start_child(0), [5, 6], [-0.5, None], [0.5, None], terminal=True)
+    node = tree.add(0, tree.start_child(0), [5, 6], [-0.5, None], [0.5, None], end="eos")
     tree.add_virtual(node, 1)
     tree.backup(node, 0.5)
     root, row = tree.rows()
@@ -164,8 +164,9 @@ def test_rows_are_what_tree_json_promises():
         "value": 0.5,
         "path_confidence": 0.0,
         "terminal": False,
+        "end": None,
     }
     assert row["parent"] == 0
     assert row["token_ids"] == [5, 6]
     assert row["logprobs"] == [-0.5, None]
-    assert row["terminal"] is True
+    assert (row["terminal"], row["end"]) == (True, "eos")

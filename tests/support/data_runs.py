@@ -45,7 +45,7 @@ def searched(messages, paths, *, stop_reason="expansions", error=None) -> Search
         tokens = list(text.encode(errors="surrogateescape"))
         scores = [value] * len(tokens)
         answer = parse_reply(text).answer
-        node = search.grow(ticket, tokens, scores, scores, terminal=True, finished=bool(answer))
+        node = search.grow(ticket, tokens, scores, scores, end="eos", finished=bool(answer))
         search.tell(ticket, value)
         if answer is not None:
             answers[node] = answer
