@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import select
 import sys
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-__all__ = ["notes", "print_json", "read_question", "saved", "standard_streams", "tell"]
+__all__ = ["notes", "print_json", "read_question", "saved", "stages", "standard_streams", "tell"]
 
 # The reader has gone, or there is no console: nobody is left to tell.
 GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ESHUTDOWN}
@@ -118,6 +119,31 @@ def _safe(stream: TextIO | None) -> tuple[Any, Output]:
         errors = stream.errors if stream.errors in WHOLE else errors
     output = Output(raw)
     return io.TextIOWrapper(output, encoding, errors, write_through=True), output
+
+
+@contextlib.contextmanager
+def stages(model: str) -> Iterator[None]:
+    """What an engine does while it loads a model, on a line of the terminal that is then cleared."""
+    from rich.text import Text
+
+    from marco_fast.forest.live import StderrView
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line = f"loading {model}: {record.getMessage()}"
+            view.show(lambda: Text(line, no_wrap=True, overflow="ellipsis"))
+
+    log, handler = logging.getLogger("marco_fast.loading"), Shown()
+    level = log.level
+    with StderrView() as view:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            log.info("...")
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
 
 
 def tell(program: str, text: str) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: exit codes, and the options of engines and searches."""
 
 import argparse
+import json
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -16,10 +17,13 @@ __all__ = [
     "UNFINISHED",
     "add_config_options",
     "add_engine_options",
+    "add_model_option",
+    "add_template_option",
     "check_apart",
     "check_writable",
     "config_of",
     "engine_options",
+    "template_options",
 ]
 
 OK, FAILED, BAD_INPUT, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -34,10 +38,51 @@ exit codes:
 """
 
 
+def add_model_option(parser: Any) -> None:
+    """Which model, where one is asked for."""
+    parser.add_argument(
+        "--model", default="nano-marco", metavar="PATH|FILE.gguf|ID",
+        help="a bundled name, a folder, a GGUF file or a hub id (default nano-marco)",
+    )  # fmt: skip
+
+
+def add_template_option(parser: Any) -> None:
+    """What is said to a model's chat template."""
+    parser.add_argument(
+        "--chat-template-kwargs", default=None, metavar="JSON",
+        help="options of the model's chat template, such as '{\"enable_thinking\": false}'",
+    )  # fmt: skip
+
+
+def template_options(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The options of the chat template.
+
+    Raises:
+        ValueError: they are not a JSON object.
+    """
+    text = options.chat_template_kwargs
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"expected --chat-template-kwargs to be an object of JSON, such as "
+            f"'{{\"enable_thinking\": false}}', got {text[:60]!r}"
+        )
+    return value
+
+
 def add_engine_options(parser: Any) -> None:
     """Where and how a model runs."""
     parser.add_argument("--device", default=None, help="cpu or cuda (default: what there is)")
-    parser.add_argument("--dtype", default=None, help="float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype", default=None,
+        help="float32, bfloat16 or float16; int8 or int4: weights quantised at loading (default: "
+        "the model's own; on a CPU float32, but for what C++ runs in bfloat16)",
+    )  # fmt: skip
     parser.add_argument("--max-branches", type=int, default=64, help="rows of a batch (default 64)")
     parser.add_argument(
         "--context", type=int, default=None, help="longest path in tokens (default: the model's)"

@@ -1,11 +1,13 @@
 """marco-fast solve: answer a question by tree search."""
 
 import argparse
-import sys
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marco_fast.commands.console import print_json, read_question, saved, tell
+from marco_fast.commands.causes import no_effect, room_of, why_unfinished
+from marco_fast.commands.console import print_json, read_question, saved, stages, tell
+from marco_fast.commands.figures import figures
 from marco_fast.commands.options import (
     FAILED,
     INTERRUPTED,
@@ -13,10 +15,13 @@ from marco_fast.commands.options import (
     UNFINISHED,
     add_config_options,
     add_engine_options,
+    add_model_option,
+    add_template_option,
     check_apart,
     check_writable,
     config_of,
     engine_options,
+    template_options,
 )
 from marco_fast.errors import KVCacheFull
 from marco_fast.files import read_json
@@ -37,8 +42,9 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("solve", help="answer a question by tree search")
     parser.set_defaults(run=run)
     parser.add_argument("question", help='the question, or "-" to read it from standard input')
-    parser.add_argument("--model", default="nano-marco", help="bundled name, folder or hub id")
+    add_model_option(parser)
     add_engine_options(parser)
+    add_template_option(parser)
     parser.add_argument(
         "--system", default=None, help='system prompt; "marco-o1" for the one of Marco-o1'
     )
@@ -54,7 +60,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Searches; the live view and figures go to standard error, the answer to standard output."""
-    config = config_of(options)
+    config, template = config_of(options), template_options(options)
     if options.save is not None:
         check_writable(options.save, "--save")
         inputs = {"--history": options.history, "the model": options.model}
@@ -69,11 +75,14 @@ def run(options: argparse.Namespace) -> int:
     from marco_fast.forest.solve import solve
 
     silence_libraries()
-    if not options.quiet and sys.stderr.isatty():
-        print(f"loading {options.model} ...", end="\r", file=sys.stderr, flush=True)
+    with contextlib.nullcontext() if options.quiet else stages(options.model):
+        loaded = Engine.from_pretrained(options.model, **engine_options(options))
     # From here on Ctrl-C ends the search, and leaves time for what comes after it.
-    with Engine.from_pretrained(options.model, **engine_options(options)) as engine, interrupts():
-        result = solve(chat, engine, config, system=options.system, progress=not options.quiet)
+    with loaded as engine, interrupts():
+        result = solve(
+            chat, engine, config, system=options.system, chat_template_kwargs=template,
+            progress=not options.quiet,
+        )  # fmt: skip
         return _hand_over(result, options, engine)
 
 
@@ -90,63 +99,35 @@ def _hand_over(result: "SearchResult", options: argparse.Namespace, engine: "Eng
     if options.json:
         print_json(result.to_dict())
     else:
-        print(result.answer if result.answers else result.text)
+        print(result.answer)
     code = INTERRUPTED if result.stop_reason == "interrupted" else OK
     if result.error is not None:
         kind = "" if isinstance(result.error, KVCacheFull) else f"{type(result.error).__name__}: "
         tell(PROGRAM, f"the search ended early: {kind}{result.error}")
         code = FAILED
-    elif not result.answers:
-        tell(PROGRAM, f"no path finished: {_why(result, engine)}")
+    elif not result.finished:
+        tell(PROGRAM, f"no path finished: {why_unfinished(result, room_of(engine))}")
         code = code or UNFINISHED
+    if (note := no_effect(result)) is not None:
+        tell(PROGRAM, f"note: {note}")
     if options.save is not None and not saved(PROGRAM, lambda: result.save(options.save)):
         code = FAILED
     return code
 
 
-def _why(result: "SearchResult", engine: "Engine") -> str:
-    """Why no path of a search finished, and what to change."""
-    tree, done = result.tree, result.stats
-    ends = [
-        node for node, terminal in enumerate(tree.terminal) if terminal and tree.token_ids[node]
-    ]
-    whole = [node for node in ends if tree.token_ids[node][-1] in engine.eos_ids]
-    if whole:
-        return f"{len(whole)} paths ended without <Output>, which this model does not write"
-    if ends and result.stop_reason not in ("interrupted", "seconds", "tokens"):
-        longest = max(len(tree.path_token_ids(node)) for node in ends) + len(
-            result.prompt_token_ids
-        )
-        full = longest < engine.context
-        by = "a full KV cache" if full else f"the context of {engine.context} tokens"
-        more = "--kv-tokens" if full else "--context, as far as the model's own goes"
-        return f"{len(ends)} paths were cut off by {by}; give more {more}, or ask for less"
-    ended = {
-        "interrupted": "the search was interrupted",
-        "seconds": f"the search ended after {done.seconds:.1f} s; give more --max-seconds",
-        "tokens": f"the search ended after {done.tokens} tokens; give more --max-tokens",
-        "expansions": f"the search ended after --expansions {done.expansions}, its paths cut off "
-        f"by --rollout-tokens {result.config.rollout_tokens}; give more of either",
-    }
-    return ended.get(result.stop_reason, f"the search ended: {result.stop_reason}")
-
-
 def _print_figures(result: "SearchResult") -> None:
     """Thought and figures to standard error; the answer comes below them."""
+    from rich.table import Table
+    from rich.text import Text
+
     from marco_fast.forest.live import SafeConsole
 
     console = SafeConsole(stderr=True, highlight=False)
-    console.print("[bold]thought[/]")
-    console.print(result.thought or "(none)", style="dim", markup=False)
-    stats = result.stats
-    sharing = stats.kv_tokens_path / max(1, stats.kv_tokens_unique)
-    console.print(f"[bold]confidence[/]  {result.confidence:.3f}")
-    console.print(
-        f"[bold]search[/]      {stats.expansions} expansions in {stats.seconds:.1f} s "
-        f"({stats.expansions_per_second:.1f}/s), stopped by: {result.stop_reason}"
-    )
-    console.print(
-        f"[bold]tokens[/]      {stats.tokens} ({stats.tokens_per_second:.0f}/s), "
-        f"KV sharing {sharing:.1f}x"
-    )
-    console.print("[bold]answer[/]")
+    if result.thought:
+        console.print("[bold]thought[/]")
+        console.print(result.thought, style="dim", markup=False)
+    table = Table.grid(padding=(0, 2))
+    for name, text in figures(result):
+        table.add_row(Text(name, style="bold"), Text(text))
+    console.print(table)
+    console.print("[bold]answer[/]" if result.finished else "[bold]best unfinished reply[/]")

@@ -1,5 +1,6 @@
 """Engine: a Hugging Face causal language model as it is, over a paged tree KV cache."""
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from marco_fast.engine.loading.attention_shape import AttentionShape, attention_
 from marco_fast.engine.loading.check import ForwardCheck
 from marco_fast.engine.loading.context import REACH, Limit, context_of, limit_of
 from marco_fast.engine.loading.load import load_model
-from marco_fast.engine.loading.memory import memory_of
+from marco_fast.engine.loading.memory import free_memory
+from marco_fast.engine.loading.shedding import shed_memory
 from marco_fast.engine.loading.tokenizer import check_tokenizer, eos_ids_of
 from marco_fast.engine.loading.weights import check_model
 from marco_fast.engine.native_runner import NativeRunner
@@ -29,7 +31,8 @@ from marco_fast.ops.numbers import described, whole
 
 __all__ = ["Engine"]
 
-MEMORY_SHARE = 0.25  # of the machine's memory, for the KV cache when kv_tokens is not given
+LOG = logging.getLogger("marco_fast.loading")  # what is done, for a terminal
+MEMORY_SHARE = 0.25  # of the free memory, for the KV cache when kv_tokens is not given
 
 
 class Engine:
@@ -93,7 +96,8 @@ class Engine:
         self.token_bytes = table + [b""] * (model.config.vocab_size - len(table))
         self.eos_ids = eos_ids_of(model, tokenizer)
         shape = self._look_at(model.eval(), context, kv_tokens)
-        self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size)
+        weights = sum(each.nbytes for each in model.parameters())
+        self.cache = self._make_cache(shape.num_layers, kv_tokens, page_size, weights)
         if context is None:  # no path is longer than all that the cache holds
             self.context = min(self.context, self.cache.num_pages * page_size)
         # Last: a model that was refused up to here is still whole.
@@ -112,8 +116,11 @@ class Engine:
 
     def _take_over(self, model: Any, check: bool) -> None:
         """Make the runner, whose the model's layers then are, and see whether it computes right."""
+        if check:
+            LOG.info("computing a short path by transformers")
         plain = ForwardCheck(model, self.tokenizer, self.cache, self.context) if check else None
         attention = model.config._attn_implementation
+        LOG.info("packing the weights")
         native = NativeRunner.of(model, self.cache)
         self.model = model
         self.runner = native or TransformersRunner(
@@ -121,6 +128,7 @@ class Engine:
         )
         self._give_back = take_over(self, model, None if native else attention)
         if plain is not None:
+            LOG.info("computing the same path by the engine")
             try:
                 plain.compare(self.runner)
             except BaseException:
@@ -147,15 +155,17 @@ class Engine:
             path: "nano-marco" or "nano-llama" (bundled), a folder with a Hugging Face config,
                 safetensors weights and tokenizer, or a hub id.
             device: where to run; by default "cuda" when there is one, else "cpu".
-            dtype: of weights and KV: float32, bfloat16 or float16; by default float32 on a CPU
-                and the checkpoint's own on a GPU.
+            dtype: of weights and KV: float32, bfloat16 or float16; by default the checkpoint's own
+                on a GPU. On a CPU float32, but for a bfloat16 checkpoint of 67 M parameters or more
+                that C++ runs: that stays bfloat16.
             max_branches: branches decoded in one batch, at least 1.
             context: longest path in tokens, prompt included, at least 2; by default what the model
                 takes: its positions, or less where it has a sliding window, chunks, or a RoPE that
                 is scaled beyond a length (a UserWarning says so), and no more than the KV cache
                 holds. A longer path than the KV cache holds ends where the cache is full.
             kv_tokens: capacity of the KV cache in tokens, all branches together; by default
-                max_branches whole contexts, as far as a quarter of the device's memory goes.
+                max_branches whole contexts, as far as a quarter of the memory goes that the weights
+                leave free.
             check: compare the logprobs of one short path with those of transformers alone.
 
         Raises:
@@ -166,17 +176,20 @@ class Engine:
             ValueError: an option is out of its range, a context is longer than the model's, or the
                 path is not Unicode.
         """
-        model, tokenizer = load_model(path, device, dtype)
-        return cls(
-            model, tokenizer, name=str(path), max_branches=max_branches,
-            context=context, kv_tokens=kv_tokens, check=check,
-        )  # fmt: skip
+        with shed_memory():
+            model, tokenizer = load_model(path, device, dtype)
+            return cls(
+                model, tokenizer, name=str(path), max_branches=max_branches,
+                context=context, kv_tokens=kv_tokens, check=check,
+            )  # fmt: skip
 
-    def _make_cache(self, layers: int, kv_tokens: int | None, page_size: int) -> PagedKVCache:
+    def _make_cache(
+        self, layers: int, kv_tokens: int | None, page_size: int, weights: int
+    ) -> PagedKVCache:
         token_size = 2 * layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
         if kv_tokens is None:
-            affordable = int(MEMORY_SHARE * memory_of(self.device)) // token_size
-            kv_tokens = min(self.max_branches * self.context, affordable)
+            affordable = int(MEMORY_SHARE * free_memory(self.device, weights)) // token_size
+            kv_tokens = max(page_size, min(self.max_branches * self.context, affordable))
         return PagedKVCache(
             layers,
             -(-kv_tokens // page_size),

@@ -11,13 +11,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from marco_fast.forest.foresight import duration
 from marco_fast.forest.result import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LiveView", "SafeConsole", "StderrView", "counters"]
+__all__ = ["LiveView", "SafeConsole", "StderrView", "counters", "foretold"]
 
+LINES = 6  # of the reply that is being written
+TWO_COLUMNS = 56  # cells that the figures need side by side
+FIRST_SECONDS, LONG = 5.0, 20.0  # when a search that nobody sees is told of, if it still takes long
 WIDEST, HIGHEST = 1000, 1000  # of a console; every cell is drawn ten times a second
 
 
@@ -25,18 +29,37 @@ def counters(progress: Progress) -> list[tuple[str, str]]:
     """The figures of a running search, as name and value."""
     seconds = max(progress.seconds, 1e-9)
     rows = [
-        ("value", "-" if progress.answer is None else f"{progress.value:.3f}"),
         ("expansions", f"{progress.expansions} of {progress.target}"),
-        ("expansions/s", f"{progress.expansions / seconds:.1f}"),
+        ("finished paths", f"{progress.finished_paths}"),
+        ("branches", f"{progress.branches}"),
+        ("seconds", f"{progress.seconds:.1f}"),
         ("tokens", f"{progress.tokens}"),
         ("tokens/s", f"{progress.tokens / seconds:.0f}"),
-        ("branches", f"{progress.branches}"),
+        ("expansions/s", f"{progress.expansions / seconds:.1f}"),
         ("KV sharing", f"{progress.sharing:.1f}x"),
-        ("seconds", f"{progress.seconds:.1f}"),
     ]
     if progress.questions > 1:
         rows.insert(0, ("questions", f"{progress.done} of {progress.questions}"))
     return rows
+
+
+def foretold(progress: Progress) -> str:
+    """How long it still takes, in words."""
+    total = f"{progress.target:,} expansions"
+    if progress.expansions >= progress.target:
+        return f"{total} done"
+    if progress.remaining is None:
+        return f"{total}; the time is known when the first path has ended"
+    left = "" if progress.expansions == 0 else " more"
+    earlier = "--max-seconds N to stop earlier"
+    return f"about {duration(progress.remaining)}{left} for {total} ({earlier})"
+
+
+def best_so_far(progress: Progress) -> str:
+    """The answer that would be given now."""
+    if not progress.finished or progress.answer is None:
+        return "(no path has finished yet)"
+    return " ".join((progress.final or progress.answer).split())
 
 
 class SafeConsole(Console):
@@ -119,27 +142,29 @@ def _isatty(stream: Any) -> bool:
 
 
 class LiveView(StderrView):
-    """Shows each Progress that it is called with."""
+    """Shows each Progress that it is called with: how far it is, and what is being written.
+
+    Where nobody sees it, one line says how long the search takes, once it is known to take long.
+    """
+
+    told = False
 
     def __call__(self, progress: Progress) -> None:
-        self.show(lambda: self._render(progress))
+        if self.shown:
+            self.show(lambda: self.render(progress))
+        elif not self.told and not self.failed:
+            self._tell(progress)
 
-    def _render(self, progress: Progress) -> Group:
-        width = self.console.width
-        best = "(none yet)" if progress.answer is None else " ".join(progress.answer.split())
-        line = Text("best so far  ", style="bold")
-        line.append(best, style="green")
-        line.truncate(width, overflow="ellipsis")
-        shown = progress.thought or progress.live
-        thought = Text(shown[-4 * width :], style="dim", overflow="fold")
-        lines = thought.wrap(self.console, width)
-        grid = Table.grid(padding=(0, 2))
-        rows = counters(progress)
-        half = (len(rows) + 1) // 2
-        for index in range(half):
-            cells = [*rows[index], *(rows[index + half] if index + half < len(rows) else ("", ""))]
-            grid.add_row(*map(Text, cells, ["cyan", "", "cyan", ""]))
-        bar = Table.grid()
+    def _tell(self, progress: Progress) -> None:
+        left = progress.remaining
+        if progress.seconds < FIRST_SECONDS or left is None or left < LONG:
+            return
+        self.told = True
+        self._draw(lambda: print(foretold(progress), file=sys.stderr))
+
+    def render(self, progress: Progress) -> Group:
+        """The view, as wide as the console."""
+        width, bar = self.console.width, Table.grid()
         bar.add_row(
             ProgressBar(
                 total=max(1, progress.target),
@@ -148,4 +173,30 @@ class LiveView(StderrView):
                 complete_style="cyan",
             )
         )
-        return Group(bar, line, *lines[-6:], grid)
+        shown = (progress.live or progress.thought).rstrip("\ufffd")  # half of a character
+        reply = Text(shown[-LINES * width :], style="dim", overflow="fold")
+        lines = list(reply.wrap(self.console, width))[-LINES:]
+        grid = self._grid(counters(progress))
+        return Group(bar, Text(foretold(progress)), self._best(progress), *lines, grid)
+
+    def _best(self, progress: Progress) -> Text:
+        """One line: the answer that would be given now, and how sure that is."""
+        line = Text("best so far  ", style="bold")
+        line.append(best_so_far(progress), style="green")
+        width = self.console.width
+        if progress.finished and width >= TWO_COLUMNS:
+            more = f"  (support {progress.support:.2f}, confidence {progress.value:.2f})"
+            line.truncate(width - len(more), overflow="ellipsis")
+            line.append(more)
+        line.truncate(width, overflow="ellipsis")
+        return line
+
+    def _grid(self, rows: list[tuple[str, str]]) -> Table:
+        """The figures, in as many columns as there is room for."""
+        grid = Table.grid(padding=(0, 2))
+        columns = 2 if self.console.width >= TWO_COLUMNS else 1
+        count = -(-len(rows) // columns)
+        for index in range(count):
+            cells = [cell for row in rows[index::count] for cell in row]
+            grid.add_row(*map(Text, cells, ["cyan", ""] * columns))
+        return grid

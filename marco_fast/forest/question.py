@@ -41,7 +41,7 @@ class Question:
         doubles: segments of nodes that were there already, with the same tokens.
         attempts: the branches in flight. answers, finals: the answer's text of each finished node,
             and what of it is compared.
-        tokens: decoded so far, forced ones included.
+        tokens: decoded so far, forced ones included. lengths: tokens of each branch that has ended.
         began, ended: times of the first branch and of the end; NaN before.
         failure: what the caller's own answer rule raised when it was last asked.
         stop_reason: "" while it may get more branches. error: what ended it, if anything did.
@@ -64,6 +64,7 @@ class Question:
         self.answers: dict[int, str] = {}
         self.finals: dict[int, str] = {}
         self.tokens = 0
+        self.lengths: list[int] = []
         self.began = self.ended = math.nan
         self.stop_reason = ""
         self.released = False
@@ -155,6 +156,7 @@ class Question:
         node = attempt.ticket.node
         value = own_value(self.config, tree, node, attempt.text.text)
         self.search.tell(attempt.ticket, value)
+        self.lengths.append(sum(len(tree.token_ids[each]) for each in attempt.ticket.nodes))
         del self.attempts[branch]
         for each in tree.path(node):
             if each in self.segments:

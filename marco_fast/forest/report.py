@@ -4,11 +4,13 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from marco_fast.engine.branches import Branch
 from marco_fast.engine.engine import Engine
 from marco_fast.engine.scheduler import Scheduler
 from marco_fast.forest.callbacks import parsed
+from marco_fast.forest.foresight import Pace, remaining_seconds
 from marco_fast.forest.question import Question
 from marco_fast.forest.result import Progress, SearchResult, SearchStats
 from marco_fast.search.answer import AnswerGroup, group_answers
@@ -33,7 +35,8 @@ class Report:
 
     def __init__(self, engine: Engine, scheduler: Scheduler, questions: Sequence[Question]) -> None:
         self.engine, self.scheduler, self.questions = engine, scheduler, questions
-        self.began = time.perf_counter()
+        self.began, self.pace = time.perf_counter(), Pace()
+        self.shown: Branch | None = None
 
     def result(self, question: Question) -> SearchResult:
         """What came out of a question's search."""
@@ -80,23 +83,56 @@ class Report:
             answer, thought = question.answers[best], self._reply(question, best).thought
         elif question.search.expansions:
             best, answer, thought = self._best_unfinished(question)
+        seconds = time.perf_counter() - self.began
         return Progress(
             question=index,
             questions=len(questions),
             done=sum(each.released for each in questions),
             answer=answer,
             thought=thought,
-            live=_live(question),
+            live=self._live(question),
             value=0.0 if best is None else tree.end_value[best],
+            final=groups[0].final if groups else "",
             finished=bool(groups),
             support=groups[0].support if groups else 0.0,
+            finished_paths=sum(len(each.answers) for each in questions),
+            remaining=self._remaining(seconds),
             expansions=sum(each.search.expansions for each in questions),
             target=question.config.expansions * len(questions),
             tokens=sum(each.tokens for each in questions),
-            seconds=time.perf_counter() - self.began,
+            seconds=seconds,
             branches=len(scheduler.active),
             sharing=scheduler.path_tokens / max(1, scheduler.unique_tokens),
         )
+
+    def _remaining(self, seconds: float) -> float | None:
+        """Seconds until the last branch has ended, or a budget ends the search."""
+        config, questions = self.questions[0].config, self.questions
+        tokens = sum(each.tokens for each in questions)
+        pace = self.pace.per_second(seconds, tokens)
+        running = [
+            sum(len(each.search.tree.token_ids[node]) for node in attempt.ticket.nodes)
+            + len(branch.token_ids)
+            for each in questions
+            for branch, attempt in each.attempts.items()
+        ]
+        longest = self.engine.context - min(len(each.prompt) for each in questions)
+        longest = min(longest, config.action_tokens + config.rollout_tokens)
+        open_ones = [each for each in questions if not each.stop_reason]
+        left = remaining_seconds(
+            [length for each in questions for length in each.lengths],
+            running,
+            to_start=sum(each.config.expansions - each.search.asked for each in open_ones),
+            longest=longest,
+            pace=pace,
+        )
+        if left is None:
+            return None
+        if config.max_tokens is not None and pace > 0:
+            left = min(left, max(0, config.max_tokens * len(questions) - tokens) / pace)
+        if config.max_seconds is not None and len(questions) == 1:
+            left = min(left, max(0.0, config.max_seconds - seconds))
+        return left
 
     def _reply(self, question: Question, node: int) -> Reply:
         """The parts of the path's reply, as far as it goes."""
@@ -118,6 +154,18 @@ class Report:
                 reply = self._reply(question, node)
                 return node, (reply.answer or "").strip() or text, reply.thought
         return next(_unfinished(tree)), "", ""
+
+    def _live(self, question: Question) -> str:
+        """The text of a path that is decoding, until it ends: the most confident one when it began.
+
+        A reader follows it, so another that becomes a little more confident does not take its place.
+        """
+        if self.shown not in question.attempts:
+            confidence = partial(_confidence, question)
+            self.shown = max(question.attempts, key=confidence, default=None)
+        if self.shown is None:
+            return ""
+        return question.attempts[self.shown].text.text.decode(errors="replace")
 
     def _stats(self, question: Question) -> SearchStats:
         search = question.search
@@ -171,14 +219,9 @@ def _unfinished(tree: SearchTree) -> Iterator[int]:
     yield from sorted(ends, key=rank, reverse=True)
 
 
-def _live(question: Question) -> str:
-    """The text of the path that is decoding with the highest mean confidence."""
-
-    def confidence(branch: Branch) -> float:
-        tree, node = question.search.tree, question.attempts[branch].ticket.node
-        scored = [c for c in branch.confidences if c is not None]
-        total = tree.path_sum[node] / FIXED_POINT + sum(scored)
-        return total / max(1, tree.path_count[node] + len(scored))
-
-    best = max(question.attempts, key=confidence, default=None)
-    return "" if best is None else question.attempts[best].text.text.decode(errors="replace")
+def _confidence(question: Question, branch: Branch) -> float:
+    """The mean confidence of a path that is decoding."""
+    tree, node = question.search.tree, question.attempts[branch].ticket.node
+    scored = [c for c in branch.confidences if c is not None]
+    total = tree.path_sum[node] / FIXED_POINT + sum(scored)
+    return total / max(1, tree.path_count[node] + len(scored))

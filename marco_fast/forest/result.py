@@ -150,8 +150,11 @@ class Progress:
         question: index of the question in the list. questions: how many there are.
         done: questions that are finished.
         answer, thought, value: of the path that would be chosen now; answer is None, value 0.0 as
-            long as no path has ended.
+            long as no path has ended. final: what of that answer is compared.
         finished: whether that path ended by itself. support: its final's share of the vote.
+        finished_paths: paths that ended by themselves with an answer, over all questions.
+        remaining: seconds that the search still takes at its present pace, as far as the lengths
+            of its branches so far tell (or its budgets end it); None until a branch has ended.
         live: the text, as far as it goes, of the path that is decoding with the highest mean
             confidence; "" when none is.
         expansions, tokens, seconds: so far, over all questions. target: expansions to do in all.
@@ -165,8 +168,11 @@ class Progress:
     thought: str
     live: str
     value: float
+    final: str
     finished: bool
     support: float
+    finished_paths: int
+    remaining: float | None
     expansions: int
     target: int
     tokens: int

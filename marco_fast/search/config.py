@@ -94,7 +94,11 @@ class SearchConfig:
     children: int = _number(4, 1, 256, "actions sampled from a selected node")
     parallel: int = _number(16, 1, 4096, "branches of one tree that decode at once")
     rollout_tokens: int = _number(
-        512, 0, 10**6, "most tokens that a branch decodes after its action; 0 for no rollout"
+        8192,
+        0,
+        10**6,
+        "most tokens that a branch decodes after its action, if its reply does not end "
+        "before; 0 for no rollout",
     )
     select: str | SelectFunction = _choice(
         "uct",

@@ -18,16 +18,18 @@ from fractions import Fraction
 
 from marco_fast.search.reading.amounts import number_of, several_of
 from marco_fast.search.reading.asked import Asked, asked_of
-from marco_fast.search.reading.phrases import (
-    choice_of,
-    is_symbolic,
-    items,
-    join,
-    said,
-    words_of,
-    yes_of,
-)  # fmt: skip
-from marco_fast.search.reading.plain import listed, normal_text, numbers, plain, sentences, shown
+from marco_fast.search.reading.choices import choice_of, yes_of
+from marco_fast.search.reading.common import is_symbolic, join, said
+from marco_fast.search.reading.phrases import items, words_of
+from marco_fast.search.reading.plain import (
+    PROSE,
+    listed,
+    normal_text,
+    numbers,
+    plain,
+    sentences,
+    shown,
+)
 
 __all__ = ["FinalFunction", "agree", "final_of"]
 
@@ -43,9 +45,15 @@ def final_of(answer: str, question: str) -> str:
         question: the text that it answers.
 
     Returns:
-        The final; "" for an answer that holds nothing. The final of a final is itself.
+        The final; "" for an answer that holds nothing. The final of a final is itself. An answer
+        of prose, whose question asks for nothing shorter, is its own final.
     """
-    return read(answer, asked_of(question))
+    asked, final = asked_of(question), answer
+    for _ in range(MOST_READINGS):
+        old, final = final, read(final, asked)
+        if final == old or len(final) > PROSE:
+            break
+    return final
 
 
 def agree(final: str, reference: str) -> bool:
@@ -84,6 +92,7 @@ READERS = {
     "choice": choice_of,
     "text": words_of,
 }
+MOST_READINGS = 9  # two for nearly every answer: one that reads it, one that finds no more to do
 MOST_CUES = 50  # at the end of an answer; an endless loop holds no more answers than that
 LONGEST_BOX = 500
 
@@ -134,7 +143,7 @@ def read(answer: str, asked: Asked) -> str:
     """The final of an answer to a question that asks for this."""
     text, pointed = explicit(answer)
     listing = listed(text)
-    if listing and asked.kind != "choice":
+    if listing and not (asked.kind == "number" and "\n" in text):
         return join(listing, asked.ordered or _is_tuple(text))
     return READERS[asked.kind](text, pointed, asked)
 
@@ -149,7 +158,7 @@ _LETTER = re.compile(r"\s*(?:\(([A-Ja-j])\)|([A-J])(?:[).:]|\s*$))")
 def readings(reference: str) -> set[str]:
     """Every final that says what a reference says; its question is not known here."""
     text, _ = explicit(reference)
-    normal, found, listing = said(text), numbers(text), listed(text)
+    normal, found, listing = said(text), numbers(text[:PROSE]), listed(text)
     made = (
         {normal, "".join(normal.split())}
         if is_symbolic(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["memory_of"]
+__all__ = ["free_memory", "memory_of"]
 
 UNKNOWN_MEMORY = 8 << 30  # of a system that psutil does not know: a small laptop's
 
@@ -16,6 +16,28 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return min([_machine(), *_limits()])
+
+
+def free_memory(device: torch.device, weights: int) -> int:
+    """Bytes that are left for a KV cache beside a model's weights.
+
+    Args:
+        device: of both.
+        weights: bytes of the weights, which are on the device already, but on a CPU may be in a
+            file that is mapped, and are then still to be packed.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return max(0, min(_available(), memory_of(device) - weights))
+
+
+def _available() -> int:
+    try:
+        import psutil
+
+        return psutil.virtual_memory().available
+    except (ImportError, AttributeError, OSError, NotImplementedError):
+        return UNKNOWN_MEMORY
 
 
 def _machine() -> int:

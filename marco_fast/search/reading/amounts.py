@@ -2,18 +2,20 @@
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 from marco_fast.search.reading.asked import Asked, stem
-from marco_fast.search.reading.phrases import (
+from marco_fast.search.reading.common import (
     SHORT,
     UNKNOWN,
+    expression,
     is_symbolic,
     join,
     likely,
     said,
-    words_of,
-)
-from marco_fast.search.reading.plain import Number, normal_text, numbers, shown
+)  # fmt: skip
+from marco_fast.search.reading.phrases import words_of
+from marco_fast.search.reading.plain import Number, numbers, shown
 from marco_fast.search.reading.words import words_to_digits
 
 __all__ = ["number_of", "several_of"]
@@ -32,12 +34,24 @@ _LABELLED = re.compile(
     re.IGNORECASE,
 )
 _OR = re.compile(r"\s*(?:\w+\s)?(?:or|或|或者)\s*|[-~]")
-_OF = re.compile(r"\s*(?:\w+ )?(?:out )?of (?:the |all |his |her |their )?", re.IGNORECASE)
+# What stands in front of, or behind, a number that is not the answer.
+_TOTAL = re.compile(r"\s*(?:\w+ )?(?:out )?of (?:the |all |his |her |their )?", re.IGNORECASE)
+_BUT_NOT = re.compile(
+    r"(?:\bnot|不是|(?:which is|that is|i\.e\.|or|,) (?:about|approximately|roughly|around))\s*$",
+    re.IGNORECASE,
+)
+_RATE = re.compile(
+    r"\s?(?:\w+ )?(?:per|each|every|an?)\b(?! total| half)|\s?[a-z]*/[a-z]", re.IGNORECASE
+)
+_SO = re.compile(r"\b(?:so|therefore|thus|hence|leaving)\b|所以|因此", re.IGNORECASE)
+_SUM = re.compile(r"\s*[\d.]+(?:\s*[-+*]\s*|\s+/\s+)[\d.]")
+_TOKEN = re.compile(r"(?<!\w)[-\d.√π^()/*]{0,30}(?:[√π]|\d\^\d)[-\d√π^()/*]{0,30}")
 
 
 def number_of(text: str, pointed: bool, asked: Asked) -> str:
-    if pointed and is_symbolic(text) and "=" not in text:
-        return "".join(normal_text(text).split())
+    """The number that answers; else what the text says in words."""
+    if is_symbolic(text) and "=" not in text and (pointed or " " not in text):
+        return expression(text)
     for part in likely(text, pointed):
         part = words_to_digits(part, asked.noun)
         found = numbers(part)
@@ -52,36 +66,50 @@ def number_of(text: str, pointed: bool, asked: Asked) -> str:
 
 def _pick(part: str, found: list[Number], pointed: bool, asked: Asked) -> str:
     """The number among a sentence's that answers."""
-    dropped = {
-        index
-        for index, each in enumerate(found)
-        if (index and _OF.fullmatch(part[found[index - 1].end : each.begin]))
-        or re.search(r"\bnot\s*$|不是$", part[max(0, each.begin - 8) : each.begin], re.IGNORECASE)
-    }
-    left = [each for index, each in enumerate(found) if index not in dropped] or found
-    sign = max(part.rfind("="), part.rfind("≈"))
-    behind = [each for each in left if each.begin > sign]
-    if sign >= 0 and re.match(r"\s*[\d.]+\s*[-+*/]\s*[\d.]", part[sign + 1 :]):
-        behind = [each for each in left if each.begin < sign][-1:]
-    at_sign = sign >= 0 and bool(behind)
-    left = behind if at_sign else left
+    left, first = _left(part, found)
     fitting = [each for each in left if _fits(part, each, asked)] or left
-    chosen = fitting[0] if pointed or at_sign else fitting[-1]
-    index = found.index(chosen)
-    group = [chosen]
+    chosen = fitting[0 if first or pointed else -1]
+    for token in _TOKEN.finditer(part):
+        if token.start() <= chosen.begin < token.end():
+            return expression(token[0])
+    group, index = [chosen], found.index(chosen)
     for other in (index - 1, index + 1):
         if 0 <= other < len(found):
-            first, second = found[min(other, index)], found[max(other, index)]
-            if _OR.fullmatch(part[first.end : second.begin]):
+            one, two = found[min(other, index)], found[max(other, index)]
+            if _OR.fullmatch(part[one.end : two.begin]):
                 group.append(found[other])
     return join([_value(each, asked) for each in group], False)
+
+
+def _left(part: str, found: list[Number]) -> tuple[list[Number], bool]:
+    """(the numbers that may answer, whether the first of them does and not the last)."""
+    gaps = [part[one.end : two.begin] for one, two in pairwise(found)]
+    left = [
+        each
+        for each, gap in zip(found, ["", *gaps], strict=True)
+        if not _TOTAL.fullmatch(gap)
+        and not _BUT_NOT.search(part[max(0, each.begin - 30) : each.begin])
+    ] or found
+    left = [each for each in left if not _RATE.match(part[each.end : each.end + 30])] or left
+    so = max((each.end() for each in _SO.finditer(part)), default=0)
+    left = [each for each in left if each.begin >= so] or left
+    sign = max(part.rfind("="), part.rfind("≈"))
+    if sign < 0:
+        return left, False
+    if _SUM.match(part[sign + 1 : sign + 40]):  # 8 = 3 + 5
+        before = [each for each in left if each.begin < sign]
+        return (before[-1:], True) if before else (left, False)
+    behind = [each for each in left if each.begin > sign]
+    return (behind, True) if behind else (left, False)
 
 
 def _fits(part: str, number: Number, asked: Asked) -> bool:
     """Whether a number has the sign or the noun of what is asked for."""
     if (asked.percent and number.percent) or (asked.money and number.money):
         return True
-    behind = part[number.end : number.end + 60].lstrip(" '\"")
+    behind = part[number.end : number.end + 60].lstrip(" '\"-")
+    if asked.unit:
+        return bool(re.match(asked.unit, behind, re.IGNORECASE))
     if asked.noun and not asked.noun.isascii():
         return behind.startswith(asked.noun)
     words = re.split(r"[^\w'-]+", behind)[:3]
@@ -100,6 +128,7 @@ def _value(number: Number, asked: Asked) -> str:
 
 
 def several_of(text: str, pointed: bool, asked: Asked) -> str:
+    """The numbers that answer; "none"; else what the text says in words."""
     for part in likely(text, pointed):
         if _NONE.search(part) and re.search("contradict|conflict|矛盾", part):
             return "none"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from marco_fast.search.reading.plain import normal_text, plain, sentences
 
@@ -12,7 +13,7 @@ _QUANTITIES = (
     "sum|product|difference|quotient|total|numbers? of|count|area|perimeter|volume|average|mean"
     "|median|value|price|costs?|angle|length|width|height|distance|age|probability|percent(?:age)?"
     "|remainder|speed|weight|circumference|radius|diameter|square root|fraction|ratio|time|amount"
-    "|profit|change|number"
+    "|profit|change|number|population|temperature|mass|capacity|score|rate|year"
 )
 _NUMBER = re.compile(
     r"how (?:many|much|often|long|far|old|tall|large|big|high|wide|deep|fast|heavy|hot|cold)\b"
@@ -41,6 +42,12 @@ _YES_NO = re.compile(
     r"|yes or no|true or false|吗|是否|是不是|有没有|对不对|能不能",
     re.IGNORECASE,
 )
+_LENGTH = r"(?:[ckm]?m|met|kilomet|centimet|miles?|feet|foot|ft|inch|yards?)"
+_UNITS = dict.fromkeys(("far", "tall", "high", "wide", "deep"), _LENGTH + r"(?![a-z]*/)")
+_UNITS |= {
+    "old": r"(?:years?|months?|weeks?|days?)\b(?! older| younger| ago)",
+    "heavy": "(?:k?g|gram|kilo|pound|lb|ton)",
+}
 _ASKING = re.compile(
     r"\b(?:who|whose|whom|which|what|where|when|name|find|tell|identify)\b|谁|哪|什么|找出|说出",
     re.IGNORECASE,
@@ -61,7 +68,8 @@ class Asked:
         noun: what is counted, in lower case without a plural's s; "" where that is not said.
         percent, money, ordered: whether a percentage, an amount of money, an order is asked for.
         options: the options of a choice, by their letter.
-        clause: the words that ask, for texts.
+        unit: a pattern of the units that fit "how far" and "how old"; "" for others.
+        clause: the words that ask, for texts. alternatives: "A or B", where a text asks for one.
     """
 
     kind: str
@@ -70,9 +78,12 @@ class Asked:
     money: bool = False
     ordered: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    unit: str = ""
     clause: str = ""
+    alternatives: tuple[str, ...] = ()
 
 
+@lru_cache(maxsize=256)  # every path of a tree answers one question
 def asked_of(question: str) -> Asked:
     """What a question asks for, by a few words of English and Chinese; "text" where none is there.
 
@@ -94,8 +105,14 @@ def asked_of(question: str) -> Asked:
     if _NUMBER.search(last) and not re.search(r"\b(?:who|whose|where|why|when)\b|谁", last, re.I):
         money = bool(re.search(r"how much|[$€£¥]|dollar|cost|price|元", last, re.IGNORECASE))
         percent = bool(_PERCENT.search(last))
-        return Asked("number", _noun(last), percent, money, ordered)
-    return Asked("text", ordered=ordered, clause=_clause(last))
+        far = re.search(r"how (far|tall|high|wide|deep|old|heavy)\b", last, re.IGNORECASE)
+        unit = _UNITS[far[1].lower()] if far else ""
+        return Asked("number", _noun(last), percent, money, ordered, unit=unit)
+    clause = _clause(last)
+    either = re.search(r"(?:^|, )([^,?]{1,60}) or ([^,?]{1,60})(?:\?|$)", clause)
+    return Asked(
+        "text", ordered=ordered, clause=clause, alternatives=either.groups() if either else ()
+    )
 
 
 def _options(text: str, found: list[re.Match[str]]) -> dict[str, str]:

@@ -1,216 +1,101 @@
-"""Answers in words: yes and no, the letter of a choice, names and phrases."""
+"""Answers in words: a name or a phrase, and the sentences that say it."""
 
 import re
 
 from marco_fast.search.reading.asked import Asked
-from marco_fast.search.reading.plain import normal_text, numbers, sentences
+from marco_fast.search.reading.common import MEANINGS, SHORT, UNIT, UNKNOWN, likely, said
+from marco_fast.search.reading.common import join as joined
+from marco_fast.search.reading.plain import normal_text, numbers
 
-__all__ = [
-    "SHORT", "UNKNOWN", "choice_of", "is_symbolic", "items", "join", "likely", "said", "words_of",
-    "yes_of",
-]  # fmt: skip
+__all__ = ["items", "words_of"]
 
-_SAID = {
-    word: meaning
-    for meaning, words in {
-        "yes": "yes|yeah|yep|true|correct|是|是的|对|对的|正确|会|能|可以",
-        "no": "no|nope|false|incorrect|不是|不是的|否|不对|不|错|错误|不会|不能|不可以",
-        "unknown": "unknown|undetermined|uncertain|not known|不知道|未知|不确定|无法确定|不能确定",
-        "none": "none|nothing|no contradictions|no contradiction|没有|无|没有矛盾|都不矛盾|不矛盾",
-    }.items()
-    for word in words.split("|")
-}
-UNKNOWN = re.compile(
-    r"\b(?:unknown|undetermined|(?:can ?not|can't|could not|(?:impossible|unable|not possible) to)"
-    r" (?:be )?(?:determined?|known?|say|tell|said|decided?|concluded?|answer(?:ed)?)"
-    r"|(?:do not|don't) know|not (?:enough|sufficient) information|insufficient information)\b"
-    r"|不知道|无法(?:确定|判断|得知)|不能(?:确定|判断)|不确定|未知",
-    re.IGNORECASE,
-)
-_EXPRESSION = re.compile(r"[√π]|\d\s?[xyzn]\b(?!\s*=)|\d\s?\^")
-_UNIT = re.compile(
-    r"\s?(?:[ckm]?m|k?g|mg|m?l|s|h|in|ft|miles?|(?:kilo|centi)?met(?:er|re)s?|(?:kilo)?grams?"
-    r"|pounds?|lit(?:er|re)s?|seconds?|minutes?|hours?|days?|weeks?|months?|years?(?: old)?"
-    r"|degrees?|dollars?|euros?|cents?|yuan|usd|eur|inches|feet"
-    r"|[个元块米克升秒天岁度]|美元|厘米|千米|公里|千克|公斤|分钟|小时|平方米|平方厘米)(?:\^[23])?",
-    re.IGNORECASE,
-)
-SHORT = 200  # characters of a sentence that may be an answer with a few words around it
-
-
-def is_symbolic(text: str) -> bool:
-    """Whether a text is an expression that no number stands for: 5√3, 25π, 3x + 1."""
-    return len(text) < SHORT and bool(_EXPRESSION.search(text))
-
-
-def join(items: list[str], ordered: bool) -> str:
-    """Several finals as one: a set, or in order."""
-    return "; ".join(items) if ordered else ", ".join(sorted(set(items)))
-
-
-def said(text: str) -> str:
-    """A normal text, or the one word for what it says: yes, no, unknown, none."""
-    normal = normal_text(text)
-    return _SAID.get(normal.replace(",", ""), normal)
-
-
-def likely(text: str, pointed: bool) -> list[str]:
-    """The sentences that may hold the final, the likeliest first."""
-    if pointed:
-        return [text]
-    parts = sentences(text)
-    kept = [part for part in reversed(parts) if part[-1] not in "?？" and not _CLOSING.match(part)]
-    return kept or parts[::-1]
-
-
-_CLOSING = re.compile(
-    r"^(?:i hope|hope|let me know|feel free|if you|would you|do you|please|note|check|checking"
-    r"|to (?:check|verify)|verif|let's (?:check|verify)|let me (?:check|verify)"
-    r"|i (?:have )?(?:double.)?check|great|good luck|is there|希望|如果|验证|检验|检查|注意)",
-    re.IGNORECASE,
-)
-
-
-_WORD = re.compile(
-    r"(?:so|thus|therefore|hence|所以|因此)?[\s,:]*(yes|no|是的|不是|否|对)"
-    r"(?![a-z])(?! ?(?:and|or|和) )",
-    re.IGNORECASE,
-)
-
-
-def yes_of(text: str, pointed: bool, asked: Asked) -> str:
-    parts = likely(text, pointed)
-    for part in [*parts[:1], *parts[-1:]]:
-        word = _WORD.match(part)
-        if word:
-            return said(word[1])
-        if UNKNOWN.search(part):
-            return "unknown"
-    return _echo(parts[0], asked.clause) or said(text) if parts else said(text)
-
-
-def _echo(sentence: str, clause: str) -> str:
-    """ "yes" for a sentence that says again what was asked, "no" for its negation, else ""."""
-    if clause.isascii():
-        told, asked = _words(sentence) - _FILLERS, _words(clause) - _FILLERS
-        return {(): "yes", ("not",): "no"}.get(tuple(told - asked), "") if asked <= told else ""
-    asked_text = re.sub(r"[\s吗?。,]", "", clause)
-    told_text = re.sub(r"[\s。,]|^(?:所以|因此)", "", sentence)
-    if told_text.replace("不是", "是") != asked_text.replace("是不是", "是"):
-        return ""
-    return "no" if "不是" in told_text else "yes"
-
-
-_FILLERS = {"so", "thus", "therefore", "hence", "a", "an", "the", "also"}
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[\w']+", text.casefold().replace("n't", " not")))
-
-
-_LETTER = re.compile(r"\(?([A-Ja-j])(?:\)|(?![\w'&]))")
-_CHOSEN = re.compile(
-    r"\b(?:options?|choices?|选项?|select|choose)\s*\(?([A-J])\b|\(([A-J])\)|选\s*([A-J])"
-)
-
-
-def choice_of(text: str, pointed: bool, asked: Asked) -> str:
-    first = _LETTER.match(text)
-    if first and (pointed or len(text) == first.end() or text[first.end() - 1] == ")"
-                  or re.match(r"[.):、]|\s*$", text[first.end() :])):  # fmt: skip
-        letters = [first[1].lower()]
-        more = re.match(r"\s*(?:,|and|or|和|或)\s*\(?([A-J])\b", text[first.end() :])
-        return join(letters + ([more[1].lower()] if more else []), False)
-    for part in likely(text, pointed):
-        found = [next(filter(None, each)) for each in _CHOSEN.findall(part)]
-        if found:
-            return found[-1].lower()
-        normal = normal_text(part)
-        held = [key for key, option in asked.options.items() if option and _holds(normal, option)]
-        if len(held) == 1:
-            return held[0]
-    return said(text)
-
-
-def _holds(text: str, phrase: str) -> bool:
-    return bool(re.search(rf"(?<![a-z0-9]){re.escape(phrase)}(?![a-z0-9])", text))
-
-
+_UNIT = re.compile(rf"\s?(?:{UNIT})", re.IGNORECASE)
 _BECAUSE = re.compile(
-    r",? (?:because|since|as it|as the|which|so that)\b|[,;] (?:not|and not) | \(|因为", re.I
+    r",? (?:because|since|as it|as the|which|so that)\b|[,;] (?:not|and not) | \(|因为",
+    re.IGNORECASE,
 )
-_VERB = r"(?:is|are|was|were|be|has|lives|won|wins|equals)"
+_VERB = re.compile(r"^(.*?)\b(?:is|are|was|were|be|has|lives|equals)\b(.*)$")
+_FILLERS = set("the a an it its so is are was were that therefore thus hence then one of".split())
+_BEHIND = re.compile(r"\b(?:in|of|on|among|at|from|than|for|to|by)\b.*$")
+_APPOSITION = re.compile(r"^([^,]+), (?:the|an?|who) [^,]+$")
+_SO = re.compile(r"^(?:(?:so|therefore|thus|hence|then)\b,? ?|(?:所以|因此|那么)[,，]?)")
 
 
 def words_of(text: str, pointed: bool, asked: Asked) -> str:
-    parts = likely(text, pointed)
-    whole = said(text)
-    if whole in _SAID.values() or not parts:
+    """The words that answer; all words of a text of which no sentence answers."""
+    whole, parts = said(text), likely(text, pointed)
+    if whole in MEANINGS or not parts:
         return whole
     if len(parts) > 1:
-        part = next((each for each in parts if _answers(each, asked) is not None), None)
-        if part is None:
-            return whole
-    else:
-        part = _BECAUSE.split(parts[0])[0] if pointed else parts[0]
-    return items(_answers(part, asked) or said(part), asked.ordered)
+        told = next(filter(None, (_added(each, asked) for each in parts)), None)
+        return items(told, asked.ordered) if told else whole
+    part = _BECAUSE.split(parts[0])[0] if pointed else parts[0]
+    return items(_added(part, asked) or said(_without_apposition(part)), asked.ordered)
 
 
 def items(text: str, ordered: bool) -> str:
     """A short list of words as a set, or in order; a number with its unit as the number."""
+    if len(text) > SHORT:
+        return text
     found = numbers(text)
     if len(found) == 1 and found[0].begin == 0 and _UNIT.fullmatch(text[found[0].end :] or "m"):
         return found[0].text
-    items = [said(each) for each in re.split(r"\s*[,;、]\s*(?:and )?|\s+(?:and|&)\s+|和", text)]
-    if len(items) < 2 or not all(items) or any(len(each.split()) > 3 for each in items):
+    parts = [said(each) for each in re.split(r"\s*[,;、]\s*(?:and )?|\s+(?:and|&)\s+|和", text)]
+    if len(parts) < 2 or not all(parts) or any(len(each.split()) > 3 for each in parts):
         return text
-    return join(items, ordered or ";" in text)
+    return joined(parts, ordered or ";" in text)
 
 
-def _answers(sentence: str, asked: Asked) -> str | None:
-    """What a sentence adds to the words that ask; None if it does not say them again."""
+def _without_apposition(text: str) -> str:
+    return _APPOSITION.sub(r"\1", normal_text(text)) if len(text) < SHORT else text
+
+
+def _added(sentence: str, asked: Asked) -> str:
+    """What a sentence adds to the words that ask; "" if it does not say them again."""
     if len(sentence) > SHORT or not asked.clause:
-        return None
+        return ""
     if UNKNOWN.search(sentence):
         return "unknown"
-    clause = normal_text(asked.clause)
+    clause, text = normal_text(asked.clause), _SO.sub("", normal_text(sentence))
     if not clause.isascii():
-        return _chinese(normal_text(sentence), clause)
-    known = set(re.findall(r"[\w']+", clause)) | {
-        "the",
-        "a",
-        "an",
-        "it",
-        "so",
-        "is",
-        "that",
-        "therefore",
-        "thus",
-    }
-    verb = re.search(rf"^(.*?)\b{_VERB}\b(.*)$", normal_text(sentence))
+        return said(_added_in_chinese(text, clause))
+    known = _words(clause) | _FILLERS
+    if clause.startswith("who "):
+        doer = re.fullmatch(r"(.+?) " + r" ".join(map(re.escape, clause.split()[1:])), text)
+        if doer:
+            return said(doer[1])
+    verb = _VERB.match(text)
     if not verb:
-        return None
+        return ""
     left, right = verb[1].strip(" ,"), verb[2].strip(" ,")
-    if right and all(word in known for word in re.findall(r"[\w']+", left)):
-        head, comma, tail = right.rpartition(", ")
-        if comma and all(word in known for word in re.findall(r"[\w']+", tail)):
-            right = head
-        return said(right) or None
-    if left and all(word in known for word in re.findall(r"[\w']+", right)):
-        return said(re.sub(r"^(?:so|therefore|thus|hence),? ", "", left)) or None
-    return None
+    choices = [normal_text(each) for each in asked.alternatives]
+    for each in choices:
+        if left == each and _words(right) & (_words(clause) - _FILLERS - _words(" ".join(choices))):
+            return said(each)
+    if right and _words(_BEHIND.sub("", left)) <= known:
+        head, comma, tail = _without_apposition(right).rpartition(", ")
+        return said(
+            re.sub(
+                r"^\w+ by ", "", head if comma and _words(tail) <= known else head + comma + tail
+            )
+        )
+    said_again = _words(_BEHIND.sub("", right))
+    return said(left) if left and said_again <= known and said_again - _FILLERS else ""
 
 
-def _chinese(sentence: str, clause: str) -> str | None:
-    """The same for a sentence in Chinese, whose words are its characters."""
-    sentence = re.sub("^(?:所以|因此|那么|答案是)[,，]?", "", sentence)
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[\w']+", text))
+
+
+def _added_in_chinese(sentence: str, clause: str) -> str:
+    """The same for Chinese, whose words are not told apart."""
     rest = set(clause) | set("的是了那个人一位它他她们这")
     left, verb, right = sentence.partition("是")
-    if verb and right and all(sign in rest for sign in left):
-        return said(right) or None
-    if verb and left and right and all(sign in rest for sign in right):
-        return said(left) or None
+    if verb and right and set(left) <= rest:
+        return right
+    if verb and left and right and set(right) <= rest:
+        return left
     for begin in range(1, len(sentence) - 1):
         if sentence[begin:].rstrip("的了") in clause:
-            return said(sentence[:begin]) or None
-    return None
+            return sentence[:begin]
+    return ""

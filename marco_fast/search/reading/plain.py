@@ -5,7 +5,7 @@ import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-__all__ = ["Number", "listed", "normal_text", "numbers", "plain", "sentences"]
+__all__ = ["PROSE", "Number", "listed", "normal_text", "numbers", "plain", "sentences"]
 
 LONGEST = 40  # characters of a number that is worked out; of a longer one the digits are compared
 
@@ -42,6 +42,7 @@ _LATEX = [
 ]  # fmt: skip
 _MATH = re.compile(r"\$\$?(?!\s)([^$\n]+)(?<!\s)\$\$?(?!\d)")
 _SIMPLE_FRACTION = re.compile(r"\((-?\d+)\)/\((\d+)\)")
+_SIMPLE_ROOT = re.compile(r"√\((\w+)\)")
 _MARKDOWN = [
     (re.compile(r"\*\*|__|~~|'''"), ""),
     (re.compile(r"(?m)^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?)+"), ""),
@@ -63,6 +64,7 @@ def plain(text: str) -> str:
             for pattern, new in _LATEX:
                 text = pattern.sub(new, text)
         text = _SIMPLE_FRACTION.sub(r"\1/\2", text)
+        text = _SIMPLE_ROOT.sub(r"√\1", text)
     if "$" in text:
         text = _MATH.sub(r"\1", text)
     for pattern, new in _MARKDOWN:
@@ -152,7 +154,7 @@ def shown(value: Fraction) -> str:
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？；!?])|\n+")
 _CJK = "\u3040-\u30ff\u3400-\u9fff"
 _CJK_SPACE = re.compile(rf"(?<=[{_CJK}])\s+(?=\S)|(?<=\S)\s+(?=[{_CJK}])")
-_ARTICLE = re.compile(r"^(?:the|an?) (?!(?:and|or|,)\b)(?=\S)")
+_ARTICLE = re.compile(r"^(?:(?:the|an?) (?!(?:and|or|,)\b)(?=\S))+")
 _EDGES = " \t\r\n.,;:!?\"'*_~。！？、；…()[]{}<>|"
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
@@ -202,8 +204,8 @@ _JOINED = re.compile(
 
 def listed(text: str) -> list[str] | None:
     """The numbers of a text that is nothing but a list of two or more; else None."""
-    found = numbers(text)
-    if len(found) < 2:
+    found = numbers(text) if len(text) <= PROSE else []
+    if len(found) < 2 or any(text[each.end : each.end + 1].isalpha() for each in found):
         return None
     rest, begin = [], 0
     for each in found:

@@ -71,7 +71,9 @@ def _english(found: re.Match[str], text: str, noun: str) -> str:
 
 def _chinese(found: re.Match[str], text: str, noun: str) -> str:
     run = found[0]
-    counted = noun and text[found.end() :].startswith(noun)
+    counted = text[: found.start()].endswith("百分之") or (
+        noun and text[found.end() :].startswith(noun)
+    )
     alone = not re.sub(r"[\s。.!]", "", text.replace(run, "", 1))
     if not (counted or alone) or run[0] in "百千":
         return run
