@@ -24,6 +24,7 @@ from marco_fast import Engine
 from marco_fast.engine.branches import Segment
 from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.engine.runner import plan_segments
+from marco_fast.errors import ModelError
 
 __all__ = ["compared", "logprobs", "main"]
 
@@ -93,7 +94,8 @@ def drift(model: str, others: Sequence[str]) -> list[dict[str, Any]]:
     rows, ids, right = [], {}, {}
     with _loaded(model, "float32") as engine:
         for name, text in TEXTS.items():
-            ids[name] = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+            read = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids[name] = read[: engine.context]
             right[name] = logprobs(engine, ids[name])
     for other in others:
         try:
@@ -102,7 +104,7 @@ def drift(model: str, others: Sequence[str]) -> list[dict[str, Any]]:
                     name: compared(right[name], logprobs(engine, ids[name]), ids[name])
                     for name in TEXTS
                 }
-        except ValueError as error:
+        except (ModelError, ValueError) as error:
             print(f"{other}: left out: {error}", flush=True)
             continue
         rows.append({"model": Path(model).name, "weights": Path(other).name, **found})

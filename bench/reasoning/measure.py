@@ -31,7 +31,7 @@ from bench.reasoning.tiers import Map, choose_tiers, tier_questions
 from marco_fast import Engine, SearchConfig, SearchResult, solve
 from marco_fast.files import write_whole
 from marco_fast.questions.questions import TESTS, Question, is_correct
-from marco_fast.search.answer import canonical, choose_answer
+from marco_fast.search.answer import choose_answer
 
 OUT = Path(__file__).parents[1] / "results" / "cpu" / "reasoning.json"
 PATHS = 32  # samples, or expansions of a search: as many attempts as Test@32 needs
@@ -82,27 +82,26 @@ METHODS = {
 
 def row(question: Question, result: SearchResult) -> dict[str, Any]:
     """A result as an entry of the journal; paths in the order in which they ended."""
-    tree, paths = result.tree, []
-    for node, text in sorted(result.answers.items()):
+    tree, answers, paths = result.tree, result.path_answers, []
+    finals = {node: group.final for group in result.answers for node in group.nodes}
+    for node, final in sorted(finals.items()):
         paths.append(
             {
-                "answer": canonical(text),
-                "right": is_correct(question, text),
+                "answer": final,
+                "right": is_correct(question, answers[node]),
                 "value": tree.end_value[node],
                 "confidence": tree.path_confidence(node),
                 "tokens": len(tree.path_token_ids(node)),
             }
         )
-    finals = {node: canonical(text) for node, text in result.answers.items()}
     nodes = {
-        rule: choose_answer(tree, result.answers, finals, rule)
-        for rule in ("value", "visits", "vote")
+        rule: choose_answer(tree, answers, finals, rule) for rule in ("value", "visits", "vote")
     }
     best = nodes["value"]
     return {
         "language": question.language,
         "right": {
-            rule: node is not None and is_correct(question, result.answers[node])
+            rule: node is not None and is_correct(question, answers[node])
             for rule, node in nodes.items()
         },
         "confidence": None if best is None else tree.path_confidence(best),

@@ -10,7 +10,7 @@ from bench.reasoning import measure as reasoning
 from bench.reasoning.measure import METHODS, jobs, read_journal
 from bench.reasoning.summary import attempts, figures, majority, reflections, summarise
 from bench.reasoning.tiers import easy_level, hard_level, hard_order, tier_questions
-from marco_fast import Engine
+from marco_fast import Engine, SearchConfig
 from marco_fast.questions.questions import TESTS
 
 
@@ -178,7 +178,8 @@ def test_a_whole_reply_is_one_node(method):
 def test_the_confidence_of_a_row_is_that_of_the_chosen_path():
     questions = tier_questions("contradictions", 8, "test", 4, 0)
     with Engine.from_pretrained("nano-marco") as engine:
-        config = METHODS["search, 32, value of the rollout"].config
+        options = METHODS["search, 32, value of the rollout"].options
+        config = SearchConfig(**options, answer="value")
         results = reasoning.solve([each.text for each in questions], engine, config)
     rows = [reasoning.row(q, r) for q, r in zip(questions, results, strict=True)]
     for made, result in zip(rows, results, strict=True):
