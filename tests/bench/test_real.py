@@ -30,12 +30,14 @@ def test_a_model_is_named_without_its_kind_of_weights(file, name):
 @pytest.mark.parametrize(("isa", "home"), [("native", "llama_cpp"), ("avx2", "llama_cpp_avx2")])
 def test_both_engines_read_the_same_file_with_the_same_instructions(isa, home):
     file, common = Path("m.gguf"), ["--threads", "2"]
-    float32, bfloat16, dense, peer = real.entrants(file, Path("folder"), isa, common)
+    float32, bfloat16, dense, peer, *more = real.entrants(file, Path("folder"), isa, common)
     for each, model in ((float32, file), (bfloat16, file), (dense, Path("folder")), (peer, file)):
         assert each.arguments[1] == str(model)
         assert " ".join(each.arguments).count("--threads 2") == 1
     assert [each.arguments[3] for each in (float32, bfloat16)] == ["float32", "bfloat16"]
     assert peer.home == home
+    assert [each.home for each in more] == (["ik_llama_cpp"] if isa == "native" else [])
+    assert all(each.arguments == peer.arguments for each in more)
     for each in (float32, bfloat16, dense):
         assert ("avx2" in each.arguments) == (isa == "avx2")
 
@@ -140,8 +142,11 @@ def test_the_table_of_real_models_has_both_speeds_and_the_ratio_of_the_faster_pr
         "| SmolLM2-135M-Instruct, Q8_0, all instructions, 16 | 80 tok/s, 2.5 exp/s "
         "| 50 tok/s, 1.6 exp/s | 60 tok/s, 1.9 exp/s (1.33x) | 100 tok/s, 3.1 exp/s (0.80x) |"
     )
-    without = real_table({"rows": [real_row(float32=90.0, bfloat16=80.0)]}).split("\n")[2]
-    assert without.endswith("| 80 tok/s, 2.5 exp/s | 90 tok/s, 2.8 exp/s | - | - |")
+    some = {"rows": [real_row(float32=90.0, bfloat16=80.0), real_row(4, float32=9.0, peer=9.0)]}
+    title, _, first, second = real_table(some).split("\n")
+    assert title.endswith("| float32 activations | llama.cpp |")
+    assert first.endswith("| 80 tok/s, 2.5 exp/s | 90 tok/s, 2.8 exp/s | - |")
+    assert second.endswith("| - | 9 tok/s, 0.3 exp/s | 9 tok/s, 0.3 exp/s (1.00x) |")
 
 
 def test_the_short_table_shows_losses_too():
