@@ -44,7 +44,7 @@ test-all: .venv/.dev .venv/.smollm2
 bench: .venv/.dev
 	@raw=$$(mktemp) && trap 'rm -f "$$raw"' EXIT && \
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json="$$raw" && \
-	$(BIN)/python -m bench.engines.real --seconds 10 && \
+	$(BIN)/python -m bench.engines.real --weights Q8_0 Q4_0 --branches 1 16 --seconds 10 && \
 	$(BIN)/python -m bench.report.tables "$$raw"
 
 gpu-pack: .venv-gpu/.ready

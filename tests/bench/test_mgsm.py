@@ -8,7 +8,7 @@ from bench.reasoning import mgsm
 from bench.report.real import mgsm_table
 from tests.support.models import save_model
 
-DATA = 'What is 3 + 4?\t7\nTom\'s "two" apples, and one more?\t3\n'
+DATA = 'What is 3 + 4?\t7\n"Two" apples, and one more?\t3\n'
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def data(tmp_path):
 def test_problems_are_read_as_they_stand(data):
     first, second = mgsm.problems(data, "en", 2)
     assert first == (1, "What is 3 + 4?", "7")
-    assert second.question == 'Tom\'s "two" apples, and one more?'
+    assert second.question == '"Two" apples, and one more?'
 
 
 @pytest.mark.parametrize(("language", "count"), [("en", 3), ("fr", 1)])
