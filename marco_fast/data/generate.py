@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marco_fast import __version__
 from marco_fast.data.filters import ADVICE, FILTERS, Limits, entry_of, refused_by
-from marco_fast.data.journal import FORMAT, Journal, beside
+from marco_fast.data.journal import FORMAT, Journal, beside, header_of
 from marco_fast.data.questions_file import Asked, Questions
 from marco_fast.files import target_of
 from marco_fast.forest.result import Progress
@@ -38,6 +38,7 @@ __all__ = [
     "default_batch",
     "generate_data",
     "journal_of",
+    "kv_tokens_of",
 ]
 
 UNFINISHED = ("interrupted", "error", "kv_full")  # stop reasons of a search that ended too early
@@ -98,11 +99,10 @@ class DataSummary:
         """Which filters refused the replies of the questions so far, and what may be changed."""
         names = sorted(filter(self.refused.get, self.refused), key=lambda each: -self.refused[each])
         refused = (
-            f"{self.refused[name]} are refused by the filter {name!r} "
-            f"({ADVICE[name][0]}: {ADVICE[name][1]})"
+            f"{self.refused[name]} by the filter {name!r} ({ADVICE[name][0]}: {ADVICE[name][1]})"
             for name in names
         )
-        return f"of {self.done} questions no reply was kept: {', '.join(refused)}"
+        return f"of {self.done} questions no reply was kept; refused: {', '.join(refused)}"
 
     def count(self, seen: Mapping[str, Any] | None, limits: Limits) -> None:
         """Counts a question, by what the journal says of its reply."""
@@ -122,6 +122,15 @@ def default_batch(engine: "Engine", config: SearchConfig) -> int:
 def journal_of(out: str | os.PathLike[str]) -> Path:
     """The path of the journal that belongs to an output, however a link names it."""
     return beside(_target(out), ".journal")
+
+
+def kv_tokens_of(out: str | os.PathLike[str]) -> int | None:
+    """What the KV cache held in the run that began an output's journal; None without a journal.
+
+    A run that goes on needs a cache of that size, however much memory is free by now.
+    """
+    tokens = header_of(journal_of(out)).get("kv_tokens")
+    return tokens if isinstance(tokens, int) else None
 
 
 def _target(out: str | os.PathLike[str]) -> Path:
@@ -232,7 +241,7 @@ def _header(
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "max_branches": engine.max_branches,
-        "kv_pages": engine.cache.num_pages,
+        "kv_tokens": engine.cache.num_pages * engine.cache.page_size,
         "batch": batch,
     }
     chats = json.dumps([questions.asked, questions.bad]).encode()
