@@ -153,13 +153,16 @@ def run(options: argparse.Namespace) -> int:
 def _generate(
     options: argparse.Namespace, config: Any, limits: "Limits", template: dict[str, Any] | None
 ) -> int:
-    from marco_fast.data.generate import generate_data
+    from marco_fast.data.generate import generate_data, kv_tokens_of
     from marco_fast.data.questions_file import read_questions
     from marco_fast.engine.engine import Engine
     from marco_fast.engine.quiet import silence_libraries
 
     silence_libraries()
-    with Engine.from_pretrained(options.model, **engine_options(options)) as engine:
+    given = engine_options(options)
+    if given["kv_tokens"] is None and not options.restart:
+        given["kv_tokens"] = kv_tokens_of(options.out)
+    with Engine.from_pretrained(options.model, **given) as engine:
         questions = read_questions(
             options.questions, engine, system=options.system, chat_template_kwargs=template
         )

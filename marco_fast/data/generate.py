@@ -18,12 +18,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from marco_fast import __version__
-from marco_fast.data.filters import ADVICE, FILTERS, Limits, entry_of, refused_by
-from marco_fast.data.journal import FORMAT, Journal, beside
+from marco_fast.data.filters import FILTERS, Limits, entry_of
+from marco_fast.data.journal import FORMAT, Journal, beside, header_of
 from marco_fast.data.questions_file import Asked, Questions
+from marco_fast.data.summary import DataProgress, DataSummary
 from marco_fast.files import target_of
 from marco_fast.forest.result import Progress
 from marco_fast.search.config import SearchConfig
@@ -38,80 +39,10 @@ __all__ = [
     "default_batch",
     "generate_data",
     "journal_of",
+    "kv_tokens_of",
 ]
 
 UNFINISHED = ("interrupted", "error", "kv_full")  # stop reasons of a search that ended too early
-
-
-class DataProgress(NamedTuple):
-    """How far generate_data is, for a progress function.
-
-    Attributes:
-        questions: good lines of the input file.
-        done: questions searched so far, by this run and earlier ones.
-        kept: replies among them that pass the filters.
-        new, tokens, seconds: questions searched, tokens decoded and time spent by this run alone.
-    """
-
-    questions: int
-    done: int
-    kept: int
-    new: int
-    tokens: int
-    seconds: float
-
-
-@dataclass
-class DataSummary:
-    """What generate_data did.
-
-    Attributes:
-        questions, bad_lines: lines of the input file with and without a question.
-        done: questions searched so far, by this run and earlier ones.
-        kept: replies among them that pass the filters.
-        refused: replies that each filter refused; a reply counts for the first of FILTERS alone.
-        resumed: questions that earlier runs had searched.
-        tokens, seconds: tokens decoded and time spent by this run alone.
-        complete: whether the output is written; it is not where no reply was kept.
-        interrupted: whether Ctrl-C ended the run.
-        error: the exception of the model that ended the run, else None.
-    """
-
-    questions: int
-    bad_lines: int
-    done: int = 0
-    kept: int = 0
-    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILTERS, 0))
-    resumed: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    complete: bool = False
-    interrupted: bool = False
-    error: BaseException | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON holds them."""
-        error = None if self.error is None else f"{type(self.error).__name__}: {self.error}"
-        return vars(self) | {"error": error}
-
-    def why_nothing(self) -> str:
-        """Which filters refused the replies of the questions so far, and what may be changed."""
-        names = sorted(filter(self.refused.get, self.refused), key=lambda each: -self.refused[each])
-        refused = (
-            f"{self.refused[name]} are refused by the filter {name!r} "
-            f"({ADVICE[name][0]}: {ADVICE[name][1]})"
-            for name in names
-        )
-        return f"of {self.done} questions no reply was kept: {', '.join(refused)}"
-
-    def count(self, seen: Mapping[str, Any] | None, limits: Limits) -> None:
-        """Counts a question, by what the journal says of its reply."""
-        name = refused_by(seen, limits)
-        self.done += 1
-        if name is None:
-            self.kept += 1
-        else:
-            self.refused[name] += 1
 
 
 def default_batch(engine: "Engine", config: SearchConfig) -> int:
@@ -122,6 +53,15 @@ def default_batch(engine: "Engine", config: SearchConfig) -> int:
 def journal_of(out: str | os.PathLike[str]) -> Path:
     """The path of the journal that belongs to an output, however a link names it."""
     return beside(_target(out), ".journal")
+
+
+def kv_tokens_of(out: str | os.PathLike[str]) -> int | None:
+    """What the KV cache held in the run that began an output's journal; None without a journal.
+
+    A run that goes on needs a cache of that size, however much memory is free by now.
+    """
+    tokens = header_of(journal_of(out)).get("kv_tokens")
+    return tokens if isinstance(tokens, int) else None
 
 
 def _target(out: str | os.PathLike[str]) -> Path:
@@ -232,7 +172,7 @@ def _header(
         "device": engine.device.type,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "max_branches": engine.max_branches,
-        "kv_pages": engine.cache.num_pages,
+        "kv_tokens": engine.cache.num_pages * engine.cache.page_size,
         "batch": batch,
     }
     chats = json.dumps([questions.asked, questions.bad]).encode()

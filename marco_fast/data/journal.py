@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from marco_fast.data.filters import Limits, refused_by
 from marco_fast.files import replacing, sync_folder, target_of
 
-__all__ = ["FORMAT", "Journal", "beside"]
+__all__ = ["FORMAT", "Journal", "beside", "header_of"]
 
 FORMAT = {"format": "marco-fast-journal", "version": 2}
 MOST_BYTES = 255  # in the name of a file
@@ -27,6 +27,16 @@ def beside(path: Path, ending: str) -> Path:
         begin = name[: MOST_BYTES - len(mark) - len(ending)].decode(errors="ignore")
         return path.with_name(begin + mark + ending)
     return path.with_name(path.name + ending)
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """What the first line of a journal says; nothing where there is no journal."""
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.readline())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Journal:

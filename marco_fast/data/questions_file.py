@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -124,7 +125,10 @@ def _question(line: bytes, number: int, system: str | None) -> Asked:
 def _check_fits(
     messages: list[dict[str, str]], engine: "Engine", template: Mapping[str, Any] | None
 ) -> None:
-    length = len(engine.prompt_token_ids(messages, untemplated_prompt(messages), template))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the search will warn of the same
+        options = None if template is None else dict(template)
+        length = len(engine.prompt_token_ids(messages, untemplated_prompt(messages), options))
     if length >= engine.context:
         raise ValueError(
             f"expected a question of fewer than {engine.context} tokens with its prompt "

@@ -80,6 +80,7 @@ def test_bad_lines_are_refused_or_left_out(mode, tmp_path, capfd):
     [
         (["--min-confidence", "2"], "expected min_confidence to be from 0 to 1, got 2.0"),
         (["--expansions", "0"], "expected expansions to be from 1"),
+        (["--chat-template-kwargs", "x"], "to be an object of JSON"),
         (["--out", "/nowhere/out"], "expected --out in a folder that exists"),
         (["--restart", "--out", "{source}"], "another file than the questions"),
         (["--out", "{source}"], "that does not exist yet"),
@@ -97,18 +98,20 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     assert real_source.read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore:of 2 questions no reply was kept")
 def test_a_run_that_keeps_nothing_exits_3_and_says_why(real_source, tmp_path, capfd):
     out, strict = tmp_path / "out", ["--min-tokens", "5000", "--max-tokens-kept", "9999"]
-    assert command([real_source, "--out", out, *REAL, *strict]) == 3
+    assert command([real_source, "--out", out, *REAL, *strict, "--kv-tokens", "8000"]) == 3
     captured = capfd.readouterr()
     last = captured.err.splitlines()[-1]
-    assert "of 8 questions no reply was kept: 8 are refused by the filter 'length'" in last
+    assert "of 8 questions no reply was kept; refused: 8 by the filter 'length'" in last
     assert "wrote" not in captured.err
     assert "kept 0" in captured.out
     assert not out.exists()
-    assert command([real_source, "--out", out, *REAL]) == 0
-    assert captured.out.count("searched 8") == 1
-    assert f"wrote {out}" in capfd.readouterr().err
+    assert command([real_source, "--out", out, *REAL]) == 0  # with a cache as large as before
+    captured = capfd.readouterr()
+    assert "searched 8 (8 of them by earlier runs)" in captured.out
+    assert f"wrote {out}" in captured.err
 
 
 def test_every_limit_reaches_its_filter(real_source, tmp_path, monkeypatch, capfd):

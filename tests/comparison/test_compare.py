@@ -265,6 +265,7 @@ def test_the_command_prints_a_table_and_writes_the_page(capsys, tmp_path, tiny):
         (["--models", "nano-marco", "nowhere"], "nowhere"),
         (["--report", "/nowhere/report.html"], "expected --report in a folder that exists"),
         (["--expansions", "0"], "expected expansions"),
+        (["--chat-template-kwargs", "[]"], "to be an object of JSON"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, says):

@@ -94,7 +94,7 @@ def test_a_run_that_keeps_nothing_says_why_at_once_and_writes_nothing(solve, sou
         summary = make(source, tmp_path / "out", limits=Limits(min_tokens=5), progress=watched)
     ((text, when),) = said
     assert when == 3  # the first batch of 40 questions
-    assert "3 are refused by the filter 'length' (too short or too long: see --min-tokens" in text
+    assert "refused: 3 by the filter 'length' (too short or too long: see --min-tokens" in text
     assert (summary.done, summary.kept, summary.complete) == (40, 0, False)
     assert not (tmp_path / "out").exists()
     solve(lambda *_, **__: pytest.fail("searched again"))

@@ -26,7 +26,7 @@ class FakeEngine:
 
     name, context, max_branches, dtype = "fake", 400, 4, "torch.float32"
     device = types.SimpleNamespace(type="cpu")
-    cache = types.SimpleNamespace(num_pages=7)
+    cache = types.SimpleNamespace(num_pages=7, page_size=16)
     tokenizer = types.SimpleNamespace(all_special_tokens=["<|im_end|>"])
 
     def prompt_token_ids(self, messages, plain, options=None):
