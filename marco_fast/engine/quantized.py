@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from marco_fast.ops.quantized import PackedWeight, QuantizedWeight, quantize, quantizes
+from marco_fast.ops.quantize import quantize
+from marco_fast.ops.quantized import PackedWeight, QuantizedWeight, quantizes
 
 __all__ = [
     "PackedWeight",

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from marco_fast.errors import BackendError
 from marco_fast.ops import lm_head_confidence, lm_head_records
-from marco_fast.ops.quantized import PackedWeight, QuantizedWeight, quantize
+from marco_fast.ops.quantize import quantize
+from marco_fast.ops.quantized import PackedWeight, QuantizedWeight
 from tests.support.hostile import against_guard
 
 _C = pytest.importorskip("marco_fast._C")

@@ -1,6 +1,7 @@
 // Steps of a decoder layer that treat each row by itself; compiled once per instruction set.
 #include <cmath>
 
+#include "base/int8_dot.h"
 #include "base/simd.h"
 #include "decoder/decoder_kernels.h"
 
@@ -91,6 +92,28 @@ void embed_row(const void* table, Dtype dtype, int64_t row, int64_t size, float*
     } else {
       store(out + i, load(static_cast<const float*>(table) + row * size + i));
     }
+  }
+}
+
+void int8_row(const void* x, Dtype dtype, int64_t in, int64_t row, const QuantizedRows& to) {
+  with_type(dtype,
+            [&](auto type) { quantize_row(static_cast<const decltype(type)*>(x), in, row, to); });
+}
+
+void quantized_row(const QuantizedPanels& table, int64_t row, float* out) {
+  const int64_t panel = row / kPanel, lane = row % kPanel, groups = table.in / kGroup;
+  for (int64_t i = 0; i < table.in; ++i) {
+    const int64_t group = panel * groups + i / kGroup;
+    const int64_t block = (panel * (table.in / table.block) + i / table.block) * kPanel + lane;
+    const int64_t fine = (panel * (table.in / table.group) + i / table.group) * kPanel + lane;
+    const uint32_t* words = table.codes + group * table.bits * kPanel + lane;
+    const float code = static_cast<float>(code_of(words, table.bits, i % kGroup));
+    float scale = to_float(table.scale[block]);
+    if (table.mult) scale *= table.mult[fine];
+    float offset = -table.zero * scale;
+    if (table.offset) offset = to_float(table.offset[block]);
+    if (table.offset && table.offset_mult) offset *= table.offset_mult[fine];
+    out[i] = std::fma(code, scale, offset);
   }
 }
 
