@@ -77,11 +77,9 @@ class Engine:
         check: bool = True,
     ) -> None:
         max_branches = _at_least("max_branches", max_branches, 1)
-        if context is not None:
-            context = _at_least("context", context, 2)
+        context = context if context is None else _at_least("context", context, 2)
         page_size = _at_least("page_size", page_size, 1)
-        if kv_tokens is not None:
-            kv_tokens = _at_least("kv_tokens", kv_tokens, page_size)
+        kv_tokens = kv_tokens if kv_tokens is None else _at_least("kv_tokens", kv_tokens, page_size)
         check_model(model)
         check_free(model)
         check_architecture(model.config)
@@ -279,10 +277,7 @@ class Engine:
         return f"Engine({self.name!r}, {self.device}, {self.dtype}{state})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "expected an Engine to stay where it is, got a copy or a pickle of it: load one with "
-            "Engine.from_pretrained in each process"
-        )
+        raise TypeError("expected an Engine to stay where it is, got a copy or a pickle of it")
 
     def __enter__(self) -> "Engine":
         self.lock.check_open()

@@ -52,7 +52,12 @@ ONLY_IN = {
     "transformers": ["engine/*"],
     "rich": ["commands/*", "forest/live.py"],
     "jinja2": ["comparison/page.py", "tree_view/page.py", "engine/*"],  # chat templates fail by it
-    "marco_fast._C": ["ops/*", "engine/native_runner.py", "commands/info.py"],
+    "marco_fast._C": [
+        "ops/*",
+        "engine/native_runner.py",
+        "engine/packing.py",
+        "commands/info.py",
+    ],
 }
 
 

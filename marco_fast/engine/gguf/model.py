@@ -128,7 +128,11 @@ def _fill(model: Any, file: GgufFile, device: torch.device, dtype: torch.dtype) 
         read: dict[str, Any] = {}
         for part, parameter in model.get_submodule(ours).named_parameters(recurse=False):
             tensor = file.tensors.get(f"{theirs}.{part}")
-            values = tensor.read() if tensor else torch.zeros(parameter.shape)
+            values = (
+                tensor.read()
+                if tensor
+                else torch.zeros(parameter.shape, dtype=torch.float32, device="cpu")
+            )
             if count := heads.get(theirs.rpartition(".")[2]):
                 values = _in_halves(values, count)
             if isinstance(values, QuantizedWeight) and not stay:
@@ -169,5 +173,5 @@ def _in_halves(values: Any, heads: int) -> Any:
     In the files of Llamas it is neighbours that are turned together, so the halves alternate there.
     """
     rows = len(values.codes if isinstance(values, QuantizedWeight) else values)
-    index = torch.arange(rows).view(heads, -1, 2).transpose(1, 2).flatten()
+    index = torch.arange(rows, device="cpu").view(heads, -1, 2).transpose(1, 2).flatten()
     return values.rows(index) if isinstance(values, QuantizedWeight) else values[index]

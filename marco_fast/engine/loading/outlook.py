@@ -103,18 +103,12 @@ def outlook(
         kv_tokens = max(16, min(max_branches * longest, affordable))
     # fmt: off
     return Outlook(
-        kind=seen.kind, file_bytes=seen.file_bytes,
-        architecture=config.model_type, model_class=type(model).__name__,
-        parameters=sum(each.numel() for each in model.parameters()),
-        layers=config.num_hidden_layers, stored=dict(Counter(seen.stored).most_common()),
-        device=str(target), dtype=str(seen.dtype).removeprefix("torch."), bits=bits,
-        weights_bytes=seen.weights_bytes,
+        **_of_files(seen), device=str(target), bits=bits,
         runner="C++" if _in_cpp(model, target, seen.dtype) else "transformers",
         context=longest if context else min(longest, kv_tokens),
         limit=limit.tokens, limit_cause=limit.cause,
         kv_token_bytes=token_bytes, kv_tokens=kv_tokens,
         memory=memory_of(target), free=free_memory(target, seen.weights_bytes, loaded=False),
-        chat_template=seen.tokenizer.chat_template, tokenizer=seen.tokenizer,
     )
     # fmt: on
 
@@ -124,6 +118,22 @@ def _kv_token_bytes(config: Any, dtype: torch.dtype) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return int(2 * config.num_hidden_layers * kv_heads * size * dtype.itemsize)
+
+
+def _of_files(seen: "_Seen") -> dict[str, Any]:
+    """The fields of an Outlook that the files alone decide."""
+    config = seen.model.config
+    # fmt: off
+    return {
+        "kind": seen.kind, "file_bytes": seen.file_bytes,
+        "architecture": config.model_type, "model_class": type(seen.model).__name__,
+        "parameters": sum(each.numel() for each in seen.model.parameters()),
+        "layers": config.num_hidden_layers,
+        "stored": dict(Counter(seen.stored).most_common()),
+        "dtype": str(seen.dtype).removeprefix("torch."), "weights_bytes": seen.weights_bytes,
+        "chat_template": seen.tokenizer.chat_template, "tokenizer": seen.tokenizer,
+    }
+    # fmt: on
 
 
 class _Seen(NamedTuple):
@@ -209,7 +219,7 @@ def _quantized(seen: _Seen, bits: int) -> _Seen:
 
 def bytes_of(bits: int) -> float:
     """What one number of a quantised matrix takes, its share of the scales included."""
-    weight = quantize(torch.zeros(32, 256), bits)
+    weight = quantize(torch.zeros(32, 256, dtype=torch.float32, device="cpu"), bits)
     fields = (weight.scale, weight.offset, weight.mult, weight.offset_mult)
     shared = sum(each.nbytes for each in fields if each is not None)
     return bits / 8 + shared / weight.codes.numel()
