@@ -15,6 +15,7 @@ __all__ = [
     "quantize",
     "quantizes",
     "round_activations",
+    "rounds_activations",
 ]
 
 ACTIVATIONS = (None, "int8")
@@ -67,11 +68,19 @@ def round_activations(model: Any, activations: str | None) -> None:
         raise ValueError(f"expected activations to be None or 'int8', got {activations!r}")
     if activations is None:
         return
-    linears = [each for each in model.modules() if isinstance(each, QuantizedLinear)]
-    if not linears:
+    if not (linears := _linears(model)):
         raise ValueError(
             "expected quantised weights on a CPU for activations='int8' (a GGUF file of them, or "
             "dtype='int8' or 'int4'), got a model without"
         )
     for each in linears:
         each.weight = each.weight.with_int8_rows()
+
+
+def rounds_activations(model: Any) -> bool:
+    """Whether what a model's matrices are multiplied by is rounded to 8 bits."""
+    return any(each.weight.int8_rows for each in _linears(model))
+
+
+def _linears(model: Any) -> list[QuantizedLinear]:
+    return [each for each in model.modules() if isinstance(each, QuantizedLinear)]

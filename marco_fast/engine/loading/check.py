@@ -10,6 +10,7 @@ import torch
 
 from marco_fast.engine.branches import Segment
 from marco_fast.engine.kv_cache import PagedKVCache
+from marco_fast.engine.quantized import rounds_activations
 from marco_fast.engine.runner import Runner, TreeBatch, plan_segments
 from marco_fast.errors import ModelError
 
@@ -51,6 +52,9 @@ class ForwardCheck:
     def __init__(self, model: Any, tokenizer: Any, cache: PagedKVCache, context: int) -> None:
         LOG.info("computing a short path by transformers")
         self.model = model
+        # Activations of 8 bits are rounded otherwise where they differ by a float's last bit.
+        dtype = torch.bfloat16 if rounds_activations(model) else model.dtype
+        self.tolerance = TOLERANCE.get(dtype, 0.0)
         steps = min(STEPS, context, cache.num_pages * cache.page_size)
         # In a small cache one branch goes on in the prompt's own segment.
         branches = BRANCHES if cache.num_pages >= PAGES else 1
@@ -84,7 +88,7 @@ class ForwardCheck:
         finally:
             runner.cache = cache
         apart = distance(errors, self.logprobs)
-        if not apart <= TOLERANCE.get(self.model.dtype, 0.0):  # NaN is apart, too
+        if not apart <= self.tolerance:  # NaN is apart, too
             name, largest = self.model.config.model_type, errors.abs().max().item()
             raise ModelError(
                 f"expected the logprobs of {name!r} as transformers computes them, got others by "
