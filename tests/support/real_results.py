@@ -10,7 +10,7 @@ def real_row(branches: int = 1, weights: str = "Q8_0", **speeds: float) -> dict:
         branches, weights: of the row.
         speeds: tokens/s by role; a role without one did not run.
     """
-    speeds = speeds or {"float32": 50.0, "bfloat16": 80.0, "dense": 60.0, "peer": 100.0}
+    speeds = speeds or {"float32": 50.0, "int8": 80.0, "dense": 60.0, "peer": 100.0}
     names = {"dense": "bfloat16 weights", "peer": "llama.cpp"}
     engines = [
         {"role": names.get(role, role), "engine": "e", "tokens_per_second": speed}

@@ -58,8 +58,9 @@ def load(options: Options) -> Peer:
         importlib.import_module("marco_fast._C").set_isa(options.isa)
     schedule = options.schedule
     engine = marco_fast.Engine.from_pretrained(
-        options.model, dtype=options.precision, max_branches=schedule.branches
-    )
+        options.model, dtype=options.precision, activations=options.activations,
+        max_branches=schedule.branches,
+    )  # fmt: skip
 
     def run(what: Schedule, temperature: float) -> Rounds:
         source = Rounds(what, Segment, Branch, Verdict)
@@ -83,6 +84,8 @@ def load(options: Options) -> Peer:
     kept = options.model.suffix == ".gguf"
     weights = "weights as in the file, activations and KV" if kept else "weights and KV"
     precision = f"{weights} {options.precision}, sums float32; {runner}"
+    if options.activations:
+        precision += f"; quantised weights are multiplied by {options.activations}"
     version = f"{marco_fast.__version__}, torch {torch.__version__}"
     return Peer(Ready("marco_fast", version, precision, True, argmax, NOTE), replay)
 

@@ -113,6 +113,7 @@ class Options(NamedTuple):
         threads: of computation.
         schedule: what to replay.
         isa: the instructions that marco_fast may use, "" for all; other engines are built for them.
+        activations: "int8": marco_fast rounds what quantised weights are multiplied by; or None.
     """
 
     model: Path
@@ -120,6 +121,7 @@ class Options(NamedTuple):
     threads: int
     schedule: Schedule
     isa: str = ""
+    activations: str | None = None
 
 
 class Ready(NamedTuple):
@@ -199,6 +201,7 @@ def _options(limit: int | None) -> Options:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--schedule", type=Path, required=True)
     parser.add_argument("--isa", default="")
+    parser.add_argument("--activations", default=None)
     parser.add_argument("--limit", type=int, default=limit, help="replay only the first expansions")
     arguments = parser.parse_args()
     schedule = Schedule.load(arguments.schedule)
@@ -207,7 +210,10 @@ def _options(limit: int | None) -> Options:
     # Before any engine is imported: most engines read the variable once, when they load.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     model = arguments.model.resolve()
-    return Options(model, arguments.precision, arguments.threads, schedule, arguments.isa)
+    return Options(
+        model, arguments.precision, arguments.threads, schedule, arguments.isa,
+        arguments.activations,
+    )  # fmt: skip
 
 
 def _claim_stdout() -> TextIO:
