@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STOPS", "Room", "no_effect", "path_ends", "room_of", "why_unfinished"]
 
-# What ended a search, for a reader who did not write it.
+# What ended a search before all was done, for a reader who did not write it.
 STOPS = {
-    "expansions": "all that were asked for",
     "tokens": "--max-tokens are used up",
     "seconds": "--max-seconds are over",
     "exhausted": "every path has ended, there is nothing left to expand",

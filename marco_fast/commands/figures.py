@@ -25,14 +25,10 @@ def figures(result: "SearchResult") -> list[tuple[str, str]]:
         rows.append(("support", support(result.answers[0], votes, finished)))
         rows += [("", other) for other in _others(result.answers, votes)]
     rows.append(("confidence", f"{result.confidence:.3f}"))
-    ended = STOPS.get(result.stop_reason, result.stop_reason)
-    rows.append(
-        (
-            "search",
-            f"{stats.expansions} expansions in {stats.seconds:.1f} s "
-            f"({stats.expansions_per_second:.1f}/s), stopped by: {result.stop_reason} ({ended})",
-        )
-    )
+    speed = f"{stats.seconds:.1f} s ({stats.expansions_per_second:.1f}/s)"
+    ended = f" ({STOPS[result.stop_reason]})" if result.stop_reason in STOPS else ""
+    told = f"{stats.expansions} expansions in {speed}, stopped by: {result.stop_reason}{ended}"
+    rows.append(("search", told))
     unfinished = stats.expansions - finished
     paths = f"{finished} finished ({stats.finished_paths} different), {unfinished} unfinished"
     rows.append(("paths", paths))

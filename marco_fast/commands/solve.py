@@ -117,7 +117,6 @@ def _hand_over(result: "SearchResult", options: argparse.Namespace, engine: "Eng
 
 def _print_figures(result: "SearchResult") -> None:
     """Thought and figures to standard error; the answer comes below them."""
-    from rich.table import Table
     from rich.text import Text
 
     from marco_fast.forest.live import SafeConsole
@@ -126,8 +125,6 @@ def _print_figures(result: "SearchResult") -> None:
     if result.thought:
         console.print("[bold]thought[/]")
         console.print(result.thought, style="dim", markup=False)
-    table = Table.grid(padding=(0, 2))
     for name, text in figures(result):
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
+        console.print(Text.assemble((f"{name:12}", "bold"), text), soft_wrap=True)
     console.print("[bold]answer[/]" if result.finished else "[bold]best unfinished reply[/]")
