@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / FRONT).read_text(encoding="utf-8")
 PAGES = [FRONT, PAGE, *(path.relative_to(ROOT) for path in sorted((ROOT / "docs").glob("*.md")))]
 MARKS = {
-    FRONT: ["speed", "accuracy"],
+    FRONT: ["speed", "real", "accuracy"],
     PAGE: ["bench", "search", "search-avx2", "real", "drift", "mgsm", "reasoning"],
 }
 LINES, WORDS = 190, 1500  # the most of README.md, tables and code included
