@@ -5,7 +5,6 @@ same where their finals (search/final.py) are equal texts.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -16,7 +15,6 @@ __all__ = [
     "ANSWERS",
     "AnswerFunction",
     "AnswerGroup",
-    "canonical",
     "choose_answer",
     "group_answers",
 ]
@@ -25,22 +23,6 @@ AnswerFunction = Callable[[SearchTree, dict[int, str]], int | None]
 """(tree, answer text of each finished node, at least one) -> the node that answers, or None."""
 
 RANK_POWER = 1.2
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:[./]\d+)*")
-_TRAILING_ZEROS = re.compile(r"^(-?\d+)\.0+$|(\.\d*?[1-9])0+$")
-
-
-def canonical(answer: str) -> str:
-    """What two answers have in common that say the same: the key of votes, filters and grading.
-
-    The numbers, in any order and each once, where there are any; else the text without case,
-    surrounding punctuation, a leading "the" and differences of white space.
-    """
-    text = answer.strip().strip(".!\"'` \n。！").lower()
-    numbers = _NUMBER.findall(_THOUSANDS.sub("", text).replace("−", "-"))
-    if numbers:
-        return " ".join(sorted({_TRAILING_ZEROS.sub(r"\1\2", each) for each in numbers}))
-    return " ".join(text.removeprefix("the ").split())
 
 
 class AnswerGroup(NamedTuple):
