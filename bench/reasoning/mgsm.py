@@ -169,6 +169,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=512, help="most of a reply")
     parser.add_argument("--dtype", default=None, help="as of Engine.from_pretrained")
+    parser.add_argument("--activations", default=None, help="as of Engine.from_pretrained")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=OUT)
     return parser.parse_args(argv)
@@ -186,12 +187,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     key = {
         "model": Path(options.model).name,
         "dtype": options.dtype,
+        "activations": options.activations,
         "language": options.language,
         "tokens": options.tokens,
         "threads": options.threads,
     }
     run = Run(options.out, key)
-    with Engine.from_pretrained(options.model, dtype=options.dtype) as engine:
+    precision = {"dtype": options.dtype, "activations": options.activations}
+    with Engine.from_pretrained(options.model, **precision) as engine:
         for rows in answered(options, run, engine, asked):
             for row in rows:
                 mark = "right" if row["right"] else "wrong"

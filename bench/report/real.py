@@ -118,6 +118,8 @@ def mgsm_table(mgsm: dict[str, Any]) -> str:
     ]
     for run in mgsm["runs"]:
         dtype = f" {run['dtype']}" if run["dtype"] else ""
+        if run.get("activations"):
+            dtype += f" {run['activations']} activations"
         for method, each in run["summary"].items():
             title = f"{run['model']}{dtype}, {run['language']}, {each['right']['count']}"
             lines.append(
