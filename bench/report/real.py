@@ -15,7 +15,6 @@ COLUMNS = {
     OURS[0]: "float32 activations",
     DENSE: "its own bfloat16 weights",
     PEER: PEER,
-    "ik_llama.cpp": "ik_llama.cpp",
 }
 ISAS = {"native": "all instructions", "avx2": "AVX2 alone"}
 SHOWN = ("SmolLM2-135M-Instruct", "native")  # model and instructions of README.md's table
