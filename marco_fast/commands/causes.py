@@ -109,12 +109,20 @@ def _of_its_own(result: "SearchResult", node: int) -> str:
     text = b"".join(result.token_bytes[each] for each in ids).decode(errors="replace")
     if not text.strip():
         return "empty"
+    if result.config.reply == "think" and "think>" not in text and not _asks_for_thought(result):
+        return "no <think>"
     marco = "<Thought>" in text or "<Output>" in text
     if "</think>" not in text and ("<think>" in text or not marco):
         return "<think>"
     if "<Thought>" in text and "</Thought>" not in text and "<Output>" not in text:
         return "<Thought>"
     return "no answer"
+
+
+def _asks_for_thought(result: "SearchResult") -> bool:
+    """Whether the prompt ends by opening a thought."""
+    ending = (result.token_bytes[each] for each in result.prompt_token_ids[-16:])
+    return b"".join(ending).rstrip().endswith(b"<think>")
 
 
 def _rollout(result: "SearchResult", node: int) -> int:
@@ -187,6 +195,10 @@ def _in_thought(tag: str) -> Callable[["SearchResult", Room], str]:
     return cause
 
 
+def _no_think(result: "SearchResult", room: Room) -> str:
+    return "wrote no </think>, behind which --reply think looks for the answer: leave it out"
+
+
 def _empty(result: "SearchResult", room: Room) -> str:
     return "ended at once, without a word: ask in another way, or give a --system prompt"
 
@@ -205,6 +217,7 @@ CAUSES: dict[str, Callable[["SearchResult", Room], str]] = {
     "broken off": _broken_off,
     "<think>": _in_thought("<think>"),
     "<Thought>": _in_thought("<Thought>"),
+    "no <think>": _no_think,
     "empty": _empty,
     "no answer": _no_answer,
 }
