@@ -72,21 +72,20 @@ def why_unfinished(result: "SearchResult", room: Room) -> str:
 
 
 def path_ends(result: "SearchResult") -> list[str]:
-    """How each path ended that nothing follows: a key of CAUSES."""
+    """How each path ended that nothing follows, once per branch that wrote it: a key of CAUSES."""
     tree, config = result.tree, result.config
-    ends = []
+    ends: list[str] = []
     for node, below in enumerate(tree.children):
         if below or not tree.token_ids[node] or tree.finished[node]:
             continue
         end: str | None = tree.end[node]
         if end in ("eos", "reply"):
-            ends.append(_of_its_own(result, node))
-        elif end is not None:
-            ends.append(end)
-        elif _rollout(result, node) >= config.rollout_tokens:
-            ends.append("rollout")
-        else:
-            ends.append(result.stop_reason if result.stop_reason in BUDGETS else "broken off")
+            end = _of_its_own(result, node)
+        elif end is None and _rollout(result, node) >= config.rollout_tokens:
+            end = "rollout"
+        elif end is None:
+            end = result.stop_reason if result.stop_reason in BUDGETS else "broken off"
+        ends += [str(end)] * max(1, tree.ended[node])
     return ends
 
 

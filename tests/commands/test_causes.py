@@ -75,6 +75,13 @@ def test_several_causes_are_counted_the_most_frequent_first():
     assert second.startswith("1 of 3 paths filled the context")
 
 
+def test_branches_that_wrote_the_same_are_counted_as_the_figures_count_them():
+    search = result([([0], "eos")])
+    search.tree.virtual_visits[1] += 1
+    search.tree.backup(1, 0.5)
+    assert why_unfinished(search, ROOM).startswith("all 2 paths ended at once")
+
+
 def test_a_path_that_a_later_one_goes_on_from_is_not_counted():
     search = result([([2], None)], rollout_tokens=0)
     tree = search.tree
