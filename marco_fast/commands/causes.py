@@ -71,21 +71,20 @@ def why_unfinished(result: "SearchResult", room: Room) -> str:
 
 
 def path_ends(result: "SearchResult") -> list[str]:
-    """How each path ended that nothing follows: a key of CAUSES."""
+    """How each path ended that nothing follows, once per branch that wrote it: a key of CAUSES."""
     tree, config = result.tree, result.config
-    ends = []
+    ends: list[str] = []
     for node, below in enumerate(tree.children):
         if below or not tree.token_ids[node] or tree.finished[node]:
             continue
         end: str | None = tree.end[node]
         if end in ("eos", "reply"):
-            ends.append(_of_its_own(result, node))
-        elif end is not None:
-            ends.append(end)
-        elif _rollout(result, node) >= config.rollout_tokens:
-            ends.append("rollout")
-        else:
-            ends.append(result.stop_reason if result.stop_reason in BUDGETS else "broken off")
+            end = _of_its_own(result, node)
+        elif end is None and _rollout(result, node) >= config.rollout_tokens:
+            end = "rollout"
+        elif end is None:
+            end = result.stop_reason if result.stop_reason in BUDGETS else "broken off"
+        ends += [str(end)] * max(1, tree.ended[node])
     return ends
 
 
@@ -108,12 +107,20 @@ def _of_its_own(result: "SearchResult", node: int) -> str:
     text = b"".join(result.token_bytes[each] for each in ids).decode(errors="replace")
     if not text.strip():
         return "empty"
+    if result.config.reply == "think" and "think>" not in text and not _asks_for_thought(result):
+        return "no <think>"
     marco = "<Thought>" in text or "<Output>" in text
     if "</think>" not in text and ("<think>" in text or not marco):
         return "<think>"
     if "<Thought>" in text and "</Thought>" not in text and "<Output>" not in text:
         return "<Thought>"
     return "no answer"
+
+
+def _asks_for_thought(result: "SearchResult") -> bool:
+    """Whether the prompt ends by opening a thought."""
+    ending = (result.token_bytes[each] for each in result.prompt_token_ids[-16:])
+    return b"".join(ending).rstrip().endswith(b"<think>")
 
 
 def _rollout(result: "SearchResult", node: int) -> int:
@@ -186,6 +193,10 @@ def _in_thought(tag: str) -> Callable[["SearchResult", Room], str]:
     return cause
 
 
+def _no_think(result: "SearchResult", room: Room) -> str:
+    return "wrote no </think>, behind which --reply think looks for the answer: leave it out"
+
+
 def _empty(result: "SearchResult", room: Room) -> str:
     return "ended at once, without a word: ask in another way, or give a --system prompt"
 
@@ -204,6 +215,7 @@ CAUSES: dict[str, Callable[["SearchResult", Room], str]] = {
     "broken off": _broken_off,
     "<think>": _in_thought("<think>"),
     "<Thought>": _in_thought("<Thought>"),
+    "no <think>": _no_think,
     "empty": _empty,
     "no answer": _no_answer,
 }

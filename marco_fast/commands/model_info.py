@@ -33,11 +33,12 @@ def as_lines(name: str, seen: "Outlook") -> dict[str, str]:
     whole = seen.kv_tokens // seen.context
     holds = f"{whole:,} whole contexts" if whole > 1 else "one path as long as the context"
     quantised = f"int{seen.bits} " if seen.bits else ""
+    rounded = " with activations in int8" if seen.activations else ""
     lines = {
         "model": model,
         "architecture": f"{seen.architecture} ({seen.model_class}), {seen.layers} layers, "
         f"{_count(seen.parameters)} parameters",
-        "runs": f"{where} on {seen.device}, in {seen.dtype}: {quantised}weights of "
+        "runs": f"{where} on {seen.device}, in {seen.dtype}{rounded}: {quantised}weights of "
         f"{size(seen.weights_bytes)}",
         "context": f"{seen.context:,} tokens{_limited(seen)}",
         "KV cache": f"{seen.kv_tokens:,} tokens of {seen.kv_token_bytes:,} bytes "

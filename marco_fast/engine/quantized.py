@@ -12,6 +12,7 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedWeight",
+    "check_activations",
     "quantize",
     "quantizes",
     "round_activations",
@@ -58,22 +59,26 @@ class QuantizedEmbedding(torch.nn.Module):
         return self.weight.rows(ids).to(self.dtype)
 
 
+def check_activations(activations: str | None, quantised: bool) -> None:
+    """Raise ValueError unless activations is None, or "int8" for a model of quantised weights."""
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"expected activations to be None or 'int8', got {activations!r}")
+    if activations is not None and not quantised:
+        raise ValueError(
+            "expected quantised weights on a CPU for activations='int8' (a GGUF file of them, or "
+            "dtype='int8' or 'int4'), got a model without"
+        )
+
+
 def round_activations(model: Any, activations: str | None) -> None:
     """Sets how a model's quantised matrices are multiplied; as Engine.from_pretrained says.
 
     Raises:
         ValueError: activations is neither None nor "int8", or the model has no such matrix.
     """
-    if activations not in ACTIVATIONS:
-        raise ValueError(f"expected activations to be None or 'int8', got {activations!r}")
-    if activations is None:
-        return
-    if not (linears := _linears(model)):
-        raise ValueError(
-            "expected quantised weights on a CPU for activations='int8' (a GGUF file of them, or "
-            "dtype='int8' or 'int4'), got a model without"
-        )
-    for each in linears:
+    linears = _linears(model)
+    check_activations(activations, bool(linears))
+    for each in linears if activations else ():
         each.weight = each.weight.with_int8_rows()
 
 

@@ -1,7 +1,8 @@
 """Finals: the part of an answer that votes, agreement and grading compare.
 
 `final_of` takes the last \\boxed{...}; else what follows the last "the answer is", "answer:",
-答案是 or ####; else, where the question asks for a number, the last number; else the whole text.
+答案是 or ####; else, where the question asks for a number, the last number; else the whole text. Of
+an answer that has a part inside <answer> it reads that part alone.
 Two answers that say the same have equal finals, so that a final is a key.
 
 - Numbers: 1,234 is 1234.0, 0.5 is 1/2 and \\frac{1}{2}, two million is 2000000. Nothing is rounded.
@@ -74,6 +75,9 @@ _CUE = re.compile(
     r"|答案\s*(?:应该|应当|应|就)?\s*(?:是|为|等于|:)|(?:^|(?<=[\s。,;]))答\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
+_TAGGED = re.compile(
+    r"<(answer|final_answer|output|result)>((?:(?!<\1>).)*?)</\1>", re.IGNORECASE | re.DOTALL
+)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)\s*\Z")
 _CORRECTION = re.compile(
     r"\b(?:wait|actually|correction|on second thoughts?|let me re\w+|sorry"
@@ -99,6 +103,8 @@ LONGEST_BOX = 500
 
 def explicit(answer: str) -> tuple[str, bool]:
     """(the plain text that holds the final, whether the answer itself points to it)."""
+    told = [found[2] for found in _TAGGED.finditer(answer[-PROSE:]) if found[2].strip()]
+    answer = told[-1] if told else answer
     box = _last_box(answer)
     if box is not None:
         text, rest = plain(box[0]), plain(answer[box[1] :])
@@ -107,7 +113,7 @@ def explicit(answer: str) -> tuple[str, bool]:
         whole = plain(answer)
         text, rest = (plain(hashes[1]), "") if hashes else _behind_cue(whole)
         if not text:
-            return whole, False
+            return whole, bool(told) and len(sentences(whole)) == 1
     wrong = _CORRECTION.search(rest)
     if wrong and not _CONFIRMED.search(rest, wrong.start()) and re.search(r"\w", rest):
         return rest[wrong.start() :], False

@@ -24,9 +24,9 @@ def result(paths, stop_reason="expansions", prompt=(1, 2, 3), **options) -> Sear
         tree.backup(node, 0.5)
     stats = SearchStats(len(paths), 0, 0, len(paths), 1.0, 40, 5.0, 8.0, 9, 9)
     return SearchResult(
-        question="q", messages=[], answer="", thought="", final="", finished=False, confidence=0.5,
-        support=0.0, answers=[], tree=tree, path_answers={}, answer_node=0, stats=stats,
-        stop_reason=stop_reason, model="m", prompt_token_ids=list(prompt),
+        question="q", messages=[], answer="", thought="", reply="plain", final="", ends=[],
+        finished=False, confidence=0.5, support=0.0, answers=[], tree=tree, path_answers={},
+        answer_node=0, stats=stats, stop_reason=stop_reason, model="m", prompt_token_ids=[*prompt],
         config=SearchConfig(**options), token_bytes=[each.encode() for each in WORDS],
     )  # fmt: skip
 
@@ -41,6 +41,9 @@ SAID = {
                    "--rollout-tokens 0: give more, or leave it out"),
     "think": ([([1, 2, 0], "eos")], {}, "ended inside <think>, before an answer: try"),
     "prompt's think": ([([2, 0], "eos")], {}, "ended inside <think>, before an answer"),
+    "no think": ([([2, 0], "eos")], {"reply": "think"}, "wrote no </think>, behind which --reply"),
+    "asked to think": ([([2, 0], "eos")], {"reply": "think", "prompt": (2, 1)},
+                       "ended inside <think>, before an answer"),
     "thought": ([([4, 2, 0], "eos")], {}, "ended inside <Thought>, before an answer"),
     "empty": ([([0], "eos")], {}, "ended at once, without a word: ask in another way"),
     "no answer": ([([1, 2, 3, 0], "eos")], {}, "ended with nothing where the answer stands"),
@@ -70,6 +73,13 @@ def test_several_causes_are_counted_the_most_frequent_first():
     first, second = said.split("; ")
     assert first.startswith("2 of 3 paths went in circles")
     assert second.startswith("1 of 3 paths filled the context")
+
+
+def test_branches_that_wrote_the_same_are_counted_as_the_figures_count_them():
+    search = result([([0], "eos")])
+    search.tree.virtual_visits[1] += 1
+    search.tree.backup(1, 0.5)
+    assert why_unfinished(search, ROOM).startswith("all 2 paths ended at once")
 
 
 def test_a_path_that_a_later_one_goes_on_from_is_not_counted():

@@ -55,6 +55,17 @@ def test_a_model_is_described_without_its_weights(folders, capfd, monkeypatch):
         assert re.search(words, said), words
 
 
+def test_rounded_activations_are_told_of_where_the_engine_takes_them(folders, capfd):
+    model = ["info", "--model", str(folders["llama3"]), "--activations", "int8"]
+    assert main([*model, "--dtype", "int8"]) == 0
+    assert "in float32 with activations in int8: int8 weights" in capfd.readouterr().out
+    assert main(model) == 2
+    said = capfd.readouterr().err
+    with pytest.raises(ValueError, match="expected quantised weights") as refused:
+        Engine.from_pretrained(folders["llama3"], activations="int8", kv_tokens=64)
+    assert str(refused.value) in said
+
+
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_quantised_weights_are_smaller(folders, bits):
     whole, small = outlook(folders["llama3"]), outlook(folders["llama3"], dtype=bits)

@@ -25,7 +25,7 @@ from marco_fast.engine.loading.quantize import HEAD_BITS, check_quantized
 from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
 from marco_fast.engine.loading.weights import stored_dtypes
 from marco_fast.engine.native_runner import FLOATS, KNOWN
-from marco_fast.engine.quantized import quantize, quantizes
+from marco_fast.engine.quantized import check_activations, quantize, quantizes
 from marco_fast.ops.backends import built
 
 __all__ = ["Outlook", "outlook"]
@@ -39,7 +39,8 @@ class Outlook(NamedTuple):
         architecture: as the configuration names it. model_class: of transformers.
         parameters, layers: how many. stored: tensors of each number format in the files.
         device, dtype: where, and in what, it is computed. bits: that weights are quantised to at
-            loading, or 0. weights_bytes: of the weights then.
+            loading, or 0. activations: "int8" where these are rounded, or None.
+        weights_bytes: of the weights then.
         runner: "C++" or "transformers".
         context: tokens of the longest path; limit: of the model's own, and limit_cause.
         kv_token_bytes: KV of one token. kv_tokens: what the cache would hold.
@@ -57,6 +58,7 @@ class Outlook(NamedTuple):
     device: str
     dtype: str
     bits: int
+    activations: str | None
     weights_bytes: int
     runner: str
     context: int
@@ -80,6 +82,7 @@ def outlook(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    activations: str | None = None,
     max_branches: int = 64,
     context: int | None = None,
     kv_tokens: int | None = None,
@@ -93,6 +96,7 @@ def outlook(
     """
     target = device_of(device)
     seen, bits = _seen(path, target, dtype)
+    check_activations(activations, seen.quantised)
     model, config = seen.model, seen.model.config
     check_tokenizer(seen.tokenizer, model, str(path))
     token_bytes = _kv_token_bytes(config, seen.dtype)
@@ -103,7 +107,7 @@ def outlook(
         kv_tokens = max(16, min(max_branches * longest, affordable))
     # fmt: off
     return Outlook(
-        **_of_files(seen), device=str(target), bits=bits,
+        **_of_files(seen), device=str(target), bits=bits, activations=activations,
         runner="C++" if _in_cpp(model, target, seen.dtype) else "transformers",
         context=longest if context else min(longest, kv_tokens),
         limit=limit.tokens, limit_cause=limit.cause,
@@ -137,7 +141,7 @@ def _of_files(seen: "_Seen") -> dict[str, Any]:
 
 
 class _Seen(NamedTuple):
-    """What the files say; the model has no weights."""
+    """What the files say; the model has no weights. `quantised`: some are of 8 bits or fewer."""
 
     kind: str
     model: Any
@@ -146,6 +150,7 @@ class _Seen(NamedTuple):
     weights_bytes: int
     file_bytes: int
     stored: list[str]
+    quantised: bool = False
 
 
 def _seen(path: Any, device: torch.device, dtype: Any) -> tuple[_Seen, int]:
@@ -204,6 +209,7 @@ def _look_at_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) ->
         weights_bytes=sum(sizes),
         file_bytes=sum(each.stat().st_size for each in {each.path for each in tensors}),
         stored=[each.kind for each in tensors],
+        quantised=stay and any(each.quantized for each in tensors),
     )
 
 
@@ -214,7 +220,7 @@ def _quantized(seen: _Seen, bits: int) -> _Seen:
     for name, each in seen.model.named_parameters():
         one = bits if "layers." in name else HEAD_BITS
         size += each.numel() * (bytes_of(one) if each.dim() == 2 else torch.float32.itemsize)
-    return seen._replace(dtype=torch.float32, weights_bytes=int(size))
+    return seen._replace(dtype=torch.float32, weights_bytes=int(size), quantised=True)
 
 
 def bytes_of(bits: int) -> float:

@@ -44,9 +44,13 @@ _RATE = re.compile(
     r"\s?(?:\w+ )?(?:per|each|every|an?)\b(?! total| half)|\s?[a-z]*/[a-z]", re.IGNORECASE
 )
 _SO = re.compile(r"\b(?:so|therefore|thus|hence|leaving)\b|所以|因此", re.IGNORECASE)
-_MORE = re.compile(r" (?:\w+ )?(?:more|less|fewer|times|older|younger) ", re.IGNORECASE)
+_MORE = re.compile(r" (?:\w+ )?(?:more|less|fewer|times|older|younger|cheaper) ", re.IGNORECASE)
+_MORE_IN_CHINESE = re.compile(r"(?:比[^,。;比]{0,12}[多少贵大小高低长短重轻]|便宜|节省|省)了?\s*$")
 _REASON = re.compile(r"[,;(](?!\d)|\b(?:which|because|since|as)\b|因为", re.IGNORECASE)
 _SUM = re.compile(r"\s*[\d.]+(?:\s*[-+*]\s*|\s+/\s+)[\d.]")
+# What a sentence may end with: 2x + 6, where 6 is not the answer.
+_FORMULA = re.compile(r"(?<![\w.])(?:[-+\d.√π^()/*\s]|(?<![a-zA-Z])[a-z](?![a-zA-Z]))+$")
+_TIMES = re.compile(r"\d\s?x\s?\d|\d\s[a-mo-w]")  # or a unit
 _TOKEN = re.compile(r"(?<!\w)[-\d.√π^()/*]{0,30}(?:[√π]|\d\^\d)[-\d√π^()/*]{0,30}")
 
 
@@ -55,6 +59,9 @@ def number_of(text: str, pointed: bool, asked: Asked) -> str:
     if is_symbolic(text) and "=" not in text and (pointed or " " not in text):
         return expression(text)
     for part in likely(text, pointed):
+        formula = _FORMULA.search(part.rstrip(" .。!"))
+        if formula and is_symbolic(formula[0]) and not _TIMES.search(formula[0]):
+            return expression(formula[0])
         part = words_to_digits(part, asked.noun)
         found = numbers(part)
         if found:
@@ -68,9 +75,15 @@ def number_of(text: str, pointed: bool, asked: Asked) -> str:
 
 def _pick(part: str, found: list[Number], pointed: bool, asked: Asked) -> str:
     """The number among a sentence's that answers."""
-    left, first = _left(part, found, pointed)
+    rates = [each for each in found if asked.rate and re.match(asked.rate, part[each.end :], re.I)]
+    left, first = (rates, False) if rates else _left(part, found, pointed)
     if not asked.compares:
-        left = [each for each in left if not _MORE.match(part, each.end)] or left
+        left = [
+            each
+            for each in left
+            if not _MORE.match(part, each.end)
+            and not _MORE_IN_CHINESE.search(part[max(0, each.begin - 20) : each.begin])
+        ] or left
     fitting = [each for each in left if _fits(part, each, asked)] or left
     chosen = fitting[0 if first or pointed else -1]
     for token in _TOKEN.finditer(part):
@@ -136,6 +149,8 @@ def several_of(text: str, pointed: bool, asked: Asked) -> str:
     for part in likely(text, pointed):
         if _NONE.search(part) and re.search("contradict|conflict|矛盾", part):
             return "none"
+        behind = part[max((each.end() for each in _SO.finditer(part)), default=0) :]
+        part = behind if numbers(behind) else part
         found = numbers(part)
         labelled = [n for run in _LABELLED.findall(part) for n in numbers(run)]
         if found:

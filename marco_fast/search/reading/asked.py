@@ -8,7 +8,7 @@ from marco_fast.search.reading.plain import normal_text, plain, sentences
 
 __all__ = ["Asked", "asked_of"]
 
-_MANY = re.compile(r"how many|how often|多少|(?<!哪)几(?![乎何])", re.IGNORECASE)
+_MANY = re.compile(r"how many|how often|多少|(?<![哪期周])几(?![乎何])", re.IGNORECASE)
 _QUANTITIES = (
     "sum|product|difference|quotient|total|numbers? of|count|area|perimeter|volume|average|mean"
     "|median|value|price|costs?|angle|length|width|height|distance|age|probability|percent(?:age)?"
@@ -17,11 +17,11 @@ _QUANTITIES = (
 )
 _NUMBER = re.compile(
     r"how (?:many|much|often|long|far|old|tall|large|big|high|wide|deep|fast|heavy|hot|cold)\b"
-    r"|\b(?:count|calculate|compute|evaluate|simplify|add|subtract|multiply|divide)\b"
+    r"|\b(?:count|calculate|compute|evaluate|simplify|expand|factor(?:i[sz]e)?|add|subtract|multiply|divide)\b"
     r"|\b(?:what|find|determine|give|which|work out|tell me)\b[^.?!\n]{0,60}?"
     rf"\b(?:{_QUANTITIES})\b"
     r"|what(?:'s| is| are) [-(]?\d|\d\s?[-+*/^]\s?\d+\s?(?:=|\?|$)"
-    r"|多少|(?<!哪)几(?![乎何])|多[大长远高重久]|[请试]?求|计算|等于|数一数|数出|面积|周长|第.个角",
+    r"|多少|(?<![哪期周])几(?![乎何])|多[大长远高重久]|[请试]?求|计算|等于|数一数|数出|面积|周长|第.个角",
     re.IGNORECASE | re.MULTILINE,
 )
 _PERCENT = re.compile(r"percent|per cent|\d\s?%\?|what %|百分", re.IGNORECASE)
@@ -42,12 +42,17 @@ _YES_NO = re.compile(
     r"|yes or no|true or false|吗|是否|是不是|有没有|对不对|能不能",
     re.IGNORECASE,
 )
+_WHAT_IS_IT = re.compile(
+    r"\bwhat (?:is|was|will) (?:it|this|that)(?: be)?(?: now| then| today| in the end)?\W*$", re.I
+)
 _LENGTH = r"(?:[ckm]?m|met|kilomet|centimet|miles?|feet|foot|ft|inch|yards?)"
 _UNITS = dict.fromkeys(("far", "tall", "high", "wide", "deep"), _LENGTH + r"(?![a-z]*/)")
 _UNITS |= {
     "old": r"(?:years?|months?|weeks?|days?)\b(?! older| younger| ago)",
     "heavy": "(?:k?g|gram|kilo|pound|lb|ton)",
 }
+_RATE = re.compile(r"\b(?:per|each|every|an?) (second|minute|hour|day|week|month|year)\b", re.I)
+_SPEED = re.compile(r"\b(?:speed|how fast|unit (?:rate|price))\b|速度", re.IGNORECASE)
 _ASKING = re.compile(
     r"\b(?:who|whose|whom|which|what|where|when|name|find|tell|identify)\b|谁|哪|什么|找出|说出",
     re.IGNORECASE,
@@ -70,6 +75,7 @@ class Asked:
         options: the options of a choice, by their letter.
         unit: a pattern of the units that fit "how far" and "how old"; "" for others.
         compares: whether it asks how many more.
+        rate: a pattern of "per day", where it asks for so much a day; "" for others.
         clause: the words that ask, for texts. alternatives: "A or B", where a text asks for one.
     """
 
@@ -81,6 +87,7 @@ class Asked:
     options: dict[str, str] = field(default_factory=dict)
     unit: str = ""
     compares: bool = False
+    rate: str = ""
     clause: str = ""
     alternatives: tuple[str, ...] = ()
 
@@ -104,18 +111,34 @@ def asked_of(question: str) -> Asked:
         return Asked("several", ordered=ordered, clause=_clause(last))
     if _YES_NO.search(last) and not _NUMBER.search(last):
         return Asked("yes", clause=last)
-    if _NUMBER.search(last) and not re.search(r"\b(?:who|whose|where|why|when)\b|谁", last, re.I):
+    it = _WHAT_IS_IT.search(last) and re.search(r"\d", text)
+    if (it or _NUMBER.search(last)) and not re.search(
+        r"\b(?:who|whose|where|why|when)\b|谁", last, re.I
+    ):
         money = bool(re.search(r"how much|[$€£¥]|dollar|cost|price|元", last, re.IGNORECASE))
         percent = bool(_PERCENT.search(last))
         far = re.search(r"how (far|tall|high|wide|deep|old|heavy)\b", last, re.IGNORECASE)
-        compares = bool(re.search(r"\b(?:more|less|fewer|difference|times)\b", last, re.I))
+        compares = bool(
+            re.search(r"\b(?:more|less|fewer|difference|times)\b|便宜|比|省", last, re.I)
+        )
         unit = _UNITS[far[1].lower()] if far else ""
-        return Asked("number", _noun(last), percent, money, ordered, unit=unit, compares=compares)
+        return Asked(
+            "number", _noun(last), percent, money, ordered, unit=unit, compares=compares,
+            rate=_rate(last),
+        )  # fmt: skip
     clause = _clause(last)
     either = re.search(r"(?:^|, )([^,?]{1,60}) or ([^,?]{1,60})(?:\?|$)", clause)
     return Asked(
         "text", ordered=ordered, clause=clause, alternatives=either.groups() if either else ()
     )
+
+
+def _rate(sentence: str) -> str:
+    """A pattern of what stands behind a number that says how much a day; "" where none is asked."""
+    per = _RATE.search(sentence)
+    if per:
+        return rf"(?: \w+)?(?: ?/| (?:per|each|every|an?)) ?{per[1].lower()}\b"
+    return r" ?[a-z]*(?: ?/ ?| per )[a-z]" if _SPEED.search(sentence) else ""
 
 
 def _options(text: str, found: list[re.Match[str]]) -> dict[str, str]:

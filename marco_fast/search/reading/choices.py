@@ -3,7 +3,7 @@
 import re
 
 from marco_fast.search.reading.asked import Asked
-from marco_fast.search.reading.common import UNKNOWN, join, likely, said
+from marco_fast.search.reading.common import BECAUSE, UNKNOWN, join, likely, said
 from marco_fast.search.reading.plain import normal_text
 
 __all__ = ["choice_of", "yes_of"]
@@ -31,11 +31,15 @@ def yes_of(text: str, pointed: bool, asked: Asked) -> str:
 
 def _echo(sentence: str, clause: str) -> str:
     """ "yes" for a sentence that says again what was asked, "no" for its negation, else ""."""
+    sentence = BECAUSE.split(sentence)[0]
     if clause.isascii():
         if sentence.casefold().split()[:1] == clause.casefold().split()[:1]:
             return ""  # the question itself
         told, asked = _words(sentence) - _FILLERS, _words(clause) - _FILLERS
-        return {(): "yes", ("not",): "no"}.get(tuple(told - asked), "") if asked <= told else ""
+        again = asked <= told
+        if told & _PRONOUNS and len(told & asked) > 1:  # one word for all of the subject
+            told, again = told - _PRONOUNS, clause.casefold().split()[0] in told
+        return {(): "yes", ("not",): "no"}.get(tuple(told - asked), "") if again else ""
     asked_text = re.sub(r"[\s吗?。,]", "", clause)
     told_text = re.sub(r"[\s。,]|^(?:所以|因此)", "", sentence)
     if told_text.replace("不是", "是") != asked_text.replace("是不是", "是"):
@@ -43,18 +47,21 @@ def _echo(sentence: str, clause: str) -> str:
     return "no" if "不是" in told_text else "yes"
 
 
+_PRONOUNS = {"it", "he", "she", "they", "this", "that"}
 _FILLERS = {"so", "thus", "therefore", "hence", "a", "an", "the", "also"}
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"[\w']+", text.casefold().replace("n't", " not")))
+    return set(
+        re.findall(r"[\w']+", text.casefold().replace("n't", " not").replace("cannot", "can not"))
+    )
 
 
 _LETTER = re.compile(r"\(?([A-Ja-j])(?:\)|(?![\w'&]))")
 _BEHIND_LETTER = re.compile(r"[.):、]|\s*$|\s*(?:,|and|or|&|和|或)\s*\(?[A-J]\b")
 _ONE_MORE = re.compile(r"\s*(?:,|and|or|&|和|或)\s*\(?([A-J])\b")
 _CHOSEN = re.compile(
-    r"\b(?:options?|choices?|select|choose|pick)\s*\(?([A-J])\b|\(([A-J])\)|选项?\s*([A-J])"
+    r"\b(?i:options?|choices?|select|choose|pick)\s*\(?([A-J])\b|\(([A-J])\)|选项?\s*([A-J])"
     r"|\b(?:so|therefore|thus),? \(?([B-J])\b"
 )
 _PAIR = re.compile(r"\(([A-J])\)\s*(?:and|or|&|和|或)\s*\(([A-J])\)")

@@ -5,7 +5,8 @@ import re
 from marco_fast.search.reading.plain import PROSE, normal_text, sentences
 
 __all__ = [
-    "MEANINGS", "SHORT", "UNIT", "UNKNOWN", "expression", "is_symbolic", "join", "likely", "said",
+    "BECAUSE", "MEANINGS", "SHORT", "UNIT", "UNKNOWN", "expression", "is_symbolic", "join",
+    "likely", "said",
 ]  # fmt: skip
 
 _SAID = {
@@ -26,12 +27,19 @@ UNKNOWN = re.compile(
     r"|不知道|无法(?:确定|判断|得知)|不能(?:确定|判断)|不确定|未知",
     re.IGNORECASE,
 )
-_EXPRESSION = re.compile(r"[√π]|\d\s?[xyzn]\b(?!\s*=)|\d\s?\^")
+_EXPRESSION = re.compile(
+    r"[√π]|\d\s?[xyzn]\b(?!\s*=)|\d\s?\^"
+    r"|\b[xyzn]\s?[-+*/^]\s?\d|\d[a-z]\s?[-+]\s?\d|\b[a-z]\s?[-+]\s?\d?[a-z]\b|\d\s?[-+*/]\s?[xyzn]\b(?!\s*=)"
+)
 UNIT = (
     r"(?:[ckm]?m|k?g|mg|m?l|s|h|in|ft|miles?|(?:kilo|centi)?met(?:er|re)s?|(?:kilo)?grams?"
     r"|pounds?|lit(?:er|re)s?|seconds?|minutes?|hours?|days?|weeks?|months?|years?(?: old)?"
     r"|degrees?|dollars?|euros?|cents?|yuan|usd|eur|inches|feet"
     r"|[个元块米克升秒天岁度]|美元|厘米|千米|公里|千克|公斤|分钟|小时|平方米|平方厘米)(?:\^[23])?"
+)
+BECAUSE = re.compile(
+    r",? (?:because|since|as it|as the|which|so that)\b|[,;] (?:not|and not) | \(|因为",
+    re.IGNORECASE,
 )
 _CLOSING = re.compile(
     r"^(?:i hope|hope|let me know|feel free|if you|would you|do you|please|note|check|checking"

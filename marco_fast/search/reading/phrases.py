@@ -1,24 +1,29 @@
 """Answers in words: a name or a phrase, and the sentences that say it."""
 
 import re
+from functools import partial
 
 from marco_fast.search.reading.asked import Asked
-from marco_fast.search.reading.common import MEANINGS, SHORT, UNIT, UNKNOWN, likely, said
+from marco_fast.search.reading.common import BECAUSE, MEANINGS, SHORT, UNIT, UNKNOWN, likely, said
 from marco_fast.search.reading.common import join as joined
 from marco_fast.search.reading.plain import normal_text, numbers
 
 __all__ = ["items", "words_of"]
 
 _UNIT = re.compile(rf"\s?(?:{UNIT})", re.IGNORECASE)
-_BECAUSE = re.compile(
-    r",? (?:because|since|as it|as the|which|so that)\b|[,;] (?:not|and not) | \(|因为",
-    re.IGNORECASE,
-)
 _VERB = re.compile(r"^(.*?)\b(?:is|are|was|were|be|has|lives|equals)\b(.*)$")
 _FILLERS = set("the a an it its is are was were that so therefore thus hence then".split())
 _FILLERS |= set("one of today now he she they".split())
 _BEHIND = re.compile(r"\b(?:in|of|on|among|at|from|than|for|to|by)\b.*$")
 _APPOSITION = re.compile(r"^([^,]+), (?:the|an?|who) [^,]+$")
+_WHEN = re.compile(
+    r",? (?:in|around|about|during|between) (?:the )?(?:early|late|mid)?[ -]?"
+    r"(?:\d{1,2}(?:st|nd|rd|th)|\d{3,4}s?|\w+teenth|twentieth)\b.*$"
+)
+_DAY = re.compile(
+    r"(?:on )?(?:an? )?((?:mon|tues|wednes|thurs|fri|satur|sun)day"
+    r"|january|february|march|april|may|june|july|august|september|october|november|december)"
+)
 _SO = re.compile(r"^(?:(?:so|therefore|thus|hence|then)\b,? ?|(?:所以|因此|那么)[,，]?)")
 
 
@@ -30,7 +35,7 @@ def words_of(text: str, pointed: bool, asked: Asked) -> str:
     if len(parts) > 1:
         told = next(filter(None, (_added(each, asked) for each in parts)), None)
         return items(told, asked.ordered) if told else whole
-    part = _BECAUSE.split(parts[0])[0] if pointed else parts[0]
+    part = BECAUSE.split(parts[0])[0] if pointed else parts[0]
     return items(_added(part, asked) or said(_without_apposition(part)), asked.ordered)
 
 
@@ -68,14 +73,18 @@ def _added(sentence: str, asked: Asked) -> str:
     verb = _VERB.match(text)
     if not verb:
         return ""
-    left, right = verb[1].strip(" ,"), verb[2].strip(" ,")
+    left, right = (BECAUSE.split(each)[0].strip(" ,") for each in verb.groups())
+    if not clause.startswith("when"):
+        right = _WHEN.sub("", right)
+    if re.match(r"(?:what|which) (?:day|month)\b", clause) and (day := _DAY.fullmatch(right)):
+        return day[1]
     choices = [normal_text(each) for each in asked.alternatives]
     for each in choices:
         if left == each and _words(right) & (_words(clause) - _FILLERS - _words(" ".join(choices))):
             return said(each)
     if right and _words(_BEHIND.sub("", left)) <= known:
-        if clause.startswith("where"):
-            right = re.sub(r"^(?:in|at|on|from|to) ", "", right)
+        if clause.startswith(("where", "when")):
+            right = re.sub(r"^(\w+ )?(?:in|at|on|from|to) ", partial(_place, known), right)
         head, comma, tail = _without_apposition(right).rpartition(", ")
         return said(
             re.sub(
@@ -86,13 +95,18 @@ def _added(sentence: str, asked: Asked) -> str:
     return said(left) if left and said_again <= known and said_again - _FILLERS else ""
 
 
+def _place(known: set[str], found: re.Match[str]) -> str:
+    """Nothing in place of "located in", if the question asks so; else what is there."""
+    return "" if not found[1] or found[1].strip() in known else found[0]
+
+
 def _words(text: str) -> set[str]:
     return set(re.findall(r"[\w']+", text))
 
 
 def _added_in_chinese(sentence: str, clause: str) -> str:
     """The same for Chinese, whose words are not told apart."""
-    rest = set(clause) | set("的是了那个人一位它他她们这")
+    rest = set(clause) | set("的是了那个人一位它他她们这作者")
     left, verb, right = sentence.partition("是")
     if verb and right and set(left) <= rest:
         return right

@@ -32,7 +32,8 @@ _LATEX = [
         (r"\\sqrt\s*" + _BRACED, r"√(\1)"),
         (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|emph|operatorname)\s*"
          + _BRACED, r" \1 "),
-        (r"\^?\s*\{?\s*\\(?:circ|degree)\b\s*\}?", " degrees "),
+        (r"\^?\s*\{?\s*\\(?:circ|degree)\b\s*\}?(?! *\$)", " degrees "),
+        (r"\^?\s*\{?\s*\\(?:circ|degree)\b\s*\}?", " degrees"),
         (r"\^" + _BRACED, r"^\1"),
         (r"\\(?:left|right|displaystyle|dfrac)\b|\\[,;:!]|\\q?quad\b|\\[()\[\]]|\\\\", " "),
         (r"\\(?:times|cdot)\b", "*"), (r"\\div\b", "/"), (r"\\pi\b", "π"), (r"\\sqrt\b", "√"),

@@ -24,6 +24,10 @@ _HAN_RUN = re.compile("[零〇一二三四五六七八九十百千两]+")
 
 
 _PART = re.compile("([零〇一二三四五六七八九十两]+)分之([零〇一二三四五六七八九十两]+)")
+_SHARES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
+_SHARES |= {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "twelfth": 12, "twentieth": 20}
+_SHARE = re.compile(rf"\b({'|'.join(_WORDS)})[\s-]({'|'.join(_SHARES)})s?\b", re.IGNORECASE)
+_BELOW = re.compile(r"(?<![-\d.])(\d[\d.]*(?: degrees?)?(?: \w+)?) below zero\b", re.IGNORECASE)
 _MINUS = re.compile(r"(?<!\d )\b(?:negative|minus) (?=\d)|(?:零下|负)(?=\d)", re.IGNORECASE)
 _HALF = re.compile(r"(\d) and a half\b", re.IGNORECASE)
 
@@ -39,12 +43,18 @@ def words_to_digits(text: str, noun: str) -> str:
     digits = any(sign.isdigit() for sign in text)
     if not digits:
         text = _ONCE.sub(lambda found: _TIMES[found[0].lower()], text)
+        text = _SHARE.sub(_fraction, text)
     text = _RUN.sub(lambda found: _english(found, text, noun, digits), text)
     text = _HALF.sub(r"\1.5", text)
     if not text.isascii():
         text = _PART.sub(lambda found: f"{_value(found[2])}/{_value(found[1])}", text)
         text = _HAN_RUN.sub(lambda found: _chinese(found, text, noun), text)
-    return _MINUS.sub("-", text)
+    return _MINUS.sub("-", _BELOW.sub(r"-\1", text))
+
+
+def _fraction(found: re.Match[str]) -> str:
+    """Five eighths as 5/8."""
+    return f"{_WORDS[found[1].lower()]}/{_SHARES[found[2].lower()]}"
 
 
 def _english(found: re.Match[str], text: str, noun: str, digits: bool) -> str:
