@@ -4,7 +4,7 @@
 files are held exactly; marco_fast.ops.quantize makes such weights from floats.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -126,6 +126,32 @@ class PackedWeight:
         )  # fmt: skip
         fields = (weight.scale, weight.offset, weight.mult, weight.offset_mult)
         return cls([words, *map(_in_panels, fields)], bits, weight.zero, (out, inputs))
+
+    @classmethod
+    def of_pieces(cls, pieces: Iterable[QuantizedWeight], outputs: int) -> "PackedWeight":
+        """As `of`, from some rows at a time, so that never all codes are in memory.
+
+        Args:
+            pieces: all rows in their order; each but the last one has a multiple of 32.
+            outputs: how many rows there are.
+        """
+        made: list[torch.Tensor | None] = []
+        packed, panel = None, 0
+        for piece in pieces:
+            packed = cls.of(piece)
+            if len(packed) == outputs:
+                return packed
+            made = made or [
+                None if part is None else part.new_empty(-(-outputs // PANEL), *part.shape[1:])
+                for part in packed.parts
+            ]
+            end = panel + len(packed.parts[0])
+            for whole, part in zip(made, packed.parts, strict=True):
+                if whole is not None:
+                    whole[panel:end] = part
+            panel = end
+        assert packed is not None
+        return packed.like(made, outputs)
 
     def joins(self, other: "PackedWeight") -> bool:
         """Whether panels of both can be panels of one matrix."""

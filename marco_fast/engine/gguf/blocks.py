@@ -53,14 +53,17 @@ def _half(raw: torch.Tensor, at: int) -> torch.Tensor:
     return raw[:, at : at + 2].contiguous().view(torch.float16)
 
 
+def _bits(packed: torch.Tensor, width: int) -> torch.Tensor:
+    """[..., n] bytes to [..., 8 / width, n]: the lowest bits of all bytes first; n in eights."""
+    words = packed.clone(memory_format=torch.contiguous_format).view(torch.int64)  # 8 at a time
+    made = torch.stack([words >> at for at in range(0, 8, width)], -2)
+    made &= int.from_bytes(bytes([(1 << width) - 1] * 8), "little")
+    return made.view(torch.uint8)
+
+
 def _nibbles(packed: torch.Tensor) -> torch.Tensor:
     """[..., n] bytes to [..., 2, n]: all low halves, then all high ones."""
-    return torch.stack([packed & 15, packed >> 4], -2)
-
-
-def _bits(packed: torch.Tensor, width: int) -> torch.Tensor:
-    """[..., n] bytes to [..., 8 / width, n]: the lowest bits of all bytes first."""
-    return torch.stack([packed >> at & (1 << width) - 1 for at in range(0, 8, width)], -2)
+    return _bits(packed, 4)
 
 
 def _q4_0(raw: torch.Tensor) -> Parts:
@@ -71,9 +74,14 @@ def _q4_1(raw: torch.Tensor) -> Parts:
     return Parts(_nibbles(raw[:, 4:]).flatten(1), _half(raw, 0), _half(raw, 2))
 
 
+# The eight bits of a byte as the fifth bits of eight codes, a byte each.
+_BYTES = torch.arange(256, device="cpu")
+EIGHT_FIFTHS = torch.stack([(_BYTES >> i & 1) << 8 * i + 4 for i in range(8)]).sum(0)
+
+
 def _fifth_bits(raw: torch.Tensor, at: int) -> torch.Tensor:
     """Of 32 codes, from four bytes; already in their place."""
-    return _bits(raw[:, at : at + 4], 1).transpose(1, 2).flatten(1) << 4
+    return EIGHT_FIFTHS[raw[:, at : at + 4].long()].view(torch.uint8)
 
 
 def _q5_0(raw: torch.Tensor) -> Parts:

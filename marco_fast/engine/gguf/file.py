@@ -1,5 +1,6 @@
 """A GGUF file's fields and tensors, once its header was read."""
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from marco_fast.engine.quantized import QuantizedWeight
 from marco_fast.errors import ModelError
 
 __all__ = ["GgufFile", "GgufTensor", "told"]
+
+PIECE = 1 << 22  # numbers that are decoded at a time: those of a large vocabulary are a gigabyte
+WHOLE_ROWS = 32  # of which a piece has a multiple: outputs that are packed together
 
 
 class GgufTensor(NamedTuple):
@@ -41,10 +45,21 @@ class GgufTensor(NamedTuple):
 
     def read(self) -> torch.Tensor | QuantizedWeight:
         """What it holds, from the file: plain numbers of their own dtype, or codes and scales."""
-        raw = np.fromfile(self.path, np.uint8, self.size, offset=self.begin)
-        if len(raw) < self.size:
+        return self._rows(0, self.shape[0])
+
+    def pieces(self) -> Iterator[torch.Tensor | QuantizedWeight]:
+        """As `read`, some rows at a time."""
+        outputs = self.shape[0]
+        count = PIECE // prod(self.shape[1:]) // WHOLE_ROWS * WHOLE_ROWS or WHOLE_ROWS
+        for first in range(0, outputs, count):
+            yield self._rows(first, min(count, outputs - first))
+
+    def _rows(self, first: int, count: int) -> torch.Tensor | QuantizedWeight:
+        row = self.size // self.shape[0]
+        raw = np.fromfile(self.path, np.uint8, count * row, offset=self.begin + first * row)
+        if len(raw) < count * row:
             raise ModelError(f"expected {str(self.path)!r} to stay as it was, got a shorter file")
-        return decode(self.kind, torch.from_numpy(raw), self.shape)
+        return decode(self.kind, torch.from_numpy(raw), (count, *self.shape[1:]))
 
 
 class GgufFile(NamedTuple):

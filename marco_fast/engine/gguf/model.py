@@ -1,5 +1,6 @@
 """The model of a GGUF file: transformers' own, whose matrices may stay quantised."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import torch
 import transformers
 
 from marco_fast.engine.gguf.config import config_of
-from marco_fast.engine.gguf.file import GgufFile
+from marco_fast.engine.gguf.file import GgufFile, GgufTensor
 from marco_fast.engine.gguf.header import read_gguf
 from marco_fast.engine.gguf.rope import FREQUENCIES
 from marco_fast.engine.gguf.tokenizer import Vocabulary, ending_ids, tokenizer_of
 from marco_fast.engine.loading.architectures import check_architecture
 from marco_fast.engine.quantized import (
+    PackedWeight,
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedWeight,
@@ -61,7 +63,9 @@ def load_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) -> tup
             is; its weights were not read.
     """
     file, model, tokenizer = gguf_parts(path, dtype)
-    _fill(model, file, device, model.dtype)
+    tensors = file.tensors
+    del file  # its fields hold every token and every merge
+    _fill(model, tensors, device, model.dtype)
     return model.eval(), tokenizer
 
 
@@ -117,29 +121,42 @@ def _is_optional(config: Any, part: str) -> bool:
     return part == "bias" and config.model_type != "qwen2"
 
 
-def _fill(model: Any, file: GgufFile, device: torch.device, dtype: torch.dtype) -> None:
+def _fill(
+    model: Any, tensors: dict[str, GgufTensor], device: torch.device, dtype: torch.dtype
+) -> None:
     """Reads the weights, a matrix at a time."""
     config = model.config
     stay = quantizes() and device.type == "cpu" and dtype in QUANTIZED
     heads = {}
-    if file.fields["general.architecture"] == "llama":
+    if config.model_type in ("llama", "mistral"):
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for theirs, ours in _modules(model).items():
         read: dict[str, Any] = {}
         for part, parameter in model.get_submodule(ours).named_parameters(recurse=False):
-            tensor = file.tensors.get(f"{theirs}.{part}")
-            values = (
-                tensor.read()
-                if tensor
-                else torch.zeros(parameter.shape, dtype=torch.float32, device="cpu")
-            )
-            if count := heads.get(theirs.rpartition(".")[2]):
-                values = _in_halves(values, count)
-            if isinstance(values, QuantizedWeight) and not stay:
-                values = values.dequantize()
-            read[part] = values if isinstance(values, QuantizedWeight) else values.to(device, dtype)
+            tensor = tensors.get(f"{theirs}.{part}")
+            if tensor is None:
+                read[part] = torch.zeros(parameter.shape, dtype=dtype, device=device)
+                continue
+            count = heads.get(theirs.rpartition(".")[2])
+            pieces = [_in_halves(tensor.read(), count)] if count else tensor.pieces()
+            if stay and tensor.quantized:
+                read[part] = PackedWeight.of_pieces(pieces, tensor.shape[0])
+            else:
+                read[part] = _plain(pieces, tensor.shape, device, dtype)
         put_weights(model, ours, read, dtype)
     model.model.rotary_emb.to(device)
+
+
+def _plain(
+    pieces: Iterable[Any], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """The numbers that pieces of a tensor stand for."""
+    made, at = torch.empty(shape, dtype=dtype, device=device), 0
+    for piece in pieces:
+        values = piece.dequantize() if isinstance(piece, QuantizedWeight) else piece
+        made[at : at + len(values)] = values.to(device, dtype)
+        at += len(values)
+    return made
 
 
 def put_weights(model: Any, name: str, read: dict[str, Any], dtype: torch.dtype) -> None:
@@ -148,13 +165,13 @@ def put_weights(model: Any, name: str, read: dict[str, Any], dtype: torch.dtype)
     The embedding and a tied LM head get the same.
 
     Args:
-        name: the module's. read: its parameters, by name; the weight may be quantised.
+        name: the module's. read: its parameters, by name; the weight may be quantised, or packed.
         dtype: of the activations.
     """
     module, weight = model.get_submodule(name), read["weight"]
     embeds = module is model.model.embed_tokens
     tied = embeds and model.config.tie_word_embeddings
-    if not isinstance(weight, QuantizedWeight):
+    if not isinstance(weight, QuantizedWeight | PackedWeight):
         for part, values in read.items():
             setattr(module, part, torch.nn.Parameter(values, requires_grad=False))
         if tied:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 __all__ = ["shed_memory"]
 
-SECONDS = 0.1  # between two looks
-GROWTH = 64 << 20  # bytes since the last time from which on memory is given back
+SECONDS = 0.05  # between two looks
+GROWTH = 24 << 20  # bytes since the last time from which on memory is given back
 MADV_DONTNEED = 4
 HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(/.*)")
 

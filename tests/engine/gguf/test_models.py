@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from marco_fast import Engine, SearchConfig, solve
+from marco_fast.engine.gguf import blocks, file
 from marco_fast.engine.gguf import model as loading
 from marco_fast.engine.gguf.blocks import BLOCKS
 from marco_fast.engine.native_runner import NativeRunner
@@ -15,6 +16,7 @@ from tests.support.gguf_files import CONFIGS
 from tests.support.models import PlainForward
 
 SEARCH = SearchConfig(expansions=3, parallel=2, step_tokens=6, rollout_tokens=8, temperature=1.0)
+CPU = torch.device("cpu")
 CASES = [(kind, "Q4_K") for kind in CONFIGS] + [("llama", weights) for weights in BLOCKS]
 
 
@@ -44,6 +46,28 @@ def test_a_tied_head_and_its_embedding_are_the_same_weights(files):
     path, _ = files.write("untied.gguf", "llama", "Q6_K")
     model, _ = loading.load_gguf(path, torch.device("cpu"), torch.float32)
     assert model.lm_head.weight is not model.model.embed_tokens.weight
+
+
+def test_matrices_are_decoded_some_rows_at_a_time(files, monkeypatch):
+    path, _ = files.write("pieces.gguf", "qwen2", "Q4_1")
+    whole, _ = loading.load_gguf(path, CPU, torch.float32)
+    asked = []
+
+    def decode(kind, raw, shape):
+        asked.append(shape)
+        return blocks.decode(kind, raw, shape)
+
+    monkeypatch.setattr(file, "decode", decode)
+    monkeypatch.setattr(file, "PIECE", 96 * 256 + 1)
+    for quantized in (True, False):
+        monkeypatch.setattr(loading, "quantizes", lambda quantized=quantized: quantized)
+        pieces, _ = loading.load_gguf(path, CPU, torch.float32)
+        for name, module in whole.named_modules():
+            if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+                made = pieces.get_submodule(name).weight
+                made = made.dequantize() if quantized and built() else made
+                assert torch.equal(made, module.weight.dequantize())
+    assert max(shape[0] for shape in asked if len(shape) == 2) == 96
 
 
 @pytest.mark.parametrize("kind", ["llama3", "qwen2"])
