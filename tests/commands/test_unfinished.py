@@ -46,9 +46,9 @@ def test_without_an_answer_it_prints_the_best_reply_and_says_what_may_help(
     [
         (
             "--context",
-            "paths filled the context of 64 tokens, ",
+            "filled the context of 64 tokens, ",
         ),
-        ("--kv-tokens", "paths filled the KV cache of 64 tokens: give more --kv-tokens"),
+        ("--kv-tokens", "filled the KV cache of 64 tokens: give more --kv-tokens"),
     ],
 )
 def test_paths_that_are_cut_off_are_told_of(option, says, capfd):

@@ -149,8 +149,11 @@ def gguf_file(source: str) -> Path | None:
         ModelError: the folder has several.
     """
     path = Path(source)
-    if is_gguf(path):
-        return path
+    try:
+        if is_gguf(path):
+            return path
+    except OSError:  # it cannot be a file's name, or be read: what loads it says so
+        return path if path.suffix.lower() == ".gguf" and os.path.exists(path) else None
     if not source or not path.is_dir() or (path / "config.json").exists():
         return None
     found = gguf_files(path)
