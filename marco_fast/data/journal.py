@@ -31,6 +31,8 @@ def beside(path: Path, ending: str) -> Path:
 
 def header_of(path: Path) -> dict[str, Any]:
     """What the first line of a journal says; nothing where there is no journal."""
+    if not path.is_file():  # opening a FIFO would wait for a writer
+        return {}
     try:
         with open(path, "rb") as file:
             found = json.loads(file.readline())
