@@ -12,6 +12,7 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedWeight",
+    "check_activations",
     "quantize",
     "quantizes",
     "round_activations",
@@ -63,15 +64,18 @@ def round_activations(model: Any, activations: str | None) -> None:
     Raises:
         ValueError: activations is neither None nor "int8", or the model has no such matrix.
     """
+    linears = [each for each in model.modules() if isinstance(each, QuantizedLinear)]
+    check_activations(activations, bool(linears))
+    for each in linears if activations else []:
+        each.weight = each.weight.with_int8_rows()
+
+
+def check_activations(activations: str | None, quantized: bool) -> None:
+    """As round_activations, by whether a model has quantised matrices."""
     if activations not in ACTIVATIONS:
         raise ValueError(f"expected activations to be None or 'int8', got {activations!r}")
-    if activations is None:
-        return
-    linears = [each for each in model.modules() if isinstance(each, QuantizedLinear)]
-    if not linears:
+    if activations and not quantized:
         raise ValueError(
             "expected quantised weights on a CPU for activations='int8' (a GGUF file of them, or "
             "dtype='int8' or 'int4'), got a model without"
         )
-    for each in linears:
-        each.weight = each.weight.with_int8_rows()

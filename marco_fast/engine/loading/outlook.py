@@ -25,7 +25,7 @@ from marco_fast.engine.loading.quantize import HEAD_BITS, check_quantized
 from marco_fast.engine.loading.tokenizer import check_tokenizer, load_tokenizer
 from marco_fast.engine.loading.weights import stored_dtypes
 from marco_fast.engine.native_runner import FLOATS, KNOWN
-from marco_fast.engine.quantized import quantize, quantizes
+from marco_fast.engine.quantized import check_activations, quantize, quantizes
 from marco_fast.ops.backends import built
 
 __all__ = ["Outlook", "outlook"]
@@ -83,6 +83,7 @@ def outlook(
     max_branches: int = 64,
     context: int | None = None,
     kv_tokens: int | None = None,
+    activations: str | None = None,
 ) -> Outlook:
     """How `Engine.from_pretrained` with these arguments would run a model. No weight is read.
 
@@ -94,6 +95,7 @@ def outlook(
     target = device_of(device)
     seen, bits = _seen(path, target, dtype)
     model, config = seen.model, seen.model.config
+    check_activations(activations, bool(bits) or seen.quantized)
     check_tokenizer(seen.tokenizer, model, str(path))
     token_bytes = _kv_token_bytes(config, seen.dtype)
     limit = limit_of(config)
@@ -146,6 +148,7 @@ class _Seen(NamedTuple):
     weights_bytes: int
     file_bytes: int
     stored: list[str]
+    quantized: bool = False  # whether matrices of the files stay so
 
 
 def _seen(path: Any, device: torch.device, dtype: Any) -> tuple[_Seen, int]:
@@ -204,6 +207,7 @@ def _look_at_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) ->
         weights_bytes=sum(sizes),
         file_bytes=sum(each.stat().st_size for each in {each.path for each in tensors}),
         stored=[each.kind for each in tensors],
+        quantized=stay and any(each.quantized for each in tensors),
     )
 
 
