@@ -145,9 +145,9 @@ class PackedWeight:
                 None if part is None else part.new_empty(-(-outputs // PANEL), *part.shape[1:])
                 for part in packed.parts
             ]
-            end = panel + len(packed.parts[0])
+            end = panel + -(-len(packed) // PANEL)
             for whole, part in zip(made, packed.parts, strict=True):
-                if whole is not None:
+                if whole is not None and part is not None:
                     whole[panel:end] = part
             panel = end
         assert packed is not None

@@ -73,6 +73,13 @@ def test_quantised_weights_are_smaller(folders, bits):
     assert small.dtype == "float32"
 
 
+def test_activations_of_8_bits_need_weights_that_are(folders, capfd):
+    options = ["info", "--model", str(folders["llama3"]), "--activations", "int8"]
+    assert main([*options, "--dtype", "int4"]) == 0
+    assert main(options) == 2
+    assert "expected quantised weights on a CPU for activations='int8'" in capfd.readouterr().err
+
+
 def test_json_has_all_of_it(folders, capfd):
     assert main(["info", "--model", str(folders["qwen3"]), "--json", "--context", "100"]) == 0
     told = json.loads(capfd.readouterr().out)

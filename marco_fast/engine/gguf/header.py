@@ -36,17 +36,31 @@ NUMBERS = {
 TEXT, ARRAY = 8, 9
 LONGEST_NAME = 1 << 16  # bytes, of a field or a tensor
 MOST_DIMENSIONS = 4
+DEEPEST = 8  # arrays within an array, of a field
 TYPES = {block.type: kind for kind, block in BLOCKS.items()}
 SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$", re.DOTALL)
 MOST_PARTS = 1000
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file's name, or what it begins with, says that it is one."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".gguf" or file.read(len(MAGIC)) == MAGIC
+    """Whether a file's name, or what it begins with, says that it is one.
+
+    Raises:
+        ModelError: a file of such a name is not there or is none, or it cannot be read.
+    """
+    try:
+        named = path.suffix.lower() == ".gguf" and not path.is_dir()
+        if not path.is_file():
+            if named:
+                got = "what is no file" if path.exists() else "no such file"
+                raise ModelError(f"expected a GGUF file {str(path)!r}, got {got}")
+            return False
+        with path.open("rb") as file:
+            return named or file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ModelError(
+            f"expected a readable model {str(path)!r}, got: {error.strerror}"
+        ) from error
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -122,7 +136,7 @@ class _Header:
             name, kind = self._name(), self._unpack("I")[0]
             if name in values:
                 raise self._refusal(f"one that has the field {name!r} twice")
-            values[name] = self._value(name, kind)
+            values[name] = self._value(name, kind, DEEPEST)
         found = [self._tensor() for _ in range(self._fitting(tensors, 24))]
         return GgufFile(self.path, values, self._placed(values, found))
 
@@ -148,7 +162,7 @@ class _Header:
             raise self._refusal(f"one with a name of {size} bytes at byte {self.at}")
         return self._text()
 
-    def _value(self, name: str, kind: int) -> Any:
+    def _value(self, name: str, kind: int, deepest: int) -> Any:
         if kind in NUMBERS:
             return self._unpack(NUMBERS[kind])[0]
         if kind == TEXT:
@@ -159,6 +173,8 @@ class _Header:
         if of in NUMBERS:
             self._fitting(count, struct.calcsize(f"<{NUMBERS[of]}"))
             return [*self._unpack(f"{count}{NUMBERS[of]}")]
+        if of == ARRAY and deepest:
+            return [self._value(name, of, deepest - 1) for _ in range(self._fitting(count, 12))]
         if of != TEXT:
             raise self._refusal(f"one whose field {name!r} is an array of the type {of}")
         return [self._text() for _ in range(self._fitting(count, 8))]

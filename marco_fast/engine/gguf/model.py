@@ -138,7 +138,7 @@ def _fill(
                 read[part] = torch.zeros(parameter.shape, dtype=dtype, device=device)
                 continue
             count = heads.get(theirs.rpartition(".")[2])
-            pieces = [_in_halves(tensor.read(), count)] if count else tensor.pieces()
+            pieces: Any = [_in_halves(tensor.read(), count)] if count else tensor.pieces()
             if stay and tensor.quantized:
                 read[part] = PackedWeight.of_pieces(pieces, tensor.shape[0])
             else:

@@ -86,6 +86,7 @@ def outlook(
     max_branches: int = 64,
     context: int | None = None,
     kv_tokens: int | None = None,
+    activations: str | None = None,
 ) -> Outlook:
     """How `Engine.from_pretrained` with these arguments would run a model. No weight is read.
 
@@ -96,8 +97,8 @@ def outlook(
     """
     target = device_of(device)
     seen, bits = _seen(path, target, dtype)
-    check_activations(activations, seen.quantised)
     model, config = seen.model, seen.model.config
+    check_activations(activations, bool(bits) or seen.quantized)
     check_tokenizer(seen.tokenizer, model, str(path))
     token_bytes = _kv_token_bytes(config, seen.dtype)
     limit = limit_of(config)
@@ -150,7 +151,7 @@ class _Seen(NamedTuple):
     weights_bytes: int
     file_bytes: int
     stored: list[str]
-    quantised: bool = False
+    quantized: bool = False  # whether matrices of the files stay so
 
 
 def _seen(path: Any, device: torch.device, dtype: Any) -> tuple[_Seen, int]:
@@ -209,7 +210,7 @@ def _look_at_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) ->
         weights_bytes=sum(sizes),
         file_bytes=sum(each.stat().st_size for each in {each.path for each in tensors}),
         stored=[each.kind for each in tensors],
-        quantised=stay and any(each.quantized for each in tensors),
+        quantized=stay and any(each.quantized for each in tensors),
     )
 
 
@@ -220,7 +221,7 @@ def _quantized(seen: _Seen, bits: int) -> _Seen:
     for name, each in seen.model.named_parameters():
         one = bits if "layers." in name else HEAD_BITS
         size += each.numel() * (bytes_of(one) if each.dim() == 2 else torch.float32.itemsize)
-    return seen._replace(dtype=torch.float32, weights_bytes=int(size), quantised=True)
+    return seen._replace(dtype=torch.float32, weights_bytes=int(size))
 
 
 def bytes_of(bits: int) -> float:

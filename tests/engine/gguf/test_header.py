@@ -1,6 +1,7 @@
 """Files that are no GGUF, are cut off, or say of themselves what cannot be: one line each."""
 
 import contextlib
+import os
 import random
 import shutil
 import struct
@@ -50,6 +51,30 @@ def test_what_is_no_gguf_is_refused(tmp_path, begin, match):
     path = tmp_path / "bad.gguf"
     path.write_bytes(begin)
     refused(path, match)
+
+
+def test_a_name_that_stands_for_no_file_is_refused(tmp_path):
+    (tmp_path / "gone.gguf").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo.gguf")
+    refused(tmp_path / "gone.gguf", "a GGUF file '.*gone.gguf', got no such file")
+    refused(tmp_path / "fifo.gguf", "got what is no file")
+    refused("models/missing.GGUF", "got no such file")  # which is no model of a hub, either
+    refused(tmp_path / ("a" * 300), "expected a readable model '.*', got: File name too long")
+
+
+@pytest.mark.parametrize(("room", "match"), [(8, "no general.arch"), (7, "a length is wrong")])
+def test_an_array_is_as_long_as_the_file_has_room_for(tmp_path, room, match):
+    field = struct.pack("<Q", 1) + b"x" + struct.pack("<IIQ", 9, 0, 8) + bytes(room)
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
+    refused(path, match)
+
+
+def test_arrays_within_arrays_end_somewhere(tmp_path):
+    field = struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
+    refused(path, "field 'x' is an array of the type 9")
 
 
 def test_a_file_that_is_cut_off_anywhere_is_refused(good, header, tmp_path):

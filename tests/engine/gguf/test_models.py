@@ -2,6 +2,8 @@
 
 import shutil
 
+import gguf
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +11,9 @@ from marco_fast import Engine, SearchConfig, solve
 from marco_fast.engine.gguf import blocks, file
 from marco_fast.engine.gguf import model as loading
 from marco_fast.engine.gguf.blocks import BLOCKS
+from marco_fast.engine.gguf.config import config_of
+from marco_fast.engine.gguf.header import read_gguf
+from marco_fast.engine.loading.context import limit_of
 from marco_fast.engine.native_runner import NativeRunner
 from marco_fast.engine.quantized import QuantizedEmbedding, QuantizedLinear
 from marco_fast.ops.backends import built
@@ -104,6 +109,41 @@ def test_a_file_keeps_the_quantisation_that_it_has(files, dtype):
         Engine.from_pretrained(path, dtype=dtype)
 
 
+def extra(writer):
+    writer.add_array("x.nested", [[1, 2], [3]])
+    writer.add_array("x.texts", ["a", "漢字"])
+    writer.add_float64("x.number", 0.25)
+
+
+def last_to_first(writer):
+    writer.tensors[0] = dict(reversed(list(writer.tensors[0].items())))
+
+
+def half_norms(writer):
+    for name, each in writer.tensors[0].items():
+        if "norm" in name:
+            each.tensor = np.round(each.tensor, 1).astype(np.float16)
+            each.dtype, each.nbytes = gguf.GGMLQuantizationType.F16, each.tensor.nbytes
+
+
+def wider(writer):
+    for name in ("block_count", "context_length", "embedding_length"):
+        writer.kv_data[0][f"qwen2.{name}"].type = gguf.GGUFValueType.UINT64
+    writer.kv_data[0]["qwen2.attention.layer_norm_rms_epsilon"].type = gguf.GGUFValueType.FLOAT64
+
+
+@pytest.mark.parametrize(
+    "change", [extra, last_to_first, half_norms, wider, lambda w: w.add_custom_alignment(64)]
+)
+def test_a_file_may_be_written_in_other_ways(files, change):
+    path, reference = files.write("ünï ç 漢.GGUF", "qwen2", "Q5_1", change)
+    if change is half_norms:
+        for name, each in reference.named_parameters():
+            if "norm" in name:
+                each.data = (each.data * 10).round().div(10).half().float()
+    check(path, reference).close()
+
+
 def test_a_folder_of_one_file_is_that_file(files, tmp_path):
     path, _ = files.write("one.gguf")
     shutil.copy(path, tmp_path / "model.GGUF")
@@ -130,6 +170,18 @@ def test_a_window_bounds_the_context(files):
         assert engine.context == 96
         result = solve("Why?", engine, SEARCH)
         assert PlainForward(reference).check(result, 2e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_a_window_bounds_the_context_whatever_the_architecture(files, kind):
+    def narrow(writer):
+        writer.add_sliding_window(48)
+
+    path, _ = files.write(f"narrow-{kind}.gguf", kind, "Q8_0", narrow)
+    config = config_of(read_gguf(path))
+    assert config.sliding_window == 48
+    assert limit_of(config).tokens == 48
+    assert {*getattr(config, "layer_types", ["sliding_attention"])} == {"sliding_attention"}
 
 
 def test_the_token_that_ends_a_chat_ends_a_reply(files):

@@ -77,6 +77,15 @@ def test_sentencepiece_merges_by_score_and_spells_the_rest_in_bytes(prefix):
     assert tokenizer.decode(backend.encode("then é the").ids) == "then é the"
 
 
+def test_sentencepiece_merges_into_ordinary_tokens_alone():
+    tokens = ["<unk>", "a", "b", "ab", "ba", "bab"]
+    common = {"model": "llama", "tokens": tokens, "scores": [0.0] * 6, "add_space_prefix": False}
+    for kind, ids in [(1, [3]), (5, [1, 2]), (6, [1, 2])]:  # 5: unused, 6: a byte
+        tokenizer = made(**common, token_type=[2, 1, 1, kind, 1, 1], unknown_token_id=0)
+        assert tokenizer("ab", add_special_tokens=False)["input_ids"] == ids
+        assert tokenizer("ba", add_special_tokens=False)["input_ids"] == [4]
+
+
 @pytest.mark.parametrize(
     ("pre", "text", "words"),
     [
