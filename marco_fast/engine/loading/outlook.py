@@ -86,7 +86,6 @@ def outlook(
     max_branches: int = 64,
     context: int | None = None,
     kv_tokens: int | None = None,
-    activations: str | None = None,
 ) -> Outlook:
     """How `Engine.from_pretrained` with these arguments would run a model. No weight is read.
 
