@@ -19,6 +19,8 @@ _MODULES = {
     "marco_fast.errors": ["BackendError", "KVCacheFull", "MarcoFastError", "ModelError"],
     "marco_fast.ops": [
         "LMHeadRecords",
+        "PackedWeight",
+        "QuantizedWeight",
         "SampledTokens",
         "TopKConfidence",
         "TreeAttentionPlan",
@@ -27,6 +29,7 @@ _MODULES = {
         "lm_head_records",
         "merge_records",
         "plan_tree_attention",
+        "quantize",
         "sample_confidence",
         "topk_confidence",
         "tree_attention",

@@ -25,9 +25,13 @@ from marco_fast.ops.confidence.sample import (
     topk_confidence,
 )
 from marco_fast.ops.confidence.shards import LMHeadRecords, lm_head_records, merge_records
+from marco_fast.ops.quantize import quantize
+from marco_fast.ops.quantized import PackedWeight, QuantizedWeight
 
 __all__ = [
     "LMHeadRecords",
+    "PackedWeight",
+    "QuantizedWeight",
     "SampledTokens",
     "TopKConfidence",
     "TreeAttentionPlan",
@@ -36,6 +40,7 @@ __all__ = [
     "lm_head_records",
     "merge_records",
     "plan_tree_attention",
+    "quantize",
     "sample_confidence",
     "topk_confidence",
     "tree_attention",

@@ -3,6 +3,7 @@
 import torch
 
 from marco_fast.ops.quantized import GROUP, QuantizedWeight
+from marco_fast.ops.tensors import tensor_of
 
 __all__ = ["quantize"]
 
@@ -20,9 +21,11 @@ def quantize(weight: torch.Tensor, bits: int) -> QuantizedWeight:
         bits: 4 or 8.
 
     Raises:
-        ValueError: bits, or the shape, is not as above, or the weight is not finite.
+        ValueError: bits, or the shape, is not as above, or the weight is not finite, or too large
+            for scales of float16.
     """
-    if bits not in (4, 8) or weight.dim() != 2 or weight.shape[1] % GROUP or not weight.shape[1]:
+    weight = tensor_of("weight", weight)
+    if bits not in (4, 8) or weight.dim() != 2 or weight.shape[1] % GROUP or not weight.numel():
         raise ValueError(
             "expected 4 or 8 bits and a weight [out, in] with a multiple of 32 inputs, got "
             f"{bits!r} bits and {tuple(weight.shape)}"
@@ -30,6 +33,9 @@ def quantize(weight: torch.Tensor, bits: int) -> QuantizedWeight:
     groups = weight.detach().float().view(len(weight), -1, GROUP)
     if not groups.isfinite().all():
         raise ValueError("expected a finite weight to quantize, got NaN or infinity in it")
+    largest = 65504 * (127 if bits == 8 else 1)  # 65504: of float16
+    if groups.abs().max() > largest:
+        raise ValueError(f"expected weights up to {largest} to quantize, got larger ones")
     if bits == 8:
         scale = (groups.abs().amax(-1) / 127).half()
         codes = (groups / _divisor(scale)).round_().clamp_(-127, 127) + 128

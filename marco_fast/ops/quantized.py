@@ -1,67 +1,19 @@
-"""Quantised weights: codes of a few bits with a scale and an offset for each group of inputs.
-
-`QuantizedWeight` is the definition, `PackedWeight` what the C++ kernels read. The formats of GGUF
-files are held exactly; marco_fast.ops.quantize makes such weights from floats.
-"""
+"""Quantised weights as the C++ kernels read them, and their products."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
 
 import torch
 
 from marco_fast.ops.backends import built
-from marco_fast.ops.dtypes import DTYPE_CODES, cpp_view
+from marco_fast.ops.dtypes import DTYPE_CODES, FLOATS, cpp_view
 from marco_fast.ops.isolation import isolated
+from marco_fast.ops.quantized_weight import GROUP, QuantizedWeight, check_weight
+from marco_fast.ops.tensors import tensor_of
 
 __all__ = ["BITS", "GROUP", "PANEL", "PackedWeight", "QuantizedWeight", "quantizes"]
 
 BITS = (4, 6, 8)  # of packed codes; those of 5 bits take 6
-GROUP = 32  # inputs whose codes lie together (csrc/cpu/base/quantized.h)
 PANEL = 32  # outputs that lie side by side
-
-
-class QuantizedWeight(NamedTuple):
-    """A matrix [out, in]: scale * mult * (code - zero) + offset * offset_mult.
-
-    Attributes:
-        codes: uint8 [out, in], 0 to 2^bits - 1. bits: 4, 5, 6 or 8.
-        zero: the code that stands for 0, where there is no offset.
-        scale: float16 [out, in / block], of each block of inputs. offset: the same, or None.
-        mult: int8 [out, in / group], of each group of inputs, or None (1). offset_mult: the same.
-    """
-
-    codes: torch.Tensor
-    bits: int
-    zero: int
-    scale: torch.Tensor
-    offset: torch.Tensor | None = None
-    mult: torch.Tensor | None = None
-    offset_mult: torch.Tensor | None = None
-
-    def dequantize(self) -> torch.Tensor:
-        """The matrix in float32: the product of scale and code is exact, the sum rounded once."""
-        out, inputs = self.codes.shape
-        scale = _product(self.scale, self.mult)
-        groups = self.codes.view(out, scale.shape[1], -1).float() - self.zero
-        made = groups * scale[..., None]
-        if self.offset is not None:
-            offset = _product(self.offset, self.offset_mult)
-            made = (made.view(out, offset.shape[1], -1) + offset[..., None]).view(out, inputs)
-        return made.view(out, inputs)
-
-    def rows(self, index: Any) -> "QuantizedWeight":
-        """Some of the rows, or all in another order."""
-        fields: list[Any] = [
-            each[index] if isinstance(each, torch.Tensor) else each for each in self
-        ]
-        return QuantizedWeight(*fields)
-
-
-def _product(base: torch.Tensor, mult: torch.Tensor | None) -> torch.Tensor:
-    """float32 [out, in / group] of blocks and the factors of their groups."""
-    if mult is None:
-        return base.float()
-    return base.float().repeat_interleave(mult.shape[1] // base.shape[1], dim=1) * mult
 
 
 def quantizes() -> bool:
@@ -71,6 +23,8 @@ def quantizes() -> bool:
 
 class PackedWeight:
     """A quantised matrix as the C++ kernels read it, panel by panel, on a CPU.
+
+    Make one by `PackedWeight.of`. An LM head of it is `lm_head_confidence(hidden, packed, ...)`.
 
     Attributes:
         shape: (out, in). bits: 4, 6 or 8.
@@ -114,7 +68,7 @@ class PackedWeight:
         """
         from marco_fast import _C
 
-        _check(weight)
+        check_weight(weight)
         out, inputs = weight.codes.shape
         bits = min(each for each in BITS if each >= weight.bits)
         panels = -(-out // PANEL)
@@ -196,12 +150,18 @@ class PackedWeight:
         """Rows [..., in] of the matrix in float32, as QuantizedWeight.dequantize has them.
 
         Args:
-            index: int64 [...].
+            index: whole numbers [...], on a CPU.
 
         Raises:
             IndexError: one of them is not a row.
+            ValueError: they are no whole numbers, or not on a CPU.
         """
-        ids = index.reshape(-1).contiguous()
+        index = tensor_of("index", index)
+        if index.is_floating_point() or index.dtype == torch.bool or index.device.type != "cpu":
+            raise ValueError(
+                f"expected index of whole numbers on a CPU, got {index.dtype} on {index.device}"
+            )
+        ids = index.reshape(-1).long().contiguous()
         made = torch.empty(len(ids), self.shape[1], dtype=torch.float32, device="cpu")
         self.native.rows(cpp_view(ids), out=made.data_ptr(), threads=torch.get_num_threads())
         return made.view(*index.shape, self.shape[1])
@@ -214,10 +174,25 @@ class PackedWeight:
     def product(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., in] times the transposed matrix: [..., out] of x's dtype, summed in float32.
 
-        float16 is multiplied in float32; bfloat16 in bfloat16 where the CPU multiplies pairs.
+        float16 is multiplied in float32; bfloat16 in bfloat16 where the CPU multiplies pairs. The
+        result is not differentiable.
+
+        Args:
+            x: float32, bfloat16 or float16, on a CPU. bias: float [out], or None.
+
+        Raises:
+            ValueError: x or bias is not as above.
         """
         from marco_fast import _C
 
+        x = tensor_of("x", x)
+        if x.dtype not in FLOATS or x.shape[-1:] != self.shape[1:] or x.device.type != "cpu":
+            raise ValueError(
+                f"expected x float [..., {self.shape[1]}] on a CPU, got {x.dtype} "
+                f"{tuple(x.shape)} on {x.device}"
+            )
+        if bias is not None and bias.shape != self.shape[:1]:
+            raise ValueError(f"expected bias [{self.shape[0]}], got {tuple(bias.shape)}")
         rows = x.reshape(-1, self.shape[1])
         rows = rows.float() if rows.dtype not in (torch.float32, torch.bfloat16) else rows
         rows = rows.contiguous()
@@ -247,29 +222,3 @@ def _in_panels(rows: torch.Tensor | None) -> torch.Tensor | None:
         return None
     filled = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % PANEL))
     return filled.view(-1, PANEL, rows.shape[1]).transpose(1, 2).contiguous()
-
-
-def _check(weight: QuantizedWeight) -> None:
-    out, inputs = weight.codes.shape
-    half, int8 = torch.float16, torch.int8
-    kinds = [("scale", half), ("offset", half), ("mult", int8), ("offset_mult", int8)]
-    sizes: dict[str, int] = {}
-    for name, dtype in kinds:
-        field = getattr(weight, name)
-        if field is None:
-            continue
-        size = inputs // field.shape[1] if field.dim() == 2 and field.shape[1] else 0
-        sizes[name] = size
-        whole = size and field.shape == (out, inputs // size) and inputs % size == 0
-        if not whole or not (size == 16 or size % GROUP == 0) or field.dtype != dtype:
-            raise ValueError(
-                f"expected {name} {dtype} [{out}, groups of 16 or of multiples of 32 inputs], got "
-                f"{field.dtype} {tuple(field.shape)}"
-            )
-    same = [sizes.get(one, size) == size for one, size in
-            (("offset", sizes["scale"]), ("offset_mult", sizes.get("mult", 0)))]  # fmt: skip
-    if weight.codes.dtype != torch.uint8 or inputs % GROUP or not all(same):
-        raise ValueError(
-            "expected codes uint8 [out, in], in a multiple of 32, with scales and offsets of the "
-            f"same groups, got {weight.codes.dtype} {(out, inputs)} with {sizes}"
-        )

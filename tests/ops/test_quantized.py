@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import marco_fast as mf
 from marco_fast.errors import BackendError
 from marco_fast.ops import lm_head_confidence, lm_head_records
 from marco_fast.ops.quantize import quantize
@@ -190,6 +191,26 @@ def heads(dtype, int8=False, vocab=700):
     return packed.with_int8_rows() if int8 else packed, weight.dequantize(), hidden, options
 
 
+def test_what_is_no_operand_of_a_packed_weight_is_refused():
+    weight = random_weight("Q8_0", 40, 256)
+    packed = PackedWeight.of(weight)
+    x = torch.ones(2, 256)
+    for bad in (x[:, :32], x.double(), x.long(), x.to("meta"), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="expected x "):
+            packed.product(bad)
+    with pytest.raises(ValueError, match=r"expected bias \[40\]"):
+        packed.product(x, torch.zeros(1))
+    for bad in (torch.ones(2), torch.tensor([True]), torch.zeros(2, dtype=torch.int64).to("meta")):
+        with pytest.raises(ValueError, match="expected index "):
+            packed.rows(bad)
+    rows = packed.rows(torch.tensor([39, 0], dtype=torch.int32))
+    assert torch.equal(rows, weight.dequantize()[[39, 0]])
+    meta = weight._replace(scale=weight.scale.to("meta"))
+    for bad in (weight.dequantize(), weight._replace(bits=3), meta):
+        with pytest.raises(ValueError, match=r"^expected "):
+            PackedWeight.of(bad)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_an_lm_head_scores_by_the_numbers_that_codes_stand_for(isa, temperature):
     packed, numbers, hidden, options = heads(torch.float32)
@@ -219,6 +240,15 @@ def test_a_rounded_lm_head_is_near(isa):
     logprobs = (rounded(hidden) @ numbers.double().T).log_softmax(-1)
     want = logprobs.gather(1, got.topk_ids.long())
     assert (got.topk_logprobs - want).abs().max() < 1e-4
+
+
+def test_a_quantised_head_is_of_the_public_names_alone():
+    weight = mf.quantize(torch.randn(40, 64), 8)
+    assert isinstance(weight, mf.QuantizedWeight)
+    hidden, options = torch.randn(3, 64), {"seeds": torch.arange(3), "positions": torch.arange(3)}
+    got = mf.lm_head_confidence(hidden, mf.PackedWeight.of(weight), **options)
+    want = mf.lm_head_confidence(hidden, weight.dequantize(), **options)
+    assert torch.equal(got.token_ids, want.token_ids)
 
 
 def test_a_shard_of_a_quantised_head_and_what_is_refused():

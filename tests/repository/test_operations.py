@@ -17,7 +17,7 @@ from marco_fast.ops.backends import BACKENDS, OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 # Public operations that no backend runs by itself: made from what the others give.
-ABOVE = ("merge_records", "plan_tree_attention")
+ABOVE = ("merge_records", "plan_tree_attention", "quantize")
 # Operations without an operator, and why.
 NO_OPERATOR = {"lm_head_records": "merge_records, which takes its result, waits for the device"}
 

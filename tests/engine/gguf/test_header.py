@@ -59,14 +59,17 @@ def test_a_name_that_stands_for_no_file_is_refused(tmp_path):
     refused(tmp_path / "gone.gguf", "a GGUF file '.*gone.gguf', got no such file")
     refused(tmp_path / "fifo.gguf", "got what is no file")
     refused("models/missing.GGUF", "got no such file")  # which is no model of a hub, either
-    refused(tmp_path / ("a" * 300), "expected a readable model '.*', got: File name too long")
+    refused(tmp_path / ("a" * 300), r"expected a readable model '.*', got: File name too long")
 
 
 @pytest.mark.parametrize(("room", "match"), [(8, "no general.arch"), (7, "a length is wrong")])
-def test_an_array_is_as_long_as_the_file_has_room_for(tmp_path, room, match):
+def test_an_array_or_a_text_is_as_long_as_the_file_has_room_for(tmp_path, room, match):
     field = struct.pack("<Q", 1) + b"x" + struct.pack("<IIQ", 9, 0, 8) + bytes(room)
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
+    refused(path, match)
+    text = struct.pack("<Q", 1) + b"x" + struct.pack("<IQ", 8, 8) + b"t" * room
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text)
     refused(path, match)
 
 
