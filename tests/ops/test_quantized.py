@@ -263,3 +263,9 @@ def test_a_shard_of_a_quantised_head_and_what_is_refused():
         lm_head_confidence(hidden[:, :128], packed, **options)
     with pytest.raises(BackendError, match="PackedWeight"):
         lm_head_confidence(hidden, packed, **options, backend="triton")
+
+
+def test_rows_too_small_to_be_rounded_become_zero(isa):
+    packed = PackedWeight.of(random_weight("Q4_0", 40, 256)).with_int8_rows()
+    for size in (1e-30, 1e-38, 1e-44):
+        assert packed.product(torch.full((1, 256), size)).abs().max() < 1e-28

@@ -147,7 +147,8 @@ void quantize_row(const T* x, int64_t in, int64_t row, const QuantizedRows& to) 
       finite = fma(each, set1(0.0f), finite);
     }
     const float largest = reduce_max(most), broken = reduce_add(finite);  // 0, or NaN
-    const float inverse = largest > 0.0f && broken == 0.0f ? 127.0f / largest : 0.0f;
+    // Numbers so small that their inverse is none become 0.
+    const float inverse = largest > 1e-30f && broken == 0.0f ? 127.0f / largest : 0.0f;
     const int64_t at = g * to.rows + row;
     int8_t* codes = to.codes + at * kGroup;
     to.scales[at] = largest / 127.0f + broken;
