@@ -32,6 +32,7 @@ SLOWEST = (
     "test_topk_confidence_triton.py",
     "test_gpu_run.py",
     "test_packaging.py",
+    "test_real_model.py",
 )
 
 

@@ -13,7 +13,7 @@ import marco_fast.ops
 from marco_fast.ops import backends
 
 # A plan has no numbers, and shards are merged in float64 PyTorch: no backend runs these.
-BY_NONE = {"plan_tree_attention", "merge_records"}
+BY_NONE = {"plan_tree_attention", "merge_records", "quantize"}
 
 
 def test_every_operation_is_listed():
