@@ -169,6 +169,7 @@ with recording("sm_90") as seen:
 """
 
 
+@pytest.mark.slow  # a dry run of bench.gpu walks the same parts
 def test_the_timing_parts_as_on_a_gpu():
     """Sizes, inputs and graphs of a GPU; a driver whose launches take 10 microseconds each."""
     done = compiling_python("-c", PRETEND)

@@ -266,5 +266,5 @@ class CacheAgainstModel(RuleBasedStateMachine):
 TestCacheAgainstModel = CacheAgainstModel.TestCase
 # A tenfold share: an example is one history, and each step of it is checked.
 TestCacheAgainstModel.settings = settings(
-    max_examples=10 * settings.default.max_examples, stateful_step_count=60, deadline=None
+    max_examples=6 * settings.default.max_examples, stateful_step_count=60, deadline=None
 )

@@ -30,6 +30,7 @@ def test_finetune_uses_the_public_names_alone():
     assert ours == ["import marco_fast as mf"]
 
 
+@pytest.mark.slow  # it trains
 def test_finetune(tmp_path):
     pytest.importorskip("trl")
     from marco_fast.engine.engine import Engine

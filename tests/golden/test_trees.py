@@ -50,6 +50,8 @@ SEARCHES: dict[str, tuple[dict[str, Any], dict[str, Any], Sequence[str]]] = {
     ),
     "greedy": ({}, {"temperature": 0.0, "children": 2, "top_k": 3}, QUESTIONS[2:]),
 }
+SLOW = pytest.mark.slow
+LONG = ("a list of questions", "a list in an evicting pool", "an evicting pool", "step, reflection")
 
 
 def digest(results: list[SearchResult]) -> str:
@@ -68,9 +70,18 @@ def searched(name: str) -> str:
         return digest(solve(list(questions), engine, config))
 
 
-@pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize(
-    "isa", [each for each in ISAS if each in _C.supported_isas()], indirect=True
+    ("name", "isa"),
+    [
+        # Scalar code takes ten times as long: of it, the long ones are for a run by hand.
+        pytest.param(
+            name, isa, marks=[pytest.mark.slow] if isa == "scalar" and name in LONG else []
+        )
+        for isa in ISAS
+        if isa in _C.supported_isas()
+        for name in SEARCHES
+    ],
+    indirect=["isa"],
 )
 def test_a_search_is_what_it_was(name, isa):
     assert searched(name) == json.loads(GOLDEN.read_text())[name][isa]
