@@ -7,10 +7,9 @@ import torch
 
 from marco_fast.engine import huge_pages
 from marco_fast.engine.quantized import PackedWeight, QuantizedLinear
+from marco_fast.ops.quantized import PANEL
 
 __all__ = ["PANEL", "Weights", "forget", "pack_bias", "pack_gated", "pack_linear"]
-
-PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/base/quantized.h)
 
 
 def pack_linear(weight: torch.Tensor) -> torch.Tensor:

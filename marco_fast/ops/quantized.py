@@ -13,7 +13,7 @@ from marco_fast.ops.tensors import tensor_of
 __all__ = ["BITS", "GROUP", "PANEL", "PackedWeight", "QuantizedWeight", "quantizes"]
 
 BITS = (4, 6, 8)  # of packed codes; those of 5 bits take 6
-PANEL = 32  # outputs that lie side by side
+PANEL = 32  # outputs that lie side by side in packed weights (csrc/cpu/base/quantized.h)
 
 
 def quantizes() -> bool:
@@ -209,11 +209,6 @@ class PackedWeight:
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(each.nbytes for each in self.parts if each is not None)
 
 
 def _in_panels(rows: torch.Tensor | None) -> torch.Tensor | None:

@@ -20,14 +20,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 QUESTION = "one question that is a little longer than a page of the cache"
 
 
-@pytest.fixture(params=_C.supported_isas())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {kind: save_model(kind, tmp_path_factory.mktemp(kind)) for kind in CONFIGS}

@@ -74,9 +74,7 @@ def searched(name: str) -> str:
     ("name", "isa"),
     [
         # Scalar code takes ten times as long: of it, the long ones are for a run by hand.
-        pytest.param(
-            name, isa, marks=[pytest.mark.slow] if isa == "scalar" and name in LONG else []
-        )
+        pytest.param(name, isa, marks=[SLOW] if isa == "scalar" and name in LONG else [])
         for isa in ISAS
         if isa in _C.supported_isas()
         for name in SEARCHES

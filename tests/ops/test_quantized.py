@@ -27,14 +27,6 @@ FORMATS = {
 SIZES = [(1, 256), (33, 512), (100, 768)]
 
 
-@pytest.fixture(params=_C.supported_isas())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
-
-
 def random_weight(name: str, out: int, inputs: int) -> QuantizedWeight:
     bits, zero, block, group, offsets = FORMATS[name]
     torch.manual_seed(out + inputs)

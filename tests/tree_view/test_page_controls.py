@@ -185,9 +185,10 @@ def test_the_view_pans_zooms_and_fits(page):
     # What is under the pointer stays there while the wheel turns.
     gap = page.centre(far)[0] - start[0]
     for _ in range(3):
-        at = ScrollOrigin.from_element(page.mark(node))
+        before, at = page.centre(node), ScrollOrigin.from_element(page.mark(node))
         ActionChains(page.browser, duration=0).scroll_from_origin(at, 0, -400).perform()
-        assert page.centre(node) == pytest.approx(start, abs=3)  # the pointer is on whole pixels
+        # 1.3: the pointer is on a whole pixel, less than 1 from the centre; that grows by e^0.8
+        assert page.centre(node) == pytest.approx(before, abs=1.3)
     assert page.centre(far)[0] - start[0] > 1.5 * gap
     page["fit"].click()
     assert page.centre(node) == pytest.approx(start, abs=1)
