@@ -150,8 +150,7 @@ def _context(result: "SearchResult", room: Room) -> str:
     told = f"filled the context of {room.context} tokens, {len(result.prompt_token_ids)} of them "
     told += "the prompt's"
     if room.context < room.longest:
-        cache = room.kv_tokens <= room.context and result.config is not None
-        option = "--kv-tokens or --context" if cache else "--context"
+        option = "--kv-tokens or --context" if room.kv_tokens <= room.context else "--context"
         return f"{told}: give more {option}, up to {room.longest}"
     skip = f", or go without a thought: {NO_THINKING}" if room.may_skip_thought else ""
     return f"{told}, which is all that the model takes: ask for less{skip}"

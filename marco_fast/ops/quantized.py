@@ -31,7 +31,7 @@ class PackedWeight:
         parts: codes int32 [panels, in / 32 * bits, 32], then scale, offset, mult and offset_mult
             [panels, in / block or group, 32] or None (csrc/cpu/base/quantized.h).
         int8_rows: whether what it is multiplied by is rounded to 8 bits first, with one scale per
-            32 inputs: several times as fast, less exact.
+            32 inputs: faster, less exact.
         native: what C++ takes; valid as long as this object lives.
     """
 

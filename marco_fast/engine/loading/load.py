@@ -23,8 +23,8 @@ from marco_fast.errors import ModelError
 from marco_fast.text import check_unicode
 
 __all__ = [
-    "BUNDLED", "bundled", "cpu_dtype", "described", "device_of", "dtype_of", "gguf_file",
-    "load_model", "named",
+    "BUNDLED", "bundled", "cpu_dtype", "described", "device_of", "dtype_of", "gguf_dtype",
+    "gguf_file", "load_model", "named",
 ]  # fmt: skip
 
 BUNDLED = ("nano-marco", "nano-llama")
@@ -51,12 +51,7 @@ def load_model(
     chosen, bits = dtype_of(dtype, target)
     source = bundled(path)
     if (file := gguf_file(source)) is not None:
-        if bits:
-            raise ValueError(
-                f"expected dtype to be one of {[*FLOATS]} for the GGUF file {str(file)!r}, whose "
-                f"weights stay what they are, got {dtype!r}"
-            )
-        chosen = torch.float32 if chosen == "auto" and target.type == "cpu" else chosen
+        chosen = gguf_dtype(file, dtype, target)
         LOG.info("reading the weights")
         return named(file, "GGUF file", lambda: load_gguf(file, target, chosen))
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -198,6 +193,23 @@ def dtype_of(
         known = [*FLOATS, *QUANTIZED]
         raise ValueError(f"expected dtype to be one of {known}, got {dtype!r}")
     return chosen, 0
+
+
+def gguf_dtype(
+    file: Path, dtype: torch.dtype | str | None, device: torch.device
+) -> torch.dtype | str:
+    """The dtype of a GGUF file's activations.
+
+    Raises:
+        ValueError: it is one of weights, which stay what they are in the file.
+    """
+    chosen, bits = dtype_of(dtype, device)
+    if bits:
+        raise ValueError(
+            f"expected dtype to be one of {[*FLOATS]} for the GGUF file {str(file)!r}, whose "
+            f"weights stay what they are, got {dtype!r}"
+        )
+    return torch.float32 if chosen == "auto" and device.type == "cpu" else chosen
 
 
 def _check_source(source: str, options: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from marco_fast.engine.loading.load import (
     described,
     device_of,
     dtype_of,
+    gguf_dtype,
     gguf_file,
     named,
 )
@@ -141,7 +142,7 @@ def _of_files(seen: "_Seen") -> dict[str, Any]:
 
 
 class _Seen(NamedTuple):
-    """What the files say; the model has no weights. `quantised`: some are of 8 bits or fewer."""
+    """What the files say; the model has no weights."""
 
     kind: str
     model: Any
@@ -161,12 +162,7 @@ def _seen(path: Any, device: torch.device, dtype: Any) -> tuple[_Seen, int]:
     if file is None:
         seen = _look(str(path), source, device, chosen)
         return (_quantized(seen, bits) if bits else seen), bits
-    if bits:
-        raise ValueError(
-            f"expected no dtype of {bits} bits for the GGUF file {str(file)!r}, whose weights stay "
-            f"what they are, got {dtype!r}"
-        )
-    return _look_at_gguf(file, device, chosen), 0
+    return _look_at_gguf(file, device, gguf_dtype(file, dtype, device)), 0
 
 
 def _look(path: str, source: str, device: torch.device, dtype: torch.dtype | str) -> _Seen:
@@ -192,8 +188,6 @@ def _look(path: str, source: str, device: torch.device, dtype: torch.dtype | str
 
 def _look_at_gguf(path: Path, device: torch.device, dtype: torch.dtype | str) -> _Seen:
     """A GGUF file, whose matrices stay what they are on a CPU."""
-    if dtype == "auto" and device.type == "cpu":
-        dtype = torch.float32
     file, model, tokenizer = named(path, "GGUF file", lambda: gguf_parts(path, dtype))
     stay = quantizes() and device.type == "cpu" and model.dtype in FLOATS
     tensors = list(file.tensors.values())
